@@ -1,0 +1,146 @@
+"""The audio LLM, its parallel layout and its optimiser."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class ConvPerceptionConfig:
+    """Small convolutional encoder over log-mel features (the embedded run)."""
+
+    type: Literal["conv"] = "conv"
+    mel_bins: Count = 32
+    hop_seconds: Annotated[float, Field(gt=0)] = 0.02
+    window_seconds: Annotated[float, Field(gt=0)] = 0.04
+    channels: Count = 128
+    downsampling: Literal[1, 2, 4, 8] = 4
+    """Frames per audio token, by stride-2 convolutions."""
+
+
+@config_class
+class NemoPerceptionConfig:
+    """NeMo's AudioPerceptionModule: preprocessor, encoder, modality adapter, projection."""
+
+    type: Literal["nemo"] = "nemo"
+    module: dict[str, Any]
+    """The module's own config, as in NeMo's speech-LLM examples; its output_dim is set to the decoder's hidden size."""
+
+
+PerceptionConfig = Annotated[ConvPerceptionConfig | NemoPerceptionConfig, Field(discriminator="type")]
+
+
+@config_class
+class DecoderConfig:
+    """Megatron-core GPT decoder, in Megatron's names."""
+
+    num_layers: Count = 5
+    hidden_size: Count = 192
+    num_attention_heads: Count = 6
+    num_query_groups: Count = 2
+    kv_channels: Count = 32
+    ffn_hidden_size: Count = 512
+    max_position_embeddings: Count = 512
+    """Longest prompt + completion, in tokens."""
+    rotary_base: Annotated[int, Field(gt=0)] = 10000
+    qk_layernorm: bool = True
+    layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    init_method_std: Annotated[float, Field(gt=0)] = 0.02
+    share_embeddings_and_output_weights: bool = True
+    """Tied output head."""
+    num_moe_experts: Count | None = None
+    """Experts per layer; None is a dense decoder. Not supported yet."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Activation recompute. Not supported yet."""
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of num_query_groups={self.num_query_groups}"
+            )
+        if self.kv_channels % 8:
+            raise ValueError(f"kv_channels={self.kv_channels} must be a multiple of 8 (attention kernels need it)")
+        if self.num_moe_experts is not None:
+            raise ValueError(f"num_moe_experts={self.num_moe_experts} is not supported yet; set it to null")
+        if self.recompute_granularity is not None:
+            raise ValueError(f"recompute_granularity={self.recompute_granularity} is not supported yet; set it to null")
+
+
+@config_class
+class SchedulerConfig:
+    """Learning-rate schedule over optimiser steps."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    """Linear warm-up."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Floor of the cosine, reached at the last step."""
+
+
+@config_class
+class OptimizerConfig:
+    """torch AdamW."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    sched: SchedulerConfig = SchedulerConfig()
+
+
+@config_class
+class ModelConfig:
+    """The policy, how it is laid out over devices, and how it is optimised."""
+
+    perception: PerceptionConfig = ConvPerceptionConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    target_layers: tuple[int, ...] | None = None
+    """0-based decoder layers whose audio mass is measured; null is the last five (or all, if fewer)."""
+    micro_batch_size: Count = 32
+    """Completions per forward pass."""
+    global_batch_size: Count = 32
+    """Completions per optimiser step."""
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    context_parallel_size: Count = 1
+    expert_model_parallel_size: Count = 1
+    sequence_parallel: bool = False
+    optim: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "expert"):
+            if (size := getattr(self, f"{name}_model_parallel_size")) != 1:
+                raise ValueError(f"{name}_model_parallel_size={size} is not supported yet; set it to 1")
+        if self.context_parallel_size != 1:
+            raise ValueError(f"context_parallel_size={self.context_parallel_size} is not supported yet; set it to 1")
+        if self.sequence_parallel:
+            raise ValueError("sequence_parallel=true is not supported yet; set it to false")
+        beyond = [layer for layer in self.target_layers or () if not 0 <= layer < self.decoder.num_layers]
+        if beyond:
+            raise ValueError(
+                f"target_layers={list(self.target_layers or ())}: {beyond} beyond the model, "
+                f"whose layers are 0..{self.decoder.num_layers - 1}"
+            )
+        if self.target_layers is not None and len(set(self.target_layers)) != len(self.target_layers):
+            raise ValueError(f"target_layers={list(self.target_layers)} names a layer twice")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} must be a multiple of micro_batch_size={self.micro_batch_size}"
+            )
+
+    @property
+    def resolved_target_layers(self) -> tuple[int, ...]:
+        """`target_layers` with its default filled in."""
+        if self.target_layers is not None:
+            return tuple(sorted(self.target_layers))
+        layers = self.decoder.num_layers
+        return tuple(range(max(0, layers - DEFAULT_TARGET_DEPTH), layers))
+
+
+DEFAULT_TARGET_DEPTH = 5
+"""The paper steers the last five layers (43..47 of 48)."""

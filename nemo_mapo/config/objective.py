@@ -1,0 +1,83 @@
+"""Values of the objective: MAPO's own (paper Table 5) and the GRPO variants that compose with it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@config_class
+class ObjectiveConfig:
+    """L = L_PG(mask) + beta * L_KL + eta * L_attn (paper Eq. 5)."""
+
+    mask: Literal["relevance", "none"] = "relevance"
+    """`relevance` weights the policy gradient by Eq. 1; `none` gives every token weight 1 (plain GRPO)."""
+    eta: NonNegative = 0.1
+    """Weight of the attention loss; 0 is exactly mask-only."""
+    beta: NonNegative = 0.002
+    """Weight of the KL penalty against the frozen reference."""
+    tau_base: Positive = 1.0
+    """Base temperature of both masks; the temperature is tau_base * ln(max(T, 2))."""
+    normalize_delta_h: bool = False
+    """Divide |delta h| by its mean over the completion before the masks (ours; sharpens masks at small delta h)."""
+    kappa: NonNegative = 1.0
+    """Exponent of the temporal weight (t / T)^kappa."""
+    mask_clip: Positive = 5.0
+    """C_mask, the cap of both masks."""
+    prefactor_clip: Positive = 3.0
+    """C_pref, the cap of gate times |advantage| in the attention loss."""
+    fail_gate_floor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """alpha, the gate's value on completions that did not fail."""
+    fail_threshold: float = 0.0
+    """theta_fail: a completion failed when its accuracy reward is at most this."""
+    advantage_floor: NonNegative = 0.1
+    """Least |advantage| in the attention loss on failed completions."""
+    attention_epsilon: Positive = 1e-6
+    """Added to the audio mass inside the logarithm."""
+    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """epsilon, the lower (and by default upper) clip of the importance ratio."""
+    clip_ratio_high: Positive | None = None
+    """Upper clip when it differs from `clip_ratio` (clip-higher, DAPO)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound c of the dual clip: for negative advantages the loss is at most c * |A|. None switches it off."""
+    aggregation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
+    """How token losses become one number: mean per completion then over completions (paper), one mean over all
+    tokens (DAPO), or the sum over a constant length (Dr.GRPO)."""
+    dr_grpo_length: Annotated[int, Field(gt=0)] | None = None
+    """Constant length of `dr_grpo`; required there."""
+    ratio: Literal["token", "sequence"] = "token"
+    """`sequence` takes GSPO's length-normalised sequence ratio."""
+    advantage_std: bool = True
+    """Divide centred rewards by the group's standard deviation."""
+    advantage_epsilon: Positive = 1e-4
+    """Added to the standard deviation."""
+    overlong_filter: bool = False
+    """Leave completions cut at the length limit out of the policy gradient."""
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    """Soft overlong penalty: reward falls linearly by up to 1 over the last this many tokens before the limit; 0 is off."""
+    head_reduction: Literal["max", "mean"] = "max"
+    """How the audio mass of a layer's heads becomes one number."""
+    keep_placeholders: bool = False
+    """Text reference keeps the audio positions (without audio embeddings) instead of dropping span and markers."""
+    log_audio_mass: bool = True
+    """Measure the audio mass for the curves even where eta = 0."""
+    pos_tags: tuple[str, ...] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
+    """Universal part-of-speech tags that count as substantive."""
+
+    def __post_init__(self) -> None:
+        if (self.aggregation == "dr_grpo") != (self.dr_grpo_length is not None):
+            raise ValueError(
+                f"dr_grpo_length={self.dr_grpo_length} with aggregation={self.aggregation}: "
+                "set dr_grpo_length (a number of tokens, e.g. rollout.max_new_tokens) exactly when aggregation=dr_grpo"
+            )
+        if self.clip_ratio_high is not None and self.clip_ratio_high < self.clip_ratio:
+            raise ValueError(f"clip_ratio_high={self.clip_ratio_high} is below clip_ratio={self.clip_ratio}")
+
+    @property
+    def captures_audio_mass(self) -> bool:
+        """Whether any consumer asks for the audio attention mass."""
+        return self.eta > 0 or self.log_audio_mass

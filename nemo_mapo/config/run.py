@@ -1,0 +1,199 @@
+"""Everything around the model: data, rollouts, rewards, trainer, run directory; and the whole config."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.objective import ObjectiveConfig
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class DatasetConfig:
+    """One split, read through NeMo's Lhotse dataloading."""
+
+    input_cfg: tuple[dict[str, Any], ...]
+    """As in NeMo: a list of {type: lhotse, cuts_path: ...} | {type: nemo, ...} | {type: lhotse_shar, ...}."""
+    batch_size: Count = 8
+    """Prompts per rollout batch."""
+    sample_rate: Count = 16000
+    shuffle: bool = False
+    seed: int = 0
+    min_duration: Annotated[float, Field(ge=0)] = 0.1
+    """Seconds; shorter clips are left out."""
+    max_duration: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds; longer clips are left out."""
+    max_samples: Count | None = None
+    """Use only the first this many cuts."""
+
+
+@config_class
+class DataConfig:
+    """Splits and how questions become prompts."""
+
+    train_ds: DatasetConfig
+    validation_ds: DatasetConfig
+    test_ds: DatasetConfig | None = None
+    tokenizer: str
+    """Directory of a Hugging Face tokenizer."""
+
+
+@config_class
+class SamplingConfig:
+    """How tokens are drawn."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 is greedy."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep the k most likely tokens; 0 is off."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the smallest set of tokens whose probability reaches this; 1 is off."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Divide (positive) or multiply (negative) the logits of tokens already in the completion; 1 is off."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Count = 120
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}")
+
+
+@config_class
+class RolloutConfig:
+    """Which engine generates, and how it samples."""
+
+    backend: Literal["megatron"] = "megatron"
+    batch_size: Count = 64
+    """Completions generated together."""
+    sampling: SamplingConfig = SamplingConfig()
+
+
+@config_class
+class RewardsConfig:
+    """Weights of the rewards; a reward with weight 0 is not computed."""
+
+    accuracy: Annotated[float, Field(ge=0)] = 2.0
+    format: Annotated[float, Field(ge=0)] = 1.0
+    consistency: Annotated[float, Field(ge=0)] = 1.0
+    template: Literal["think", "reasoning"] = "think"
+    """`<think>...</think>answer` or `<reasoning>...</reasoning><answer>...</answer>`."""
+
+
+@config_class
+class MapoTrainerConfig:
+    """NeMo-Aligner's trainer section."""
+
+    max_epochs: Count = 1
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Rollout batches to train on; -1 is whole epochs."""
+    val_check_interval: Annotated[int, Field(ge=0)] = 20
+    """Validate every this many steps (and at the end); 0 is never."""
+    save_interval: Annotated[int, Field(ge=0)] = 20
+    """Checkpoint every this many steps (and at the end); 0 is only at the end."""
+    gradient_clip_val: Annotated[float, Field(gt=0)] = 1.0
+    """Global gradient norm is clipped to this."""
+    num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
+    """G, the group size; group advantages need at least 2."""
+    max_time_per_run: str | None = None
+    """DD:HH:MM:SS after which the run saves and stops."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept."""
+
+
+@config_class
+class TrainerConfig:
+    """Lightning-style host section."""
+
+    num_nodes: Count = 1
+    devices: Count = 1
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    num_threads: Count | None = None
+    """torch threads on a CPU host; null leaves torch's choice."""
+    mapo: MapoTrainerConfig = MapoTrainerConfig()
+
+
+@config_class
+class ExpManagerConfig:
+    """NeMo's experiment manager (the part that a run directory needs)."""
+
+    explicit_log_dir: str = "runs/mapo"
+    resume_if_exists: bool = False
+    """Continue from the newest checkpoint in the run directory."""
+    create_tensorboard_logger: bool = True
+    create_wandb_logger: bool = False
+    wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+@config_class
+class WarmStartStageConfig:
+    """One stage of supervised training."""
+
+    target: Literal["caption", "reasoning"]
+    """Which templated text is learned."""
+    steps: Count
+    batch_size: Count
+
+
+@config_class
+class WarmStartConfig:
+    """Supervised start of the embedded run; its result is cached by the hash of what it depends on."""
+
+    cuts_path: str
+    """Lhotse cuts with caption, question, choices, answer."""
+    cache_dir: str = ".cache/warm_start"
+    stages: tuple[WarmStartStageConfig, ...]
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    truth_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
+    silence_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of samples whose audio is dropped, so that the text-only reference stays in distribution."""
+    seed: int = 0
+
+
+@config_class
+class PretrainedConfig:
+    """Where the start weights come from when there is no warm start."""
+
+    restore_from_path: str | None = None
+    """A nemo-mapo checkpoint directory."""
+
+
+@config_class
+class RunConfig:
+    """The whole config of `examples/train_mapo.py`."""
+
+    seed: int = 1234
+    trainer: TrainerConfig = TrainerConfig()
+    exp_manager: ExpManagerConfig = ExpManagerConfig()
+    pretrained_checkpoint: PretrainedConfig = PretrainedConfig()
+    warm_start: WarmStartConfig | None = None
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    data: DataConfig
+
+    def __post_init__(self) -> None:
+        completions = self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt
+        if completions % self.model.global_batch_size:
+            raise ValueError(
+                f"model.global_batch_size={self.model.global_batch_size} must divide the rollout batch: "
+                f"data.train_ds.batch_size={self.data.train_ds.batch_size} x trainer.mapo.num_rollouts_per_prompt="
+                f"{self.trainer.mapo.num_rollouts_per_prompt} = {completions} completions"
+            )
+        longest = self.model.decoder.max_position_embeddings
+        if self.rollout.sampling.max_new_tokens >= longest:
+            raise ValueError(
+                f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens} does not fit the position range: "
+                f"it must be below model.decoder.max_position_embeddings={longest}"
+            )
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Optimiser steps per rollout batch."""
+        return self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt // self.model.global_batch_size

@@ -1,0 +1,164 @@
+"""The nouns that travel between the rooms of nemo-mapo: every arrow of a training step is one of these."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One multiple-choice question about one audio clip, as the manifest states it."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    """The text of the right choice; always one of `choices`."""
+    task: str
+    reasoning: str | None = None
+    """Reference reasoning, used by supervised warm start only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioBatch:
+    """Waveforms of the distinct audio clips of a batch.
+
+    A batch without audio has zero rows.
+    """
+
+    waveforms: Float[Tensor, "audio samples"]
+    """Mono, float32, zero-padded on the right."""
+    lengths: Int[Tensor, " audio"]
+    """Valid samples of each row (int64)."""
+
+    def select(self, rows: Int[Tensor, " selected"]) -> "AudioBatch":
+        """Keep `rows`, in that order."""
+        return AudioBatch(waveforms=self.waveforms[rows], lengths=self.lengths[rows])
+
+    def to(self, device: torch.device) -> "AudioBatch":
+        """Copy to `device`."""
+        return AudioBatch(waveforms=self.waveforms.to(device), lengths=self.lengths.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """Tokenised prompts with their audio; one row a prompt."""
+
+    tokens: Int[Tensor, "batch time"]
+    """Prompt ids, right-padded with the pad id; audio stands as a run of placeholder ids."""
+    lengths: Int[Tensor, " batch"]
+    audio: AudioBatch
+    audio_row: Int[Tensor, " batch"]
+    """Row of `audio` that fills a prompt's placeholders; -1 for a prompt without audio."""
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """Sampled completions. The `group_size` rows of one prompt are adjacent: row = prompt * group_size + g."""
+
+    prompts: PromptBatch
+    group_size: int
+    completions: Int[Tensor, "batch time"]
+    """Sampled ids, right-padded with the pad id; the stop token is part of the completion."""
+    completion_lengths: Int[Tensor, " batch"]
+    finish_reasons: tuple[FinishReason, ...]
+    texts: tuple[str, ...]
+    """Completions decoded without special end-of-turn tokens; reasoning tags are kept."""
+    log_probs: Float[Tensor, "batch time"]
+    """log pi of each sampled token under the unmodified model (temperature 1), nats; 0 on padding."""
+    sampling_log_probs: Float[Tensor, "batch time"]
+    """log-probability under the distribution sampled from (temperature, top-k, top-p, ...), nats; 0 on padding."""
+    weight_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """Prompt + completion rows as the model reads them, in training layout (right-padded, no gap)."""
+
+    tokens: Int[Tensor, "batch sequence"]
+    prompt_lengths: Int[Tensor, " batch"]
+    completion_lengths: Int[Tensor, " batch"]
+    audio: AudioBatch
+    audio_row: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch:
+    """Everything an optimiser step needs; rows as in `Rollouts`, times index completion tokens (t = 0 is y_1)."""
+
+    sequences: TokenBatch
+    response_mask: Bool[Tensor, "batch time"]
+    old_log_probs: Float[Tensor, "batch time"]
+    ref_log_probs: Float[Tensor, "batch time"]
+    text_ref_entropy_nats: Float[Tensor, "batch time"]
+    pos_gate: Bool[Tensor, "batch time"]
+    advantages: Float[Tensor, " batch"]
+    accuracy_rewards: Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveInputs:
+    """Inputs of the MAPO loss for one micro-batch, all indexed by completion token.
+
+    Log-probabilities, entropies and masses are read at the position that predicts token t.
+    """
+
+    log_probs: Float[Tensor, "batch time"]
+    """log pi_theta(y_t), differentiable."""
+    old_log_probs: Float[Tensor, "batch time"]
+    ref_log_probs: Float[Tensor, "batch time"]
+    entropy_nats: Float[Tensor, "batch time"]
+    """H(pi_theta), detached."""
+    text_ref_entropy_nats: Float[Tensor, "batch time"]
+    audio_mass: Float[Tensor, "batch time"] | None
+    """a_t, differentiable; None when nothing was captured (allowed with eta = 0 only)."""
+    pos_gate: Bool[Tensor, "batch time"]
+    response_mask: Bool[Tensor, "batch time"]
+    advantages: Float[Tensor, " batch"]
+    accuracy_rewards: Float[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
+    """False where the completion was cut at the length limit (overlong)."""
+    global_sequences: int
+    """Completions in the whole optimiser step, over micro-batches and data-parallel ranks (denominator)."""
+    global_tokens: int
+    """Valid completion tokens in the whole optimiser step (denominator of token-mean aggregation)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure that adds up over micro-batches and ranks: mean = total / weight, or a maximum."""
+
+    total: Tensor
+    weight: Tensor
+    reduce: Literal["mean", "max"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """What a loss returns: a scalar that autograd follows and detached figures."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Metric]
+
+
+def merge_metrics(parts: list[dict[str, Metric]]) -> dict[str, float]:
+    """Combine the metrics of several micro-batches; a mean with zero total weight is left out."""
+    merged: dict[str, float] = {}
+    for name in dict.fromkeys(key for part in parts for key in part):
+        found = [part[name] for part in parts if name in part]
+        if found[0].reduce == "max":
+            merged[name] = max(float(metric.total) for metric in found)
+            continue
+        weight = sum(float(metric.weight) for metric in found)
+        if weight > 0:
+            merged[name] = sum(float(metric.total) for metric in found) / weight
+    return merged
