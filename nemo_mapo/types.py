@@ -103,6 +103,7 @@ class RolloutBatch:
     pos_gate: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
 
 
 @dataclass(frozen=True, kw_only=True)

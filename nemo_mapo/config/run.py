@@ -37,6 +37,8 @@ class DataConfig:
     train_ds: DatasetConfig
     validation_ds: DatasetConfig
     test_ds: DatasetConfig | None = None
+    corpus_dir: str | None = None
+    """Directory that the paths of this section refer to by interpolation; read by nothing else."""
     tokenizer: str
     """Directory of a Hugging Face tokenizer."""
 
@@ -92,7 +94,7 @@ class MapoTrainerConfig:
     val_check_interval: Annotated[int, Field(ge=0)] = 20
     """Validate every this many steps (and at the end); 0 is never."""
     save_interval: Annotated[int, Field(ge=0)] = 20
-    """Checkpoint every this many steps (and at the end); 0 is only at the end."""
+    """Checkpoint every this many steps and at the end; 0 is never."""
     gradient_clip_val: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm is clipped to this."""
     num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
@@ -101,6 +103,13 @@ class MapoTrainerConfig:
     """DD:HH:MM:SS after which the run saves and stops."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        if self.val_check_interval and self.save_interval % self.val_check_interval:
+            raise ValueError(
+                f"save_interval={self.save_interval} must be a multiple of val_check_interval="
+                f"{self.val_check_interval} (NeMo-Aligner validates before it saves)"
+            )
 
 
 @config_class
@@ -150,6 +159,8 @@ class WarmStartConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     truth_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
+    kind_truth_share: dict[str, float] = Field(default_factory=dict)
+    """`truth_share` of attribute questions about these kinds of sound, where it differs."""
     silence_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of samples whose audio is dropped, so that the text-only reference stays in distribution."""
     seed: int = 0

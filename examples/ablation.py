@@ -1,0 +1,112 @@
+"""GRPO, mask only, attention only, full MAPO and sharper masks x seeds on the embedded task: one table, one page.
+
+Every run is an ordinary training run; finished ones are skipped and interrupted ones resumed, so the command can be
+repeated until all are there.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nemo_mapo.reports.compare import AblationRun, write_comparison
+
+HERE = Path(__file__).parent
+VARIANTS = ("grpo", "mask_only", "attention_only", "mapo", "mapo_sharp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training run of the ablation."""
+
+    variant: str
+    seed: int
+    run_dir: Path
+    overrides: tuple[str, ...]
+
+    def is_finished(self) -> bool:
+        """Whether its test figures are there."""
+        summary = self.run_dir / "run.json"
+        return summary.is_file() and "test" in json.loads(summary.read_text())
+
+    def command(self) -> list[str]:
+        """A seed decides corpus order, warm start and sampling, the same for every variant."""
+        return [
+            sys.executable,
+            str(HERE / "train_mapo.py"),
+            f"objective={self.variant}",
+            f"seed={self.seed}",
+            f"warm_start.seed={self.seed}",
+            f"data.train_ds.seed={self.seed}",
+            f"exp_manager.explicit_log_dir={self.run_dir}",
+            "exp_manager.resume_if_exists=true",
+            "trainer.num_threads=1",
+            *self.overrides,
+        ]
+
+
+def main() -> None:
+    """Run what is missing, then write table and page."""
+    arguments = parse_arguments()
+    output = Path(arguments.output)
+    jobs = [
+        Job(variant=variant, seed=seed, run_dir=output / f"{variant}-seed{seed}", overrides=tuple(arguments.overrides))
+        for seed in arguments.seeds
+        for variant in arguments.variants
+    ]
+    if not arguments.table_only:
+        subprocess.run([sys.executable, HERE / "make_synthetic_corpus.py", "--output", "data/synthetic"], check=True)
+        run_all([job for job in jobs if not job.is_finished()], arguments.jobs)
+    finished = [job for job in jobs if job.is_finished()]
+    if not finished:
+        sys.exit(f"no finished run below {output}")
+    rows = [AblationRun(variant=job.variant, seed=job.seed, run_dir=job.run_dir) for job in finished]
+    page = write_comparison(rows, output)
+    print((output / "comparison.md").read_text())
+    print(f"{len(finished)} of {len(jobs)} runs; page: {page}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/ablation", help="directory of the runs (default: %(default)s)")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME",
+                        help=f"any of {', '.join(VARIANTS)} (default: all)")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="(default: 1 2 3)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
+    parser.add_argument("--table-only", action="store_true", help="tabulate finished runs, start none")
+    parser.add_argument("overrides", nargs="*", help="overrides for every run, after --")
+    return parser.parse_args()
+
+
+def run_all(jobs: list[Job], at_a_time: int) -> None:
+    """Train; the first job of each seed runs alone first where the seed's warm start is not cached yet."""
+    first_of_seed = {job.seed: job for job in reversed(jobs)}
+    leaders = list(first_of_seed.values())
+    followers = [job for job in jobs if job not in leaders]
+    with tqdm(total=len(jobs), desc="ablation", unit="run") as bar:
+        for wave in (leaders, followers):
+            with ThreadPoolExecutor(at_a_time) as pool:
+                for _ in pool.map(run_one, wave):
+                    bar.update()
+
+
+def run_one(job: Job) -> None:
+    """Train one run with its output in its directory; stop the ablation where it fails."""
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    log = job.run_dir / "console.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("a") as file:
+        finished = subprocess.run(job.command(), stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
+    if finished.returncode:
+        raise RuntimeError(f"{job.variant}, seed {job.seed} failed; see {log}")
+
+
+if __name__ == "__main__":
+    main()

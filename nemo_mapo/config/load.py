@@ -1,0 +1,98 @@
+"""From Hydra's composed DictConfig to the typed `RunConfig`; DictConfig stops here."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.run import (
+    DatasetConfig,
+    ExpManagerConfig,
+    PretrainedConfig,
+    RewardsConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainerConfig,
+)
+
+
+class ConfigError(ValueError):
+    """The composed config cannot be run; the message lists path, value and what would be right."""
+
+
+def register_defaults() -> None:
+    """Give Hydra every key with its default, so that each can be overridden and shows in `--cfg job`."""
+    store = ConfigStore.instance()
+    for group, default in (
+        ("objective", ObjectiveConfig()),
+        ("model", ModelConfig()),
+        ("rollout", RolloutConfig()),
+        ("rewards", RewardsConfig()),
+        ("trainer", TrainerConfig()),
+    ):
+        store.store(group=group, name="defaults", node=dataclasses.asdict(default))
+    store.store(
+        name="run_defaults",
+        node={
+            "exp_manager": dataclasses.asdict(ExpManagerConfig()),
+            "pretrained_checkpoint": dataclasses.asdict(PretrainedConfig()),
+        },
+    )
+    split = {field.name: field.default for field in dataclasses.fields(DatasetConfig) if field.name != "input_cfg"}
+    store.store(group="data", name="split_defaults", node={"train_ds": split, "validation_ds": split, "test_ds": split})
+
+
+def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:
+    """Check the whole config at once.
+
+    Raises:
+        ConfigError: naming every offending path with its value and what would be right.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True) if isinstance(composed, DictConfig) else composed
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {error}") from error
+    try:
+        return TypeAdapter(RunConfig).validate_python(plain)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def as_plain(config: RunConfig) -> dict[str, Any]:
+    """Nested dictionaries of builtins, for writing the resolved config."""
+    return TypeAdapter(RunConfig).dump_python(config, mode="json")
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_context=False)
+    lines = [f"config: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    for problem in problems:
+        path = ".".join(str(part) for part in problem["loc"]) or "(whole config)"
+        if problem["type"] == "unexpected_keyword_argument":
+            lines.append(f"  {path}={problem['input']!r}: unknown key{_suggest(problem['loc'])}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {path}: missing; it must be set")
+        elif problem["type"] == "value_error":
+            lines.append(f"  {path}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"  {path}={problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    """Name the nearest known key of the same section."""
+    section: Any = RunConfig
+    for part in location[:-1]:
+        field = {f.name: f for f in dataclasses.fields(section)}.get(str(part))
+        if field is None or not dataclasses.is_dataclass(field.type):
+            return ""
+        section = field.type
+    known = [field.name for field in dataclasses.fields(section)]
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

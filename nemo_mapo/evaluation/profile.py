@@ -1,0 +1,55 @@
+"""Signals along completions of unequal length, by relative position (the curves of the paper's Fig. 2)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+NUM_BINS = 20
+"""Enough to see where attention falls off, few enough to be smooth on a few hundred completions."""
+_DIGITS = 5
+
+
+class PositionProfile:
+    """Token-weighted means of named signals in `NUM_BINS` bins of relative position t / T."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros(NUM_BINS, dtype=torch.float64)
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, mask: Bool[Tensor, "batch time"], signals: dict[str, Float[Tensor, "batch time"]]) -> None:
+        """Count the tokens that `mask` keeps."""
+        lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
+        bins = (torch.arange(mask.shape[1]) * NUM_BINS // lengths)[mask]
+        self.count.index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
+        for name, values in signals.items():
+            total = self.sums.setdefault(name, torch.zeros(NUM_BINS, dtype=torch.float64))
+            total.index_add_(0, bins, values[mask].double())
+
+    def mean(self, name: str) -> Float[Tensor, " bins"]:
+        """Mean of a signal per bin; bins without a token are NaN."""
+        return self.sums[name] / self.count
+
+    def thirds(self) -> dict[str, float]:
+        """Audio mass over all tokens, in the first and in the last third."""
+        edge = NUM_BINS // 3
+        mass = self.sums["audio_mass_max"]
+        return {
+            "audio_mass": float(mass.sum() / self.count.sum()),
+            "audio_mass_early": float(mass[:edge].sum() / self.count[:edge].sum()),
+            "audio_mass_late": float(mass[-edge:].sum() / self.count[-edge:].sum()),
+            "delta_h_nats": float(self.sums["delta_h_nats"].sum() / self.count.sum()),
+        }
+
+    def record(self, step: int, label: str) -> dict[str, Any]:
+        """One line of profiles.jsonl: the bins that hold tokens."""
+        kept = self.count > 0
+        centres = (torch.arange(NUM_BINS) + 0.5) / NUM_BINS
+        curves = {name: _rounded(self.mean(name)[kept]) for name in self.sums}
+        return {"step": step, "label": label, "position": _rounded(centres[kept]), **curves,
+                "count": self.count[kept].int().tolist()}  # fmt: skip
+
+
+def _rounded(values: Float[Tensor, " bins"]) -> list[float]:
+    return [round(value, _DIGITS) for value in values.tolist()]

@@ -1,0 +1,93 @@
+"""Megatron-core GPTModel with our core attention in its layer spec."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from nemo_mapo.attention.core import SDPACoreAttention
+from nemo_mapo.attention.session import AttentionSession
+from nemo_mapo.config.model import DecoderConfig
+
+
+class RMSNorm(nn.Module):
+    """RMS layer norm in Megatron's constructor signature (Megatron's own torch wrapper refuses sequence parallelism)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+def transformer_config(config: DecoderConfig, params_dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's config: pre-norm RMSNorm, SwiGLU, no biases, no dropout, no fused CUDA kernels."""
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        kv_channels=config.kv_channels,
+        ffn_hidden_size=config.ffn_hidden_size,
+        layernorm_epsilon=config.layernorm_epsilon,
+        init_method_std=config.init_method_std,
+        qk_layernorm=config.qk_layernorm,
+        normalization="RMSNorm",
+        activation_func=F.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=params_dtype,
+        pipeline_dtype=params_dtype,
+        use_cpu_initialization=True,
+        perform_initialization=True,
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def decoder_layer_specs(config: TransformerConfig, session: AttentionSession) -> TransformerBlockSubmodules:
+    """Megatron's local layer spec with RMSNorm and the core attention that can report its audio mass."""
+    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ModuleSpec(module=SDPACoreAttention, params={"session": session})
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config),
+        layer_norm=RMSNorm,
+    )
+
+
+def build_decoder(
+    config: DecoderConfig, *, vocab_size: int, session: AttentionSession, params_dtype: torch.dtype
+) -> GPTModel:
+    """Build the decoder for this pipeline stage."""
+    megatron_config = transformer_config(config, params_dtype)
+    return GPTModel(
+        megatron_config,
+        decoder_layer_specs(megatron_config, session),
+        vocab_size=vocab_size,
+        max_sequence_length=config.max_position_embeddings,
+        position_embedding_type="rope",
+        rotary_base=config.rotary_base,
+        share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+    )

@@ -1,0 +1,132 @@
+"""Perception: waveform in, embeddings of the decoder's width out, one per audio placeholder token."""
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
+from torch import Tensor, nn
+
+from nemo_mapo.config.model import ConvPerceptionConfig, NemoPerceptionConfig
+
+_MEL_FLOOR_OFFSET = 4.0
+_MEL_SCALE = 4.0
+"""Log-mel energies of 16-bit audio lie in about [-16, 4]; these bring them near [-3, 2]."""
+
+
+class Perception(Protocol):
+    """What the audio LLM asks of an encoder."""
+
+    def __call__(
+        self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
+    ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
+        """Encode; returns embeddings and the number of valid frames of each row."""
+        ...
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Placeholder tokens that a clip of `num_samples` samples fills."""
+        ...
+
+
+class ConvPerception(nn.Module):
+    """Log-mel features (NeMo's preprocessor), stride-2 convolutions, projection.
+
+    A token covers hop_seconds * downsampling seconds. Frames past a clip's end are zeroed before each
+    convolution, so a clip's embeddings do not depend on the padding of its batch.
+    """
+
+    def __init__(self, config: ConvPerceptionConfig, hidden_size: int, sample_rate: int) -> None:
+        super().__init__()
+        self.hop_samples = round(config.hop_seconds * sample_rate)
+        self.preprocessor = AudioToMelSpectrogramPreprocessor(
+            sample_rate=sample_rate,
+            window_size=config.window_seconds,
+            window_stride=config.hop_seconds,
+            features=config.mel_bins,
+            normalize=None,
+            dither=0.0,
+            pad_to=0,
+            log=True,
+        )
+        widths = [config.mel_bins] + [config.channels] * int(math.log2(config.downsampling))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(fan_in, fan_out, kernel_size=3, stride=2, padding=1)
+            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.context = nn.Conv1d(widths[-1], config.channels, kernel_size=3, padding=1)
+        self.projection = nn.Sequential(nn.LayerNorm(config.channels), nn.Linear(config.channels, hidden_size))
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Frames of the preprocessor, halved (rounding up) by each convolution."""
+        frames = num_samples // self.hop_samples
+        for _ in self.convolutions:
+            frames = (frames + 1) // 2
+        return frames
+
+    def forward(
+        self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
+    ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
+        """Encode waveforms; see `Perception`."""
+        with torch.no_grad():
+            features, _ = self.preprocessor(input_signal=waveforms, length=lengths)
+        frame_lengths = lengths // self.hop_samples
+        features = (features[..., : int(frame_lengths.max())] + _MEL_FLOOR_OFFSET) / _MEL_SCALE
+        features = features.to(self.context.weight.dtype)
+        for convolution in self.convolutions:
+            features = nn.functional.gelu(convolution(_zero_past_end(features, frame_lengths)))
+            frame_lengths = (frame_lengths + 1) // 2
+        features = nn.functional.gelu(self.context(_zero_past_end(features, frame_lengths)))
+        return self.projection(features.transpose(1, 2)), frame_lengths
+
+
+def _zero_past_end(
+    features: Float[Tensor, "audio channels frames"], lengths: Int[Tensor, " audio"]
+) -> Float[Tensor, "audio channels frames"]:
+    valid = torch.arange(features.shape[-1], device=features.device) < lengths[:, None]
+    return features * valid[:, None]
+
+
+class NemoPerception(nn.Module):
+    """NeMo's AudioPerceptionModule as it is, with the number of output tokens as a function of samples."""
+
+    def __init__(self, config: NemoPerceptionConfig, hidden_size: int) -> None:
+        super().__init__()
+        from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
+        from omegaconf import OmegaConf
+
+        module_config = OmegaConf.create(dict(config.module))
+        module_config.output_dim = hidden_size
+        self.module = AudioPerceptionModule(module_config)
+        self._tokens: dict[int, int] = {}
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Length that the module itself reports for a clip of this many samples (measured once, on silence)."""
+        if num_samples not in self._tokens:
+            was_training = self.module.training
+            self.module.eval()
+            parameter = next(self.module.parameters())
+            silence = torch.zeros(1, num_samples, device=parameter.device)
+            with torch.no_grad():
+                _, lengths = self.module(
+                    input_signal=silence, input_signal_length=torch.tensor([num_samples], device=parameter.device)
+                )
+            self.module.train(was_training)
+            self._tokens[num_samples] = int(lengths[0])
+        return self._tokens[num_samples]
+
+    def forward(
+        self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
+    ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
+        """Encode waveforms; see `Perception`."""
+        embeddings, frame_lengths = self.module(input_signal=waveforms, input_signal_length=lengths)
+        return embeddings, frame_lengths
+
+
+def build_perception(
+    config: ConvPerceptionConfig | NemoPerceptionConfig, hidden_size: int, sample_rate: int
+) -> ConvPerception | NemoPerception:
+    """Build the encoder that the config names."""
+    if isinstance(config, NemoPerceptionConfig):
+        return NemoPerception(config, hidden_size)
+    return ConvPerception(config, hidden_size, sample_rate)

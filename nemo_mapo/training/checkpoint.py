@@ -1,0 +1,163 @@
+"""Megatron distributed checkpoints that are either whole or not there."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.optimizer import (
+    get_param_id_to_sharded_param_map,
+    optim_state_to_sharding_state,
+)
+from torch.optim import AdamW
+
+from nemo_mapo.models.audio_llm import AudioLLM
+
+_STATE_FILE = "trainer_state.json"
+_UNFINISHED = ".unfinished"
+_STEP_PREFIX = "step_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    state: dict[str, Any]
+    """The trainer's own state_dict: step, data position and the like."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory, `step_000020/` and so on.
+
+    A checkpoint is written under another name, flushed, and renamed when it is whole, so a directory with a final
+    name is always complete.
+    """
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None."""
+        found = self._complete()
+        return read_checkpoint(found[-1]) if found else None
+
+    def save(self, step: int, model: AudioLLM, optimizer: AdamW, trainer_state: dict[str, Any]) -> Path:
+        """Write a checkpoint of `step` and remove the oldest ones beyond `keep`."""
+        final = self.directory / f"{_STEP_PREFIX}{step:06d}"
+        self._remove_unfinished()
+        if final.exists():
+            shutil.rmtree(final)
+        write_checkpoint(final, model, optimizer=optimizer, state=trainer_state)
+        for old in self._complete()[: -self.keep]:
+            shutil.rmtree(old)
+        return final
+
+    def _complete(self) -> list[Path]:
+        if not self.directory.is_dir():
+            return []
+        return sorted(
+            path
+            for path in self.directory.iterdir()
+            if path.name.startswith(_STEP_PREFIX) and not path.name.endswith(_UNFINISHED)
+        )
+
+    def _remove_unfinished(self) -> None:
+        for path in self.directory.glob(f"*{_UNFINISHED}"):
+            shutil.rmtree(path)
+
+
+def write_checkpoint(
+    final: Path, model: AudioLLM, *, optimizer: AdamW | None = None, state: dict[str, Any] | None = None
+) -> None:
+    """Write model (and optimiser, trainer state, RNG) to `final`, which appears only when it is whole."""
+    unfinished = final.with_name(final.name + _UNFINISHED)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    sharded = {"model": model.sharded_state_dict(), "rng": torch.get_rng_state()}
+    if optimizer is not None:
+        sharded["optimizer"] = _sharded_optimizer(model, optimizer)
+    dist_checkpointing.save(sharded, str(unfinished))
+    (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
+    for path in unfinished.iterdir():
+        _flush(path)
+    _flush(unfinished)
+    unfinished.rename(final)
+    _flush(final.parent)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint directory.
+
+    Raises:
+        ValueError: if it is not a whole nemo-mapo checkpoint.
+    """
+    state_file = path / _STATE_FILE
+    if path.name.endswith(_UNFINISHED) or not state_file.is_file():
+        raise ValueError(
+            f"{path} is not a complete nemo-mapo checkpoint (no {_STATE_FILE}); "
+            "point to a directory such as RUN/checkpoints/step_000100"
+        )
+    return Checkpoint(path=path, state=json.loads(state_file.read_text()))
+
+
+def load_checkpoint(path: Path, model: AudioLLM, *, optimizer: AdamW | None = None) -> dict[str, Any]:
+    """Load weights (and optimiser and torch's RNG state, when an optimiser is given); return the trainer's state."""
+    checkpoint = read_checkpoint(path)
+    sharded: dict[str, Any] = {"model": model.sharded_state_dict()}
+    if optimizer is not None:
+        _materialise_state(optimizer)
+        sharded["optimizer"] = _sharded_optimizer(model, optimizer)
+    loaded = dist_checkpointing.load(sharded, str(path))
+    model.load_state_dict(loaded["model"])
+    if optimizer is not None:
+        _restore_optimizer(optimizer, loaded["optimizer"])
+        torch.set_rng_state(loaded["rng"])
+    return checkpoint.state
+
+
+def _sharded_optimizer(model: AudioLLM, optimizer: AdamW) -> dict[str, Any]:
+    """AdamW's state with each moment sharded like its parameter; the common step count beside it."""
+    state = optimizer.state_dict()
+    steps = {float(moments["step"]) for moments in state["state"].values()}
+    if len(steps) > 1:
+        raise ValueError(f"parameters were updated unequally often: {sorted(steps)}")
+    moments = {i: {k: v for k, v in m.items() if k != "step"} for i, m in state["state"].items()}
+    sharded = {"state": moments, "param_groups": state["param_groups"]}
+    by_id = get_param_id_to_sharded_param_map(
+        model.sharded_state_dict(), (p for group in optimizer.param_groups for p in group["params"])
+    )
+    optim_state_to_sharding_state(sharded, by_id)
+    return {**sharded, "step": next(iter(steps), 0.0)}
+
+
+def _materialise_state(optimizer: AdamW) -> None:
+    """Give AdamW zero moments of the right shapes, so that a checkpoint can be loaded into them."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def _restore_optimizer(optimizer: AdamW, loaded: dict[str, Any]) -> None:
+    step = loaded.pop("step")
+    for moments in loaded["state"].values():
+        moments["step"] = torch.tensor(step)
+    optimizer.load_state_dict(loaded)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""The files of a run directory that are appended to while a run goes on."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """A file with one JSON object a line; every object has a `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write whole lines and flush them to disk."""
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        with self.path.open("a") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def forget_after(self, step: int) -> None:
+        """Drop records later than `step`, and a last line that was cut while it was written.
+
+        A resumed run writes those steps again.
+        """
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines(keepends=True) if _is_kept(line, step)]
+        replacement = self.path.with_suffix(".rewritten")
+        replacement.write_text("".join(kept))
+        replacement.replace(self.path)
+
+
+def _is_kept(line: str, step: int) -> bool:
+    if not line.endswith("\n"):
+        return False
+    return int(json.loads(line)["step"]) <= step
+
+
+class JsonLinesLogger:
+    """metrics.jsonl in the shape that NeMo-Aligner's logger wrapper calls."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = JsonLines(path)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """One flat object a step, keys sorted."""
+        self.file.append([{"step": step, **{key: metrics[key] for key in sorted(metrics)}}])
+
+    def finalize(self, status: str) -> None:
+        """Nothing is buffered."""

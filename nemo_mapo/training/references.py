@@ -1,0 +1,58 @@
+"""The frozen start policy, serving both references with one copy of its weights."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nemo_mapo.data.prompts import drop_audio_span
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.training.sequences import without_audio
+from nemo_mapo.training.signals import token_signals_in_parts
+from nemo_mapo.types import TokenBatch
+
+
+class FrozenReference:
+    """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one frozen model."""
+
+    def __init__(
+        self, model: AudioLLM, special: SpecialTokens, *, keep_placeholders: bool, rows_per_pass: int
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.special = special
+        self.keep_placeholders = keep_placeholders
+        self.rows_per_pass = rows_per_pass
+
+    def log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
+        """log pi_ref of each completion token given text and audio, nats."""
+        signals = token_signals_in_parts(
+            self.model, sequences, head_reduction=None, rows_per_pass=self.rows_per_pass
+        )
+        return signals.log_probs
+
+    def text_entropy(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
+        """H(pi_textref) in nats at each completion token, over the full vocabulary at temperature 1.
+
+        The audio span and its markers are dropped and completions move forward with their prompts, so that not even
+        the clip's length is seen; with `keep_placeholders` the positions stay, without audio behind them.
+        """
+        text_only = without_audio(sequences)
+        if not self.keep_placeholders:
+            text_only = drop_audio(text_only, self.special)
+        signals = token_signals_in_parts(
+            self.model, text_only, head_reduction=None, rows_per_pass=self.rows_per_pass
+        )
+        return signals.entropy_nats
+
+
+def drop_audio(sequences: TokenBatch, special: SpecialTokens) -> TokenBatch:
+    """Rows without audio placeholders and markers; completions keep their length and follow their prompts."""
+    lengths = sequences.prompt_lengths + sequences.completion_lengths
+    text = drop_audio_span(sequences.tokens, lengths, special, prompt_lengths=sequences.prompt_lengths)
+    return TokenBatch(
+        tokens=text.tokens,
+        prompt_lengths=sequences.prompt_lengths - text.removed,
+        completion_lengths=sequences.completion_lengths,
+        audio=sequences.audio,
+        audio_row=torch.full_like(sequences.audio_row, -1),
+    )

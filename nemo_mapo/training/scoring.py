@@ -1,0 +1,150 @@
+"""From sampled completions to a batch that can be trained on: rewards, advantages, references, gate."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.run import RewardsConfig, RolloutConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.grounding.pos_gate import gate_batch
+from nemo_mapo.grounding.tagger import Tagger
+from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
+from nemo_mapo.rewards.templates import reasoning_words
+from nemo_mapo.rewards.combined import RewardTable, score
+from nemo_mapo.rewards.registry import RewardSample
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.sequences import response_mask, token_batch
+from nemo_mapo.training.signals import TokenSignals
+from nemo_mapo.types import RolloutBatch, Rollouts
+
+Timer = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRollouts:
+    """A batch ready for the objective, with what the log and the samples page want to know about it."""
+
+    batch: RolloutBatch
+    rewards: RewardTable
+    signals: TokenSignals
+    """The policy's signals at rollout time."""
+    metrics: dict[str, float]
+
+
+class RolloutScorer:
+    """Scores rollouts; the POS gate runs on the CPU while the reference passes run."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        special: SpecialTokens,
+        tagger: Tagger,
+        rewards: RewardsConfig,
+        objective: ObjectiveConfig,
+        rollout: RolloutConfig,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.special = special
+        self.tagger = tagger
+        self.rewards = rewards
+        self.objective = objective
+        self.rollout = rollout
+        self._gate_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pos-gate")
+
+    def __call__(self, rollouts: Rollouts, actor: MapoActor, timer: Timer) -> ScoredRollouts:
+        """Compute rewards, advantages, gate, log pi_old, log pi_ref and text-reference entropies."""
+        gate_future = self._gate_worker.submit(self._gate, rollouts)
+        sequences = token_batch(rollouts, pad_id=self.special.pad_id)
+        with timer("references"):
+            signals = actor.get_inference_signals(sequences)
+            ref_log_probs = actor.get_init_policy_logprobs(sequences)
+            text_entropy = actor.reference.text_entropy(sequences)
+        with timer("rewards"):
+            table = score_rollouts(rollouts, self.rewards)
+            totals = torch.tensor(table.total) - self._overlong_penalty(rollouts)
+        gate, gate_metrics = gate_future.result()
+        batch = RolloutBatch(
+            sequences=sequences,
+            response_mask=response_mask(rollouts.completion_lengths, rollouts.completions.shape[1]),
+            old_log_probs=signals.log_probs,
+            ref_log_probs=ref_log_probs,
+            text_ref_entropy_nats=text_entropy,
+            pos_gate=gate,
+            advantages=group_advantages(
+                totals,
+                rollouts.group_size,
+                use_std=self.objective.advantage_std,
+                epsilon=self.objective.advantage_epsilon,
+            ),
+            accuracy_rewards=torch.tensor(table.accuracy),
+            finished=_finished(rollouts),
+        )
+        metrics = rollout_metrics(rollouts, table) | gate_metrics
+        metrics["rollout/equal_reward_groups"] = _equal_share(totals, rollouts.group_size)
+        metrics["rollout/log_prob_gap"] = float((signals.log_probs - rollouts.log_probs).abs().max())
+        return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
+
+    def _gate(self, rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
+        started = time.perf_counter()
+        lengths = rollouts.completion_lengths.tolist()
+        ids = [row[:length] for row, length in zip(rollouts.completions.tolist(), lengths, strict=True)]
+        gate, fallbacks = gate_batch(ids, self.tokenizer, self.objective.pos_tags, self.tagger)
+        metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
+        metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)
+        metrics["timing/pos_gate_seconds"] = time.perf_counter() - started
+        return gate, metrics
+
+    def _overlong_penalty(self, rollouts: Rollouts) -> Tensor:
+        if self.objective.overlong_buffer == 0:
+            return torch.zeros(len(rollouts.completion_lengths))
+        return soft_overlong_penalty(
+            rollouts.completion_lengths,
+            max_length=self.rollout.sampling.max_new_tokens,
+            buffer=self.objective.overlong_buffer,
+        )
+
+
+def score_rollouts(rollouts: Rollouts, rewards: RewardsConfig) -> RewardTable:
+    """Rewards of every completion, in row order."""
+    samples = [
+        RewardSample(
+            text=text,
+            example=rollouts.prompts.examples[row // rollouts.group_size],
+            finished=rollouts.finish_reasons[row] == "stop",
+        )
+        for row, text in enumerate(rollouts.texts)
+    ]
+    return score(samples, rewards)
+
+
+def rollout_metrics(rollouts: Rollouts, table: RewardTable) -> dict[str, float]:
+    """Means over completions."""
+    words = [reasoning_words(text) for text in rollouts.texts]
+    metrics = {
+        "rollout/reward_mean": _mean(table.total),
+        "rollout/completion_tokens": float(rollouts.completion_lengths.float().mean()),
+        "rollout/reasoning_words": _mean(words),
+        "rollout/finished_share": float(_finished(rollouts).float().mean()),
+    }
+    return metrics | {f"rollout/{name}": _mean(values) for name, values in table.by_reward.items()}
+
+
+def _finished(rollouts: Rollouts) -> Bool[Tensor, " batch"]:
+    return torch.tensor([reason == "stop" for reason in rollouts.finish_reasons])
+
+
+def _equal_share(totals: Tensor, group_size: int) -> float:
+    groups = totals.view(-1, group_size)
+    return float((groups == groups[:, :1]).all(dim=1).float().mean())
+
+
+def _mean(values: list[float] | list[int]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,102 @@
+"""Where things stand in a row of prompt + completion; the one place that shifts by one.
+
+A row holds the prompt at 0..P-1 and the completion y_1..y_T at P..P+T-1. Everything indexed by a completion token
+(log-probability, entropies, attention query) is read at the position that predicts it, P+t-2 for y_t.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nemo_mapo.types import AudioBatch, RolloutBatch, Rollouts, TokenBatch
+
+
+def token_batch(rollouts: Rollouts, *, pad_id: int) -> TokenBatch:
+    """Lay prompts and completions out as gapless, right-padded rows."""
+    prompts, group = rollouts.prompts, rollouts.group_size
+    prompt_lengths = prompts.lengths.repeat_interleave(group)
+    prompt_tokens = prompts.tokens.repeat_interleave(group, dim=0)
+    lengths = prompt_lengths + rollouts.completion_lengths
+    tokens = torch.full((len(lengths), int(lengths.max())), pad_id, dtype=torch.int64)
+    for row, (prompt, total) in enumerate(zip(prompt_lengths.tolist(), lengths.tolist(), strict=True)):
+        tokens[row, :prompt] = prompt_tokens[row, :prompt]
+        tokens[row, prompt:total] = rollouts.completions[row, : total - prompt]
+    return TokenBatch(
+        tokens=tokens,
+        prompt_lengths=prompt_lengths,
+        completion_lengths=rollouts.completion_lengths,
+        audio=prompts.audio,
+        audio_row=prompts.audio_row.repeat_interleave(group),
+    )
+
+
+def response_mask(completion_lengths: Int[Tensor, " batch"], num_tokens: int) -> Bool[Tensor, "batch time"]:
+    """True on the tokens that were generated."""
+    return torch.arange(num_tokens, device=completion_lengths.device) < completion_lengths[:, None]
+
+
+def next_tokens(tokens: Int[Tensor, "batch sequence"]) -> Int[Tensor, "batch sequence"]:
+    """The token that each position predicts; the last position predicts nothing and gets its own token."""
+    return torch.cat([tokens[:, 1:], tokens[:, -1:]], dim=1)
+
+
+def at_predicting_positions(
+    values: Float[Tensor, "batch sequence"], sequences: TokenBatch
+) -> Float[Tensor, "batch time"]:
+    """Read `values` for each completion token at the position that predicts it; 0 past the completion's end."""
+    num_tokens = int(sequences.completion_lengths.max())
+    offsets = torch.arange(num_tokens, device=values.device)
+    positions = (sequences.prompt_lengths[:, None] - 1 + offsets).clamp(max=values.shape[1] - 1)
+    mask = response_mask(sequences.completion_lengths, num_tokens)
+    return values.gather(1, positions).masked_fill(~mask, 0.0)
+
+
+def select_rows(sequences: TokenBatch, rows: slice) -> TokenBatch:
+    """A part of the rows with only the audio they need, padding cut to their longest."""
+    prompt_lengths = sequences.prompt_lengths[rows]
+    completion_lengths = sequences.completion_lengths[rows]
+    audio_row = sequences.audio_row[rows]
+    clips, local_row = torch.unique(audio_row[audio_row >= 0], return_inverse=True)
+    local_audio_row = torch.full_like(audio_row, -1)
+    local_audio_row[audio_row >= 0] = local_row
+    longest = int((prompt_lengths + completion_lengths).max())
+    return TokenBatch(
+        tokens=sequences.tokens[rows, :longest],
+        prompt_lengths=prompt_lengths,
+        completion_lengths=completion_lengths,
+        audio=sequences.audio.select(clips),
+        audio_row=local_audio_row,
+    )
+
+
+def select_batch(batch: RolloutBatch, rows: slice) -> RolloutBatch:
+    """A part of the rows of everything; times cut to the longest completion kept."""
+    sequences = select_rows(batch.sequences, rows)
+    longest = int(sequences.completion_lengths.max())
+    return RolloutBatch(
+        sequences=sequences,
+        response_mask=batch.response_mask[rows, :longest],
+        old_log_probs=batch.old_log_probs[rows, :longest],
+        ref_log_probs=batch.ref_log_probs[rows, :longest],
+        text_ref_entropy_nats=batch.text_ref_entropy_nats[rows, :longest],
+        pos_gate=batch.pos_gate[rows, :longest],
+        advantages=batch.advantages[rows],
+        accuracy_rewards=batch.accuracy_rewards[rows],
+        finished=batch.finished[rows],
+    )
+
+
+def without_audio(sequences: TokenBatch) -> TokenBatch:
+    """The same tokens with no clip behind their placeholders."""
+    return TokenBatch(
+        tokens=sequences.tokens,
+        prompt_lengths=sequences.prompt_lengths,
+        completion_lengths=sequences.completion_lengths,
+        audio=AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64)),
+        audio_row=torch.full_like(sequences.audio_row, -1),
+    )
+
+
+def row_slices(num_rows: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` rows."""
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]

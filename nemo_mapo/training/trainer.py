@@ -1,0 +1,228 @@
+"""The MAPO training loop, keeping NeMo-Aligner's trainer contract."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from nemo_aligner.utils.distributed import ScopedTimer, Timer
+from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
+from nemo_aligner.utils.trainer_utils import check_progress
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from nemo_mapo.config.run import RunConfig
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from nemo_mapo.training.optimizer import clip_gradients
+from nemo_mapo.training.prompts import PromptStream
+from nemo_mapo.training.samples import SampleWriter
+from nemo_mapo.training.scoring import RolloutScorer, ScoredRollouts
+from nemo_mapo.training.sequences import row_slices, select_batch
+from nemo_mapo.types import Rollouts
+
+_SEEDS_PER_STEP = 2**20
+"""Rows of a step get consecutive seeds; steps are this far apart."""
+_SEEDS_PER_RUN = 2**44
+"""Runs with different `seed` are this far apart: no two rows of any two runs share a seed."""
+
+Validator = Callable[[int], dict[str, float]]
+
+
+class MapoTrainer:
+    """Generates, scores, optimises; validates, logs and saves at NeMo-Aligner's intervals.
+
+    A run that is killed at any point and resumed ends with the same weights as one that was not: everything that
+    decides a step (weights, optimiser, schedule, data position, step) is in the checkpoint, and the random numbers of
+    sampling follow from seed, step and row.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        actor: MapoActor,
+        scorer: RolloutScorer,
+        optimizer: AdamW,
+        scheduler: LambdaLR,
+        prompts: PromptStream,
+        validate: Validator,
+        logger: CustomLoggerWrapper,
+        samples: SampleWriter,
+        checkpoints: CheckpointStore,
+        run_timer: Timer,
+    ) -> None:
+        self.config = config
+        self.cfg = config.trainer.mapo
+        self.actor = actor
+        self.scorer = scorer
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.prompts = prompts
+        self.validate = validate
+        self.logger = logger
+        self.samples = samples
+        self.checkpoints = checkpoints
+        self.run_timer = run_timer
+        self.step = 0
+        self.optimization_step = 0
+        self.consumed_samples = 0
+        self.max_steps = total_steps(config, prompts.batches_per_epoch)
+        self.timer = ScopedTimer(reduction="mean", sync_cuda=torch.cuda.is_available(), buffer_size=1)
+
+    def fit(self) -> bool:
+        """Train to the last step; True when it was reached, False when time or a signal ended the run earlier.
+
+        Either way the state is saved (unless save_interval is 0) and a later run can resume.
+        """
+        self.run_timer.start_time()
+        if self.step == 0:
+            self.logger.log_metrics(self.validate(0), step=0)
+        with _termination_request() as termination_requested, self._progress_bar() as bar:
+            while self.step < self.max_steps:
+                metrics = self.train_step()
+                _show(bar, metrics)
+                if self._finish_step(metrics, stop_now=termination_requested()):
+                    break
+        self.logger.finalize()
+        return self.step == self.max_steps
+
+    def train_step(self) -> dict[str, float]:
+        """One rollout batch: generate, score, and take its optimiser steps."""
+        started = time.perf_counter()
+        rollouts = self.generate_rollouts()
+        scored = self.scorer(rollouts, self.actor, self.timer)
+        with self.timer("train"):
+            metrics = self.run_training(scored)
+        self.step += 1
+        self.samples.write_training(self.step, rollouts, scored)
+        metrics |= scored.metrics | self._timings()
+        metrics["timing/step_seconds"] = time.perf_counter() - started
+        generated = int(rollouts.completion_lengths.sum())
+        metrics["rollout/tokens_per_second"] = generated / metrics["timing/rollout_seconds"]
+        return metrics
+
+    @torch.no_grad()
+    def generate_rollouts(self) -> Rollouts:
+        """Sample a group of completions for each of the next prompts."""
+        with self.timer("data"):
+            prompts = next(self.prompts)
+        group_size = self.cfg.num_rollouts_per_prompt
+        first_seed = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP
+        seeds = first_seed + torch.arange(len(prompts) * group_size)
+        self.actor.prepare_for_inference()
+        with self.timer("rollout"):
+            rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
+        self.actor.finish_inference()
+        self.consumed_samples += len(seeds)
+        return rollouts
+
+    def run_training(self, scored: ScoredRollouts) -> dict[str, float]:
+        """Take the optimiser steps of one rollout batch; returns metrics averaged over them."""
+        self.actor.prepare_for_training()
+        history: list[dict[str, float]] = []
+        for rows in row_slices(len(scored.batch.advantages), self.config.model.global_batch_size):
+            self.optimizer.zero_grad()
+            self.actor.prepare_for_training_step()
+            _, metrics = self.actor.get_loss_and_metrics(select_batch(scored.batch, rows), forward_only=False)
+            self.actor.finish_training_step()
+            metrics["train/grad_norm"] = clip_gradients(self.actor.policy, self.cfg.gradient_clip_val, self.step)
+            metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimization_step += 1
+            history.append(metrics)
+        self.optimizer.zero_grad()
+        self.actor.finish_training()
+        return {name: sum(m[name] for m in history if name in m) / sum(name in m for m in history)
+                for name in dict.fromkeys(key for m in history for key in m)}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but weights and optimiser state."""
+        return {
+            "step": self.step,
+            "consumed_samples": self.consumed_samples,
+            "optimization_step": self.optimization_step,
+            "epoch": self.prompts.epoch,
+            "prompts": self.prompts.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.step = state["step"]
+        self.consumed_samples = state["consumed_samples"]
+        self.optimization_step = state["optimization_step"]
+        self.prompts.load_state_dict(state["prompts"])
+        self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Load weights, optimiser and state of a checkpoint."""
+        self.load_state_dict(load_checkpoint(checkpoint.path, self.actor.policy, optimizer=self.optimizer))
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        self.checkpoints.save(self.step, self.actor.policy, self.optimizer, self.state_dict())
+
+    def _finish_step(self, metrics: dict[str, float], *, stop_now: bool) -> bool:
+        """Validate, log and save as due; True when the run has to end here."""
+        out_of_time = self.run_timer.is_finished()
+        validate, save, _ = check_progress(
+            self.step,
+            self.max_steps,
+            self.cfg.val_check_interval,
+            self.cfg.save_interval,
+            1.0,
+            run_time_exceeded=out_of_time,
+        )
+        if validate:
+            with self.timer("validation"):
+                metrics |= self.validate(self.step)
+            metrics |= self._timings()
+        self.logger.log_metrics(metrics, step=self.step)
+        if save or (stop_now and self.cfg.save_interval > 0):
+            self.save()
+        return stop_now or out_of_time
+
+    def _timings(self) -> dict[str, float]:
+        return {f"timing/{name}_seconds": seconds for name, seconds in self.timer.consume_durations().items()}
+
+    def _progress_bar(self) -> "tqdm[None]":
+        return tqdm(total=self.max_steps, initial=self.step, desc="MAPO", unit="step", dynamic_ncols=True)
+
+
+def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
+    """Rollout batches of the whole run (NeMo-Aligner's max_epochs and max_steps)."""
+    steps = batches_per_epoch * config.trainer.mapo.max_epochs
+    return steps if config.trainer.mapo.max_steps < 0 else min(steps, config.trainer.mapo.max_steps)
+
+
+def _show(bar: "tqdm[None]", metrics: dict[str, float]) -> None:
+    shown = {
+        "reward": f"{metrics['rollout/reward_mean']:.2f}",
+        "tok/s": f"{metrics['rollout/tokens_per_second']:.0f}",
+    }
+    for label, key in (("acc", "rollout/accuracy"), ("mass", "mapo/audio_mass")):
+        if key in metrics:
+            shown[label] = f"{metrics[key]:.2f}"
+    bar.set_postfix(shown, refresh=False)
+    bar.update()
+
+
+@contextmanager
+def _termination_request() -> Iterator[Callable[[], bool]]:
+    """While active, SIGTERM asks the loop to save and end after the step in progress instead of killing it."""
+    requested = False
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+
+    previous = signal.signal(signal.SIGTERM, remember)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGTERM, previous)

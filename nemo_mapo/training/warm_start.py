@@ -1,0 +1,181 @@
+"""Supervised start of the embedded run: a policy that listens early in its reasoning and leans on its text late."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lhotse.cut import Cut
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.run import WarmStartConfig, WarmStartStageConfig
+from nemo_mapo.data.manifests import example_from_cut, load_cuts
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
+from nemo_mapo.training.optimizer import clip_gradients
+from nemo_mapo.training.references import drop_audio
+from nemo_mapo.training.sequences import response_mask
+from nemo_mapo.training.signals import token_signals
+from nemo_mapo.types import AudioBatch, TokenBatch
+
+_RECIPE_VERSION = 1
+"""Raise when the recipe below changes, so that cached results of the old one are not used."""
+_CLIP_NORM = 1.0
+_BETAS = (0.9, 0.95)
+_WARMUP_SHARE = 0.05
+
+
+def warm_start(
+    model: AudioLLM,
+    config: WarmStartConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_seed: int,
+) -> Path:
+    """Give `model` its warm-start weights, from the cache or by training; return the cached checkpoint.
+
+    The cache's key covers everything the result depends on: recipe, model, data and seeds.
+    """
+    path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, model_seed=model_seed)
+    if not path.exists():
+        _train(model, config, tokenizer)
+        write_checkpoint(path, model)
+    load_checkpoint(path, model)
+    return path
+
+
+def fingerprint(
+    config: WarmStartConfig, model_config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, model_seed: int
+) -> str:
+    """Hash of what the warm-start weights depend on."""
+    recipe = dataclasses.asdict(config)
+    del recipe["cache_dir"]
+    recipe["cuts_path"] = hashlib.sha256(Path(config.cuts_path).read_bytes()).hexdigest()
+    depends_on = {
+        "version": _RECIPE_VERSION,
+        "recipe": recipe,
+        "decoder": dataclasses.asdict(model_config.decoder),
+        "perception": dataclasses.asdict(model_config.perception),
+        "vocabulary": tokenizer.get_vocab(),
+        "model_seed": model_seed,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    cuts = list(load_cuts(config.cuts_path))
+    maker = _BatchMaker(cuts, tokenizer, model, config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=_BETAS, weight_decay=config.weight_decay
+    )
+    total = sum(stage.steps for stage in config.stages)
+    model.train()
+    with tqdm(total=total, desc="warm start", unit="step", dynamic_ncols=True) as bar:
+        for stage in config.stages:
+            for _ in range(stage.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * _cosine_with_warmup(bar.n / total)
+                loss = _supervised_loss(model, maker.batch(stage))
+                optimizer.zero_grad()
+                loss.backward()
+                clip_gradients(model, _CLIP_NORM, bar.n)
+                optimizer.step()
+                bar.set_postfix(stage=stage.target, loss=f"{float(loss):.3f}", refresh=False)
+                bar.update()
+
+
+def _supervised_loss(model: AudioLLM, sequences: TokenBatch) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of the completion tokens."""
+    signals = token_signals(model, sequences, head_reduction=None)
+    mask = response_mask(sequences.completion_lengths, signals.log_probs.shape[1])
+    return -signals.log_probs[mask].mean()
+
+
+def _cosine_with_warmup(progress: float) -> float:
+    if progress < _WARMUP_SHARE:
+        return (progress + 1e-3) / _WARMUP_SHARE
+    return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
+
+
+class _BatchMaker:
+    """Draws cuts and writes what is to be learned about them; everything follows from the recipe's seed."""
+
+    def __init__(
+        self, cuts: list[Cut], tokenizer: PreTrainedTokenizerBase, model: AudioLLM, config: WarmStartConfig
+    ) -> None:
+        self.cuts = cuts
+        self.tokenizer = tokenizer
+        self.model = model
+        self.config = config
+        self.special = SpecialTokens.from_tokenizer(tokenizer)
+        self.rng = np.random.default_rng(config.seed)
+
+    def batch(self, stage: WarmStartStageConfig) -> TokenBatch:
+        """Rows of one step; the share of silent rows comes without audio, as the text-only reference reads it."""
+        chosen = self.rng.choice(len(self.cuts), size=stage.batch_size, replace=False)
+        clips = [torch.from_numpy(self.cuts[index].load_audio()[0]) for index in chosen]
+        prompts, completions = [], []
+        for index, clip in zip(chosen, clips, strict=True):
+            example = example_from_cut(self.cuts[index])
+            prompts.append(encode_prompt(example, self.model.perception.num_tokens(len(clip)), self.tokenizer))
+            text = self._target(self.cuts[index], stage)
+            completions.append([*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id])
+        sequences = _as_token_batch(prompts, completions, clips, self.special.pad_id)
+        silent = round(stage.batch_size * self.config.silence_share)
+        return _with_text_only_rows(sequences, silent, self.special)
+
+    def _target(self, cut: Cut, stage: WarmStartStageConfig) -> str:
+        events = events_from_custom(cut.custom)
+        if stage.target == "caption":
+            return caption_text(events)
+        example = example_from_cut(cut)
+        belief = warm_start_belief(
+            example, self.config.truth_share, self.rng, kind_truth_share=self.config.kind_truth_share
+        )
+        return reasoning_text(events, example, belief, self.rng)
+
+
+def _as_token_batch(
+    prompts: list[list[int]], completions: list[list[int]], clips: list[Tensor], pad_id: int
+) -> TokenBatch:
+    rows = [torch.tensor(prompt + completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    return TokenBatch(
+        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        completion_lengths=torch.tensor([len(completion) for completion in completions]),
+        audio=AudioBatch(
+            waveforms=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
+            lengths=torch.tensor([len(clip) for clip in clips]),
+        ),
+        audio_row=torch.arange(len(clips)),
+    )
+
+
+def _with_text_only_rows(sequences: TokenBatch, count: int, special: SpecialTokens) -> TokenBatch:
+    """The same batch with the audio span dropped from its first `count` rows."""
+    if count == 0:
+        return sequences
+    text = drop_audio(sequences, special)
+    width = sequences.tokens.shape[1] - text.tokens.shape[1]
+    text_tokens = torch.nn.functional.pad(text.tokens, (0, width), value=special.pad_id)
+    without = torch.arange(len(sequences.audio_row)) < count
+    return TokenBatch(
+        tokens=torch.where(without[:, None], text_tokens, sequences.tokens),
+        prompt_lengths=torch.where(without, text.prompt_lengths, sequences.prompt_lengths),
+        completion_lengths=sequences.completion_lengths,
+        audio=sequences.audio,
+        audio_row=sequences.audio_row.masked_fill(without, -1),
+    )
+

@@ -1,0 +1,62 @@
+"""The text-only reference never sees the audio, not even its length."""
+
+from dataclasses import replace
+
+import torch
+from test_sequences import PAD, hand_made_rollouts
+
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.testing.tiny import tiny_audio_llm
+from nemo_mapo.training.references import FrozenReference, drop_audio
+from nemo_mapo.training.sequences import token_batch
+from nemo_mapo.training.signals import token_signals
+
+
+def reference_of(tiny, *, keep_placeholders=False):
+    special = SpecialTokens.from_tokenizer(tiny.tokenizer)
+    return FrozenReference(tiny.model, special, keep_placeholders=keep_placeholders, rows_per_pass=2)
+
+
+def test_text_entropies_are_those_of_the_model_given_the_text_alone():
+    tiny = tiny_audio_llm()
+    reference = reference_of(tiny)
+    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    entropies = reference.text_entropy(sequences)
+    audio_ids = {tiny.token_id(name) for name in ("<|audio_start|>", "<|audio|>", "<|audio_end|>")}
+    for row in range(4):
+        total = int(sequences.prompt_lengths[row] + sequences.completion_lengths[row])
+        text = [token for token in sequences.tokens[row, :total].tolist() if token not in audio_ids]
+        logits = tiny.model(torch.tensor([text]), sequences.audio.select(torch.tensor([], dtype=torch.int64)),
+                            torch.tensor([-1])).logits[0].log_softmax(-1)  # fmt: skip
+        completion = int(sequences.completion_lengths[row])
+        expected = -(logits.exp() * logits).sum(-1)[len(text) - completion - 1 : len(text) - 1]
+        torch.testing.assert_close(entropies[row, :completion], expected, atol=1e-5, rtol=1e-5)
+        assert (entropies[row, completion:] == 0).all()
+
+
+def test_text_entropies_do_not_depend_on_what_is_heard_or_for_how_long():
+    tiny = tiny_audio_llm()
+    reference = reference_of(tiny)
+    special = SpecialTokens.from_tokenizer(tiny.tokenizer)
+    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    other = replace(sequences, audio=replace(sequences.audio, waveforms=sequences.audio.waveforms.flip(1)))
+    assert torch.equal(reference.text_entropy(sequences), reference.text_entropy(other))
+    text = drop_audio(sequences, special)
+    assert not torch.isin(text.tokens, torch.tensor([special.audio_id, special.audio_start_id])).any()
+
+
+def test_keep_placeholders_leaves_the_positions_without_audio_behind_them():
+    tiny = tiny_audio_llm()
+    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    kept = reference_of(tiny, keep_placeholders=True).text_entropy(sequences)
+    dropped = reference_of(tiny).text_entropy(sequences)
+    heard = token_signals(tiny.model, sequences, head_reduction=None).entropy_nats
+    assert (kept - dropped).abs().max() > 1e-3
+    assert (kept - heard).abs().max() > 1e-3
+    louder = replace(sequences, audio=replace(sequences.audio, waveforms=sequences.audio.waveforms * 3))
+    assert torch.equal(kept, reference_of(tiny, keep_placeholders=True).text_entropy(louder))
+
+
+def test_the_reference_is_frozen():
+    reference = reference_of(tiny_audio_llm())
+    assert not any(parameter.requires_grad for parameter in reference.model.parameters())
