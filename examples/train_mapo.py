@@ -2,10 +2,14 @@
 
 import sys
 
-from nemo.core.config import hydra_runner
-from omegaconf import DictConfig
+from nemo_mapo.console import quiet_upstream, show_own_messages
 
-from nemo_mapo.config.load import ConfigError, register_defaults, validate
+quiet_upstream()
+
+from nemo.core.config import hydra_runner  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from nemo_mapo.config.load import ConfigError, register_defaults, validate  # noqa: E402
 
 register_defaults()
 
@@ -13,13 +17,18 @@ register_defaults()
 @hydra_runner(config_path="../conf", config_name="train_mapo")
 def main(composed: DictConfig) -> None:
     """Check the composed config, then run it."""
+    show_own_messages()
     try:
         config = validate(composed)
     except ConfigError as error:
         sys.exit(str(error))
     from nemo_mapo.launch import run
 
-    directory = run(config)
+    quiet_upstream()
+    try:
+        directory = run(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     print(f"report: {directory / 'report.html'}")
 
 

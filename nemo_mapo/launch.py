@@ -1,29 +1,26 @@
 """Assembles a run from its config and carries it through: start weights, training, test, report."""
 
 import json
+import logging
 import resource
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
-from nemo.utils import logging
 from nemo.utils.exp_manager import exp_manager
 from nemo_aligner.utils.distributed import Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch.utils.data import DataLoader
 
-from nemo_mapo.config.load import as_plain
 from nemo_mapo.config.run import DatasetConfig, RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
-from nemo_mapo.grounding.tagger import Tagger, build_tagger
+from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_single_process, install_cpu_host
 from nemo_mapo.reports.report import write_report
@@ -33,101 +30,63 @@ from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint
 from nemo_mapo.training.optimizer import build_optimizer
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.records import JsonLines, JsonLinesLogger
+from nemo_mapo.training.records import JsonLinesLogger
 from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.run_directory import RunDirectory, open_run_directory
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.trainer import MapoTrainer, total_steps
 from nemo_mapo.training.warm_start import warm_start
 from nemo_mapo.types import PromptBatch
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class RunFiles:
-    """The files of a run directory."""
-
-    directory: Path
-
-    @property
-    def metrics(self) -> Path:
-        """One flat object a step."""
-        return self.directory / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Distributed checkpoints, one directory a step."""
-        return self.directory / "checkpoints"
-
-    def forget_after(self, step: int) -> None:
-        """Drop what an interrupted run recorded after its last checkpoint."""
-        for name in ("metrics.jsonl", "rollouts.jsonl", "profiles.jsonl"):
-            JsonLines(self.directory / name).forget_after(step)
+ENDED_EARLY = "ended before its last step; continue with exp_manager.resume_if_exists=true"
 
 
 def run(config: RunConfig) -> Path:
     """Train as `config` says, evaluate on the test split, write the report; return the run directory."""
     started = time.time()
-    files = open_run_directory(config)
+    directory = open_run_directory(config)
     _set_up_host(config)
     for split in (config.data.train_ds, config.data.validation_ds, config.data.test_ds):
         if split is not None:
             validate_manifest(split)
-    parts = Assembly(config, files)
+    parts = Assembly(config, directory)
     trainer = parts.trainer
     checkpoint = trainer.checkpoints.latest() if config.exp_manager.resume_if_exists else None
-    files.forget_after(checkpoint.state["step"] if checkpoint else -1)
+    directory.forget_after(checkpoint.state["step"] if checkpoint else -1)
     if checkpoint:
         trainer.resume(checkpoint)
-        logging.info(f"resuming after step {trainer.step} from {checkpoint.path}")
+        logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
     finished = trainer.fit()
     summary: dict[str, Any] = {
-        "title": files.directory.name,
+        "title": directory.path.name,
         "started": _clock(started),
-        "finished": _clock(time.time()),
-        "seconds_total": time.time() - started,
-        "peak_rss_gb": peak_rss_gb(),
         "pos_tagger": parts.tagger.name,
-        "events": [] if finished else [{"step": trainer.step, "message": "ended early; resume with exp_manager.resume_if_exists=true"}],
     }
     if finished and config.data.test_ds is not None:
         summary["test"] = parts.test()
-    (files.directory / "run.json").write_text(json.dumps(summary, indent=2) + "\n")
-    write_report(files.directory)
-    return files.directory
-
-
-def open_run_directory(config: RunConfig) -> RunFiles:
-    """Create the run directory, or refuse one that holds another run.
-
-    Raises:
-        ValueError: if it cannot be written, or already holds a run that is not to be resumed.
-    """
-    files = RunFiles(directory=Path(config.exp_manager.explicit_log_dir))
-    try:
-        files.checkpoints.mkdir(parents=True, exist_ok=True)
-        (files.directory / "config.yaml").open("a").close()
-    except OSError as error:
-        raise ValueError(
-            f"exp_manager.explicit_log_dir={files.directory}: cannot write there ({error.strerror}); choose another"
-        ) from error
-    if files.metrics.exists() and not config.exp_manager.resume_if_exists:
-        raise ValueError(
-            f"exp_manager.explicit_log_dir={files.directory} already holds a run; choose another directory, "
-            "or set exp_manager.resume_if_exists=true to continue it"
-        )
-    (files.directory / "config.yaml").write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
-    return files
+    summary |= {
+        "finished": _clock(time.time()),
+        "seconds_total": time.time() - started,
+        "peak_rss_gb": peak_rss_gb(),
+        "events": [] if finished else [{"step": trainer.step, "message": ENDED_EARLY}],
+    }
+    directory.summary.write_text(json.dumps(summary, indent=2) + "\n")
+    write_report(directory.path)
+    return directory.path
 
 
 class Assembly:
     """Every part of a run, built once and in order."""
 
-    def __init__(self, config: RunConfig, files: RunFiles) -> None:
+    def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
         self.config = config
-        self.files = files
+        self.directory = directory
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
-        self.tagger = _choose_tagger()
+        self.tagger = build_tagger()
         self.policy = self._build_model()
         self.reference_model = self._build_model()
         self._load_start_weights()
@@ -137,19 +96,18 @@ class Assembly:
             keep_placeholders=config.objective.keep_placeholders,
             rows_per_pass=config.model.micro_batch_size,
         )
-        self.profiles = JsonLines(files.directory / "profiles.jsonl")
         self.validator = self._evaluator(config.data.validation_ds)
         self.trainer = self._build_trainer()
 
     def test(self) -> dict[str, float]:
         """Evaluate start and final policy on the test split, which nothing else reads."""
         assert self.config.data.test_ds is not None
-        evaluator = self._evaluator(self.config.data.test_ds)
+        evaluator = self._evaluator(self.config.data.test_ds, detailed=True)
         step = self.trainer.step
         before = evaluator(self.reference_model, self._backend(self.reference_model), step=0, split="test")
         after = evaluator(self.policy, self._backend(self.policy), step=step, split="test")
         self.reference_model.eval()
-        self.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
+        self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
         return test_summary(before, after)
 
     def validate(self, step: int) -> dict[str, float]:
@@ -183,20 +141,19 @@ class Assembly:
         dataset = PromptDataset(self.tokenizer, self.policy.perception.num_tokens)
         return build_dataloader(split, prompt_dataset=dataset, drop_last=drop_last)
 
-    def _evaluator(self, split: DatasetConfig) -> Evaluator:
+    def _evaluator(self, split: DatasetConfig, *, detailed: bool = False) -> Evaluator:
         return Evaluator(
             self._dataloader(split),
             rewards=self.config.rewards,
             sampling=self.config.rollout.sampling,
             special=self.special,
             reference=self.reference,
+            detailed=detailed,
         )
 
     def _build_trainer(self) -> MapoTrainer:
         config = self.config
-        prompts = PromptStream(
-            self._dataloader(config.data.train_ds, drop_last=True), config.data.train_ds.batch_size
-        )
+        prompts = PromptStream(self._dataloader(config.data.train_ds, drop_last=True), config.data.train_ds.batch_size)
         steps = total_steps(config, prompts.batches_per_epoch) * config.steps_per_generation
         optimizer, scheduler = build_optimizer(self.policy, config.model.optim, steps)
         actor = MapoActor(
@@ -217,14 +174,14 @@ class Assembly:
             scheduler,
             prompts,
             self.validate,
-            CustomLoggerWrapper(experiment_loggers(config, self.files)),
-            SampleWriter(self.files.directory, self.tokenizer, config.objective),
-            CheckpointStore(self.files.checkpoints, keep=config.trainer.mapo.keep_checkpoints),
+            CustomLoggerWrapper(experiment_loggers(config, self.directory)),
+            SampleWriter(self.directory.rollouts, self.tokenizer, config.objective),
+            CheckpointStore(self.directory.checkpoints, keep=config.trainer.mapo.keep_checkpoints),
             Timer(config.trainer.mapo.max_time_per_run),
         )
 
 
-def experiment_loggers(config: RunConfig, files: RunFiles) -> list[Any]:
+def experiment_loggers(config: RunConfig, directory: RunDirectory) -> list[Any]:
     """metrics.jsonl, and what NeMo's experiment manager sets up (TensorBoard, W&B, log files)."""
     host = pl.Trainer(
         accelerator=config.trainer.accelerator,
@@ -239,18 +196,17 @@ def experiment_loggers(config: RunConfig, files: RunFiles) -> list[Any]:
     exp_manager(
         host,
         {
-            "explicit_log_dir": settings.explicit_log_dir,
+            "explicit_log_dir": str(directory.logs),
             "create_tensorboard_logger": settings.create_tensorboard_logger,
             "create_wandb_logger": settings.create_wandb_logger,
             "wandb_logger_kwargs": settings.wandb_logger_kwargs or None,
             "create_checkpoint_callback": False,
             "log_step_timing": False,
             "log_tflops_per_sec_per_gpu": False,
-            # Our checkpoints decide about resuming; NeMo's resume would move metrics.jsonl away.
             "resume_if_exists": False,
         },
     )
-    return [JsonLinesLogger(files.metrics), *host.loggers]
+    return [JsonLinesLogger(directory.metrics), *host.loggers]
 
 
 def test_summary(before: Evaluation, after: Evaluation) -> dict[str, float]:
@@ -284,14 +240,8 @@ def _set_up_host(config: RunConfig) -> None:
     torch.manual_seed(config.seed)
 
 
-def _choose_tagger() -> Tagger:
-    tagger = build_tagger()
-    logging.info(f"part-of-speech tagger of the gate: {tagger.name}")
-    return tagger
-
-
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-__all__ = ["Assembly", "RunFiles", "run"]
+__all__ = ["Assembly", "run"]

@@ -99,7 +99,8 @@ class RolloutBatch:
     response_mask: Bool[Tensor, "batch time"]
     old_log_probs: Float[Tensor, "batch time"]
     ref_log_probs: Float[Tensor, "batch time"]
-    text_ref_entropy_nats: Float[Tensor, "batch time"]
+    text_ref_entropy_nats: Float[Tensor, "batch time"] | None
+    """None when neither loss nor curves ask for it (plain GRPO with log_grounding off)."""
     pos_gate: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
@@ -119,7 +120,8 @@ class ObjectiveInputs:
     ref_log_probs: Float[Tensor, "batch time"]
     entropy_nats: Float[Tensor, "batch time"]
     """H(pi_theta), detached."""
-    text_ref_entropy_nats: Float[Tensor, "batch time"]
+    text_ref_entropy_nats: Float[Tensor, "batch time"] | None
+    """H(pi_textref); None is allowed with mask = none and eta = 0 only."""
     audio_mass: Float[Tensor, "batch time"] | None
     """a_t, differentiable; None when nothing was captured (allowed with eta = 0 only)."""
     pos_gate: Bool[Tensor, "batch time"]

@@ -60,7 +60,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} must be a multiple of num_query_groups={self.num_query_groups}"
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_query_groups={self.num_query_groups}"
             )
         if self.kv_channels % 8:
             raise ValueError(f"kv_channels={self.kv_channels} must be a multiple of 8 (attention kernels need it)")
@@ -130,7 +131,8 @@ class ModelConfig:
             raise ValueError(f"target_layers={list(self.target_layers)} names a layer twice")
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} must be a multiple of micro_batch_size={self.micro_batch_size}"
+                f"global_batch_size={self.global_batch_size} must be a multiple of "
+                f"micro_batch_size={self.micro_batch_size}"
             )
 
     @property

@@ -58,13 +58,13 @@ class ObjectiveConfig:
     overlong_filter: bool = False
     """Leave completions cut at the length limit out of the policy gradient."""
     overlong_buffer: Annotated[int, Field(ge=0)] = 0
-    """Soft overlong penalty: reward falls linearly by up to 1 over the last this many tokens before the limit; 0 is off."""
+    """Soft overlong penalty: reward falls linearly by up to 1 over this many tokens before the limit; 0 is off."""
     head_reduction: Literal["max", "mean"] = "max"
     """How the audio mass of a layer's heads becomes one number."""
     keep_placeholders: bool = False
     """Text reference keeps the audio positions (without audio embeddings) instead of dropping span and markers."""
-    log_audio_mass: bool = True
-    """Measure the audio mass for the curves even where eta = 0."""
+    log_grounding: bool = True
+    """Measure audio mass and differential entropy for the curves even where no term of the loss needs them."""
     pos_tags: tuple[str, ...] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
     """Universal part-of-speech tags that count as substantive."""
 
@@ -80,4 +80,9 @@ class ObjectiveConfig:
     @property
     def captures_audio_mass(self) -> bool:
         """Whether any consumer asks for the audio attention mass."""
-        return self.eta > 0 or self.log_audio_mass
+        return self.eta > 0 or self.log_grounding
+
+    @property
+    def uses_text_reference(self) -> bool:
+        """Whether any consumer asks for the differential entropy (and the gate)."""
+        return self.mask == "relevance" or self.eta > 0 or self.log_grounding

@@ -200,8 +200,8 @@ class RunConfig:
         longest = self.model.decoder.max_position_embeddings
         if self.rollout.sampling.max_new_tokens >= longest:
             raise ValueError(
-                f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens} does not fit the position range: "
-                f"it must be below model.decoder.max_position_embeddings={longest}"
+                f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens} does not fit the position "
+                f"range: it must be below model.decoder.max_position_embeddings={longest}"
             )
 
     @property

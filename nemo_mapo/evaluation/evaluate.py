@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.run import RewardsConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.profile import PositionProfile
@@ -17,8 +18,8 @@ from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.samples import sample_record
 from nemo_mapo.training.scoring import score_rollouts
 from nemo_mapo.training.sequences import response_mask, token_batch
-from nemo_mapo.training.signals import token_signals_in_parts
-from nemo_mapo.types import AudioBatch, PromptBatch
+from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
+from nemo_mapo.types import AudioBatch, PromptBatch, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,11 @@ class Evaluator:
         sampling: SamplingConfig,
         special: SpecialTokens,
         reference: FrozenReference,
+        detailed: bool = False,
     ) -> None:
+        """`detailed` also measures the mean over heads, which costs another pass."""
         self.batches = tuple(batches)
+        self.detailed = detailed
         self.rewards = rewards
         self.sampling = replace(sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
         self.special = special
@@ -111,22 +115,27 @@ class Evaluator:
             records=tuple(records),
         )
 
-    def _add_profile(self, profile: PositionProfile, policy: AudioLLM, sequences: Any) -> None:
-        rows = self.reference.rows_per_pass
-        by_max = token_signals_in_parts(policy, sequences, head_reduction="max", rows_per_pass=rows)
-        by_mean = token_signals_in_parts(policy, sequences, head_reduction="mean", rows_per_pass=rows)
+    def _add_profile(self, profile: PositionProfile, policy: AudioLLM, sequences: TokenBatch) -> None:
+        signals = self._signals(policy, sequences, "max")
         text_entropy = self.reference.text_entropy(sequences)
-        assert by_max.audio_mass is not None and by_mean.audio_mass is not None
-        profile.add(
-            response_mask(sequences.completion_lengths, by_max.log_probs.shape[1]),
-            {
-                "audio_mass_max": by_max.audio_mass,
-                "audio_mass_mean": by_mean.audio_mass,
-                "delta_h_nats": text_entropy - by_max.entropy_nats,
-                "text_entropy_nats": text_entropy,
-                "policy_entropy_nats": by_max.entropy_nats,
-            },
-        )
+        curves = {
+            "audio_mass_max": _captured(signals),
+            "delta_h_nats": text_entropy - signals.entropy_nats,
+            "text_entropy_nats": text_entropy,
+            "policy_entropy_nats": signals.entropy_nats,
+        }
+        if self.detailed:
+            curves["audio_mass_mean"] = _captured(self._signals(policy, sequences, "mean"))
+        profile.add(response_mask(sequences.completion_lengths, text_entropy.shape[1]), curves)
+
+    def _signals(self, policy: AudioLLM, sequences: TokenBatch, reduction: HeadReduction) -> TokenSignals:
+        rows = self.reference.rows_per_pass
+        return token_signals_in_parts(policy, sequences, head_reduction=reduction, rows_per_pass=rows)
+
+
+def _captured(signals: TokenSignals) -> Tensor:
+    assert signals.audio_mass is not None
+    return signals.audio_mass
 
 
 def _silenced(prompts: PromptBatch) -> PromptBatch:

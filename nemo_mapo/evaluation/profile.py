@@ -17,11 +17,18 @@ class PositionProfile:
     def __init__(self) -> None:
         self.count = torch.zeros(NUM_BINS, dtype=torch.float64)
         self.sums: dict[str, Tensor] = {}
+        self.third_counts = torch.zeros(3, dtype=torch.float64)
+        self.third_mass = torch.zeros(3, dtype=torch.float64)
 
     def add(self, mask: Bool[Tensor, "batch time"], signals: dict[str, Float[Tensor, "batch time"]]) -> None:
         """Count the tokens that `mask` keeps."""
         lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
-        bins = (torch.arange(mask.shape[1]) * NUM_BINS // lengths)[mask]
+        # The middle of a token, (2 t + 1) / (2 T) with t from 0, decides where it belongs.
+        middle = 2 * torch.arange(mask.shape[1]) + 1
+        bins = (middle * NUM_BINS // (2 * lengths))[mask]
+        thirds = (middle * 3 // (2 * lengths))[mask]
+        self.third_counts.index_add_(0, thirds, torch.ones_like(thirds, dtype=torch.float64))
+        self.third_mass.index_add_(0, thirds, signals["audio_mass_max"][mask].double())
         self.count.index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
         for name, values in signals.items():
             total = self.sums.setdefault(name, torch.zeros(NUM_BINS, dtype=torch.float64))
@@ -33,12 +40,11 @@ class PositionProfile:
 
     def thirds(self) -> dict[str, float]:
         """Audio mass over all tokens, in the first and in the last third."""
-        edge = NUM_BINS // 3
-        mass = self.sums["audio_mass_max"]
+        early, _, late = (self.third_mass / self.third_counts).tolist()
         return {
-            "audio_mass": float(mass.sum() / self.count.sum()),
-            "audio_mass_early": float(mass[:edge].sum() / self.count[:edge].sum()),
-            "audio_mass_late": float(mass[-edge:].sum() / self.count[-edge:].sum()),
+            "audio_mass": float(self.third_mass.sum() / self.third_counts.sum()),
+            "audio_mass_early": early,
+            "audio_mass_late": late,
             "delta_h_nats": float(self.sums["delta_h_nats"].sum() / self.count.sum()),
         }
 

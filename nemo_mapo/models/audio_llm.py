@@ -41,9 +41,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         params_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.session = AttentionSession(config.resolved_target_layers)
-        decoder = build_decoder(
-            config.decoder, vocab_size=vocab_size, session=self.session, params_dtype=params_dtype
-        )
+        decoder = build_decoder(config.decoder, vocab_size=vocab_size, session=self.session, params_dtype=params_dtype)
         super().__init__(config=decoder.config)
         self.decoder = decoder
         self.perception = build_perception(config.perception, config.decoder.hidden_size, sample_rate)

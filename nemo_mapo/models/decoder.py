@@ -16,7 +16,7 @@ from nemo_mapo.config.model import DecoderConfig
 
 
 class RMSNorm(nn.Module):
-    """RMS layer norm in Megatron's constructor signature (Megatron's own torch wrapper refuses sequence parallelism)."""
+    """RMS layer norm in Megatron's constructor signature (its own torch wrapper refuses sequence parallelism)."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object) -> None:
         super().__init__()

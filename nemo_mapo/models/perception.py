@@ -1,6 +1,7 @@
 """Perception: waveform in, embeddings of the decoder's width out, one per audio placeholder token."""
 
 import math
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -51,8 +52,7 @@ class ConvPerception(nn.Module):
         )
         widths = [config.mel_bins] + [config.channels] * int(math.log2(config.downsampling))
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(fan_in, fan_out, kernel_size=3, stride=2, padding=1)
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv1d(fan_in, fan_out, kernel_size=3, stride=2, padding=1) for fan_in, fan_out in pairwise(widths)
         )
         self.context = nn.Conv1d(widths[-1], config.channels, kernel_size=3, padding=1)
         self.projection = nn.Sequential(nn.LayerNorm(config.channels), nn.Linear(config.channels, hidden_size))

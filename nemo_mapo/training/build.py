@@ -13,6 +13,4 @@ def build_audio_llm(
     """Build with weights drawn from `seed`, whatever the state of the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AudioLLM(
-            config, vocab_size=vocab_size, audio_token_id=special.audio_id, sample_rate=sample_rate
-        )
+        return AudioLLM(config, vocab_size=vocab_size, audio_token_id=special.audio_id, sample_rate=sample_rate)

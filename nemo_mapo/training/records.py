@@ -43,8 +43,8 @@ def _is_kept(line: str, step: int) -> bool:
 class JsonLinesLogger:
     """metrics.jsonl in the shape that NeMo-Aligner's logger wrapper calls."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = JsonLines(path)
+    def __init__(self, file: JsonLines) -> None:
+        self.file = file
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """One flat object a step, keys sorted."""

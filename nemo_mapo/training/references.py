@@ -15,9 +15,7 @@ from nemo_mapo.types import TokenBatch
 class FrozenReference:
     """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one frozen model."""
 
-    def __init__(
-        self, model: AudioLLM, special: SpecialTokens, *, keep_placeholders: bool, rows_per_pass: int
-    ) -> None:
+    def __init__(self, model: AudioLLM, special: SpecialTokens, *, keep_placeholders: bool, rows_per_pass: int) -> None:
         self.model = model.eval().requires_grad_(False)
         self.special = special
         self.keep_placeholders = keep_placeholders
@@ -25,9 +23,7 @@ class FrozenReference:
 
     def log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
         """log pi_ref of each completion token given text and audio, nats."""
-        signals = token_signals_in_parts(
-            self.model, sequences, head_reduction=None, rows_per_pass=self.rows_per_pass
-        )
+        signals = token_signals_in_parts(self.model, sequences, head_reduction=None, rows_per_pass=self.rows_per_pass)
         return signals.log_probs
 
     def text_entropy(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
@@ -39,9 +35,7 @@ class FrozenReference:
         text_only = without_audio(sequences)
         if not self.keep_placeholders:
             text_only = drop_audio(text_only, self.special)
-        signals = token_signals_in_parts(
-            self.model, text_only, head_reduction=None, rows_per_pass=self.rows_per_pass
-        )
+        signals = token_signals_in_parts(self.model, text_only, head_reduction=None, rows_per_pass=self.rows_per_pass)
         return signals.entropy_nats
 
 

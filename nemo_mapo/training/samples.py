@@ -1,6 +1,5 @@
 """rollouts.jsonl: completions to read, with what the objective thought of each of their tokens."""
 
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -21,10 +20,8 @@ _DIGITS = 4
 class SampleWriter:
     """Appends the best and the worst completion of each step's first prompt."""
 
-    def __init__(
-        self, run_dir: Path, tokenizer: PreTrainedTokenizerBase, objective: ObjectiveConfig
-    ) -> None:
-        self.file = JsonLines(run_dir / "rollouts.jsonl")
+    def __init__(self, file: JsonLines, tokenizer: PreTrainedTokenizerBase, objective: ObjectiveConfig) -> None:
+        self.file = file
         self.tokenizer = tokenizer
         self.objective = objective
 
@@ -43,13 +40,13 @@ class SampleWriter:
             global_sequences=len(batch.advantages),
             global_tokens=int(batch.sequences.completion_lengths.sum()),
         )
-        omega, nu = token_weights(inputs, self.objective)
-        arrays = {
-            "omega": omega,
-            "nu": nu,
-            "delta_h_nats": batch.text_ref_entropy_nats - signals.entropy_nats,
-        }
-        return arrays if signals.audio_mass is None else {**arrays, "audio_mass": signals.audio_mass}
+        arrays: dict[str, Float[Tensor, "batch time"]] = {}
+        if batch.text_ref_entropy_nats is not None:
+            arrays["omega"], arrays["nu"] = token_weights(inputs, self.objective)
+            arrays["delta_h_nats"] = batch.text_ref_entropy_nats - signals.entropy_nats
+        if signals.audio_mass is not None:
+            arrays["audio_mass"] = signals.audio_mass
+        return arrays
 
     def _record(
         self,

@@ -17,9 +17,9 @@ from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import Tagger
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
-from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.registry import RewardSample
+from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.sequences import response_mask, token_batch
 from nemo_mapo.training.signals import TokenSignals
@@ -61,15 +61,16 @@ class RolloutScorer:
 
     def __call__(self, rollouts: Rollouts, actor: MapoActor, timer: Timer) -> ScoredRollouts:
         """Compute rewards, advantages, gate, log pi_old, log pi_ref and text-reference entropies."""
-        gate_future = self._gate_worker.submit(self._gate, rollouts)
+        wanted = self.objective.uses_text_reference
+        gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, rollouts)
         sequences = token_batch(rollouts, pad_id=self.special.pad_id)
-        with timer("references"):
+        with timer("reference"):
             signals = actor.get_inference_signals(sequences)
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
-            text_entropy = actor.reference.text_entropy(sequences)
+            text_entropy = actor.reference.text_entropy(sequences) if wanted else None
         with timer("rewards"):
             table = score_rollouts(rollouts, self.rewards)
-            totals = torch.tensor(table.total) - self._overlong_penalty(rollouts)
+            totals = torch.tensor(table.total) + self._overlong_penalty(rollouts)
         gate, gate_metrics = gate_future.result()
         batch = RolloutBatch(
             sequences=sequences,
@@ -135,6 +136,11 @@ def rollout_metrics(rollouts: Rollouts, table: RewardTable) -> dict[str, float]:
         "rollout/finished_share": float(_finished(rollouts).float().mean()),
     }
     return metrics | {f"rollout/{name}": _mean(values) for name, values in table.by_reward.items()}
+
+
+def _open_gate(rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
+    """Every token, for an objective that asks for no gate."""
+    return torch.ones(rollouts.completions.shape, dtype=torch.bool), {}
 
 
 def _finished(rollouts: Rollouts) -> Bool[Tensor, " batch"]:

@@ -73,12 +73,13 @@ def select_batch(batch: RolloutBatch, rows: slice) -> RolloutBatch:
     """A part of the rows of everything; times cut to the longest completion kept."""
     sequences = select_rows(batch.sequences, rows)
     longest = int(sequences.completion_lengths.max())
+    text_entropy = batch.text_ref_entropy_nats
     return RolloutBatch(
         sequences=sequences,
         response_mask=batch.response_mask[rows, :longest],
         old_log_probs=batch.old_log_probs[rows, :longest],
         ref_log_probs=batch.ref_log_probs[rows, :longest],
-        text_ref_entropy_nats=batch.text_ref_entropy_nats[rows, :longest],
+        text_ref_entropy_nats=None if text_entropy is None else text_entropy[rows, :longest],
         pos_gate=batch.pos_gate[rows, :longest],
         advantages=batch.advantages[rows],
         accuracy_rewards=batch.accuracy_rewards[rows],

@@ -77,9 +77,7 @@ def fingerprint(
 def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     cuts = list(load_cuts(config.cuts_path))
     maker = _BatchMaker(cuts, tokenizer, model, config)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=_BETAS, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=_BETAS, weight_decay=config.weight_decay)
     total = sum(stage.steps for stage in config.stages)
     model.train()
     with tqdm(total=total, desc="warm start", unit="step", dynamic_ncols=True) as bar:
@@ -178,4 +176,3 @@ def _with_text_only_rows(sequences: TokenBatch, count: int, special: SpecialToke
         audio=sequences.audio,
         audio_row=sequences.audio_row.masked_fill(without, -1),
     )
-

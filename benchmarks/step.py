@@ -1,0 +1,145 @@
+"""Seconds per step of GRPO and MAPO on the same tokens, split by phase: `python benchmarks/step.py`.
+
+GRPO here needs neither text-only reference, POS gate nor audio mass. Both are timed on one rollout batch of random
+completions, in alternation; the ratio is the median over pairs. Generation is the same for both and timed once.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.run import RewardsConfig, RolloutConfig, SamplingConfig
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.synthetic import SyntheticCorpusConfig, plan_split
+from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.grounding.tagger import build_tagger
+from nemo_mapo.platform import initialize_single_process, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.scoring import RolloutScorer
+from nemo_mapo.types import AudioBatch, PromptBatch
+
+SAMPLE_RATE = 16000
+CLIP_SAMPLES = 2 * SAMPLE_RATE
+OBJECTIVES = {
+    "grpo": ObjectiveConfig(mask="none", eta=0.0, log_grounding=False),
+    "mapo": ObjectiveConfig(),
+}
+
+
+class PhaseTimer:
+    """Collects seconds by phase in the shape that the scorer calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> "PhaseTimer._Phase":
+        return PhaseTimer._Phase(self.seconds, name)
+
+    class _Phase:
+        def __init__(self, seconds: dict[str, float], name: str) -> None:
+            self.seconds, self.name = seconds, name
+
+        def __enter__(self) -> None:
+            self.started = time.perf_counter()
+
+        def __exit__(self, *_: object) -> None:
+            self.seconds[self.name] = time.perf_counter() - self.started
+
+
+def main() -> None:
+    """Time, and print one table."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    install_cpu_host()
+    initialize_single_process()
+    step_of, rollout_seconds = prepare(arguments)
+    for step in step_of.values():
+        step()
+    pairs = [{name: step() for name, step in step_of.items()} for _ in range(arguments.pairs)]
+    report(pairs, rollout_seconds)
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[str, float]]], float]:
+    """Build the embedded model and one rollout batch; return a timed step of each objective."""
+    tokenizer = build_tokenizer()
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    config = ModelConfig(target_layers=(3, 4))
+
+    def build():
+        return build_audio_llm(config, vocab_size=len(tokenizer), special=special, sample_rate=SAMPLE_RATE, seed=0)
+
+    policy, frozen = build(), build()
+    backend = MegatronRollout(policy, tokenizer, batch_size=64)
+    prompts = prompt_batch(arguments.prompts, policy.perception.num_tokens(CLIP_SAMPLES), tokenizer, special.pad_id)
+    sampling = SamplingConfig(min_new_tokens=arguments.tokens, max_new_tokens=arguments.tokens)
+    started = time.perf_counter()
+    seeds = torch.arange(arguments.prompts * arguments.group_size)
+    rollouts = backend.generate(prompts, sampling, group_size=arguments.group_size, seeds=seeds)
+    rollout_seconds = time.perf_counter() - started
+    # The gate keeps what it learned about a word sequence; new completions every step would not profit from that.
+    tagger = replace(build_tagger(download=False), tag=build_tagger(download=False).tag)
+
+    def step(objective: ObjectiveConfig) -> dict[str, float]:
+        reference = FrozenReference(frozen, special, keep_placeholders=False, rows_per_pass=config.micro_batch_size)
+        actor = MapoActor(policy, backend, reference, objective, micro_batch_size=config.micro_batch_size)
+        scorer = RolloutScorer(tokenizer, special, tagger, RewardsConfig(), objective, RolloutConfig())
+        timer = PhaseTimer()
+        scored = scorer(rollouts, actor, timer)
+        with timer("train"):
+            actor.get_loss_and_metrics(scored.batch, forward_only=False)
+        policy.zero_grad()
+        return timer.seconds
+
+    return {name: (lambda objective=objective: step(objective)) for name, objective in OBJECTIVES.items()}, rollout_seconds
+
+
+def prompt_batch(count, audio_tokens, tokenizer, pad_id) -> PromptBatch:
+    """Prompts of the embedded corpus over noise."""
+    clips = plan_split(SyntheticCorpusConfig(train=count, validation=0, test=0), "train")
+    rows = [torch.tensor(encode_prompt(clip.example, audio_tokens, tokenizer)) for clip in clips]
+    return PromptBatch(
+        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
+        lengths=torch.tensor([len(row) for row in rows]),
+        audio=AudioBatch(
+            waveforms=torch.randn(count, CLIP_SAMPLES) * 0.1, lengths=torch.full((count,), CLIP_SAMPLES)
+        ),
+        audio_row=torch.arange(count),
+        examples=tuple(clip.example for clip in clips),
+    )
+
+
+def report(pairs: list[dict[str, dict[str, float]]], rollout_seconds: float) -> None:
+    """Median seconds by phase and the paired ratio of the whole step."""
+    print(f"{'phase':<12}{'GRPO s':>9}{'MAPO s':>9}")
+    print(f"{'rollout':<12}{rollout_seconds:>9.2f}{rollout_seconds:>9.2f}")
+    for phase in pairs[0]["mapo"]:
+        medians = [statistics.median(pair[name][phase] for pair in pairs) for name in OBJECTIVES]
+        print(f"{phase:<12}{medians[0]:>9.2f}{medians[1]:>9.2f}")
+    totals = [{name: rollout_seconds + sum(pair[name].values()) for name in OBJECTIVES} for pair in pairs]
+    print(f"{'step':<12}" + "".join(f"{statistics.median(t[name] for t in totals):>9.2f}" for name in OBJECTIVES))
+    ratio = statistics.median(total["mapo"] / total["grpo"] for total in totals)
+    print(f"MAPO / GRPO, median of {len(pairs)} pairs: {ratio:.2f}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=63, help="length of every completion (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Synthesise the embedded corpus: clips of sounds with questions, as FLAC files, Lhotse manifests and a tokenizer."""
+
+import argparse
+from pathlib import Path
+
+from nemo_mapo.data.synthetic import SPLITS, SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
+
+_EPILOG = """
+The result depends on the arguments alone: run again with the same ones, and nothing is done; with others, the corpus is
+made anew. Use it with
+  data.train_ds.input_cfg=[{type: lhotse, cuts_path: OUTPUT/cuts_train.jsonl.gz}] data.tokenizer=OUTPUT/tokenizer
+The manifests are described in data/lhotse_manifests/README.md.
+"""
+
+
+def _arguments() -> argparse.Namespace:
+    defaults = SyntheticCorpusConfig()
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory to write (made if it does not exist)")
+    for split in SPLITS:
+        size = getattr(defaults, split)
+        described = f"{split} clips (default {size})"
+        parser.add_argument(f"--{split}", type=int, default=size, metavar="CLIPS", help=described)
+    parser.add_argument("--seed", type=int, default=defaults.seed, help=f"seed of every clip (default {defaults.seed})")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write the corpus and say where its parts are."""
+    arguments = _arguments()
+    try:
+        config = SyntheticCorpusConfig(
+            train=arguments.train, validation=arguments.validation, test=arguments.test, seed=arguments.seed
+        )
+        made = write_corpus(config, arguments.output)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print("written:" if made else "already there:")
+    for split in SPLITS:
+        print(f"  {manifest_path(arguments.output, split)}")
+    print(f"  {tokenizer_path(arguments.output)}")
+
+
+if __name__ == "__main__":
+    main()

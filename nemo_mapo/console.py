@@ -1,0 +1,36 @@
+"""What a user sees on the terminal: our own messages and progress bars, not the start-up chatter of upstream."""
+
+import logging
+import os
+import sys
+import warnings
+
+
+def quiet_upstream() -> None:
+    """Hide upstream's warnings and information; errors stay. Set PYTHONWARNINGS=default to see everything.
+
+    NeMo's log files in the run directory are as quiet as the terminal; ours go to the logger `nemo_mapo`.
+    """
+    if os.environ.get("PYTHONWARNINGS"):
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("datasets", "lightning.pytorch", "torch.distributed", "megatron"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    # Imports reset filters; NeMo also shows Python's warnings itself.
+    warnings.simplefilter("ignore")
+
+
+def show_own_messages() -> logging.Logger:
+    """Send what this package logs to the terminal, once."""
+    logger = logging.getLogger("nemo_mapo")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO)
+    return logger

@@ -1,0 +1,138 @@
+"""The part-of-speech gate g_t: which tokens of a completion carry substance (paper Eq. 3 and Appendix E)."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from nemo_mapo.grounding.surface import Surface, SurfaceReader, Tokenizer
+from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger, default_tagger
+from nemo_mapo.grounding.words import sentences_of
+
+FallbackReason = Literal["empty", "misaligned", "no_substantive_token"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """The gate of one completion."""
+
+    gate: tuple[bool, ...]
+    """g_t for every token id given, trailing padding included (False there)."""
+    fallback: FallbackReason | None
+    """Why the gate is all ones over the real tokens instead of following the tags; None where it follows them."""
+
+
+class GateBatch(NamedTuple):
+    """The gates of a batch of completions."""
+
+    gate: Bool[Tensor, "batch time"]
+    """Right-padded with False, on the CPU."""
+    fallbacks: dict[str, int]
+    """Completions that fell back, by reason; reasons that did not occur are left out."""
+
+
+def pos_token_gate(
+    token_ids: Sequence[int], tokenizer: Tokenizer, tags: Collection[str], tagger: Tagger | None = None
+) -> GateResult:
+    """Gate the tokens of one completion by the part of speech of the word they belong to.
+
+    g_t = 1 where token t carries a character of a word with a part tagged as one of `tags`. All tokens of a word share
+    its gate; a contraction is one word, substantive when its host or its clitic is (don't = do + n't). Special
+    tokens, markup such as `<think>` or `</answer>` (also spelled over several tokens), punctuation and white space
+    are never substantive.
+
+    Without a usable gate the real tokens, all but the trailing padding, get ones, and `fallback` says why:
+    `misaligned` (tokens cannot be laid over the decoded text), `no_substantive_token`, or `empty` (no real token at
+    all; its gate is all False).
+
+    Args:
+        token_ids: a completion, its stop token included; trailing pad ids are allowed.
+        tokenizer: a Hugging Face tokenizer, fast or slow.
+        tags: universal tags that count as substantive.
+        tagger: from `build_tagger`; None takes `default_tagger()`.
+
+    Raises:
+        ValueError: `tags` is empty or names something that is not a universal tag.
+    """
+    substantive = _checked_tags(tags)
+    return _gate(token_ids, SurfaceReader(tokenizer), tokenizer, substantive, tagger or default_tagger())
+
+
+def gate_batch(
+    completions: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    tags: Collection[str],
+    tagger: Tagger,
+    width: int | None = None,
+) -> GateBatch:
+    """Gate a batch of completions (see `pos_token_gate`) and pad the gates to one width.
+
+    Args:
+        completions: token ids of each completion, of different lengths.
+        tokenizer: a Hugging Face tokenizer.
+        tags: universal tags that count as substantive.
+        tagger: from `build_tagger`.
+        width: time axis of the result; None is the longest completion.
+
+    Raises:
+        ValueError: bad `tags`, or a completion longer than `width`.
+    """
+    substantive = _checked_tags(tags)
+    reader = SurfaceReader(tokenizer)
+    results = [_gate(completion, reader, tokenizer, substantive, tagger) for completion in completions]
+    longest = max((len(result.gate) for result in results), default=0)
+    if width is not None and width < longest:
+        raise ValueError(f"width={width} is shorter than the longest completion ({longest} tokens)")
+    gate = torch.zeros(len(results), longest if width is None else width, dtype=torch.bool)
+    for row, result in enumerate(results):
+        gate[row, : len(result.gate)] = torch.tensor(result.gate, dtype=torch.bool)
+    return GateBatch(gate, dict(Counter(result.fallback for result in results if result.fallback is not None)))
+
+
+def _checked_tags(tags: Collection[str]) -> frozenset[str]:
+    known = UNIVERSAL_TAGS - {"."}
+    unknown = sorted(set(tags) - known)
+    if not tags or unknown:
+        raise ValueError(f"tags={sorted(tags)}: {unknown or 'none'} given; choose from {sorted(known)}")
+    return frozenset(tags)
+
+
+def _gate(
+    token_ids: Sequence[int], reader: SurfaceReader, tokenizer: Tokenizer, tags: frozenset[str], tagger: Tagger
+) -> GateResult:
+    real = _real_length(token_ids, tokenizer)
+    padding = (False,) * (len(token_ids) - real)
+    if real == 0:
+        return GateResult(gate=padding, fallback="empty")
+    all_ones = (True,) * real + padding
+    surface = reader.read(token_ids[:real])
+    if surface is None:
+        return GateResult(gate=all_ones, fallback="misaligned")
+    tokens = _substantive_tokens(surface, tags, tagger)
+    if not tokens:
+        return GateResult(gate=all_ones, fallback="no_substantive_token")
+    return GateResult(gate=tuple(index in tokens for index in range(real)) + padding, fallback=None)
+
+
+def _real_length(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Count the tokens before the trailing padding; where pad doubles as stop token, the first of the run is real."""
+    pad = tokenizer.pad_token_id
+    length = len(token_ids)
+    while length and token_ids[length - 1] == pad:
+        length -= 1
+    return length + (length < len(token_ids) and pad == tokenizer.eos_token_id)
+
+
+def _substantive_tokens(surface: Surface, tags: frozenset[str], tagger: Tagger) -> frozenset[int]:
+    tokens: set[int] = set()
+    for sentence in sentences_of(surface.text):
+        tagged = iter(tagger.tag([part for unit in sentence for part in unit.parts]))
+        for unit in sentence:
+            unit_tags = {next(tagged)[1] for _ in unit.parts}
+            if unit.is_word and unit_tags & tags:
+                tokens.update(*surface.owners[unit.start : unit.end])
+    return frozenset(tokens)

@@ -1,0 +1,179 @@
+"""Log-probability and entropy of the predicted distribution, in one chunked pass over the logits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Block = tuple[slice, slice]
+
+
+def log_probs_and_entropy(
+    logits: Float[Tensor, "batch time vocab"],
+    targets: Int[Tensor, "batch time"],
+    *,
+    chunk_size: int,
+    process_group: dist.ProcessGroup | None = None,
+    vocab_start: int = 0,
+) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+    """Log-probability of each target and entropy of each distribution, without a float32 copy of the logits.
+
+    log p(y) = z_y - log sum_v e^{z_v};   H = log sum_v e^{z_v} - sum_v p_v z_v   (full vocabulary, temperature 1).
+
+    At most `chunk_size` rows of the vocabulary are upcast at a time, in the forward pass and in the backward pass,
+    which recomputes the softmax and returns a gradient of the logits' dtype. Any memory layout of `logits` will do; no
+    contiguous copy is made.
+
+    Args:
+        logits: next-token logits at the positions that predict the targets. With `process_group`, this rank's shard of
+            the vocabulary. An entry of -inf has probability zero; columns that only pad the vocabulary must be -inf.
+        targets: ids in the whole vocabulary; padding needs a valid id too.
+        chunk_size: rows (token positions) upcast together.
+        process_group: ranks that hold the shards of the vocabulary, every one with the same `targets`. The sums over
+            the vocabulary are reduced here (twice, whatever the number of chunks). The gradient of each shard is
+            complete without communication, given that every rank back-propagates the same loss.
+        vocab_start: id of this shard's first column.
+
+    Returns:
+        Log-probabilities in nats, differentiable in `logits`, and entropies in nats, which carry no gradient; float32,
+        or float64 for float64 logits. Where no entry of the vocabulary is finite there is no distribution: the
+        log-probability is -inf, the entropy 0 and the gradient 0. NaN logits give NaN, and so does the log-probability
+        of a target that none, or more than one, of several shards holds.
+
+    Raises:
+        ValueError: shapes that do not match, a chunk size below 1, or a shard offset without a process group.
+        RuntimeError: from torch, for a target beyond a vocabulary that is not sharded.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"targets {tuple(targets.shape)} do not match logits {tuple(logits.shape)} without the last axis"
+        )
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if vocab_start != 0 and process_group is None:
+        raise ValueError(f"vocab_start={vocab_start} needs the process group that holds the other shards")
+    apply: Callable[..., tuple[Tensor, Tensor]] = _LogProbsAndEntropy.apply
+    return apply(logits, targets, chunk_size, process_group, vocab_start)
+
+
+class _LogProbsAndEntropy(torch.autograd.Function):
+    """Custom because autograd neither recomputes per chunk nor differentiates through an in-place all-reduce."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        chunk_size: int,
+        process_group: dist.ProcessGroup | None,
+        vocab_start: int,
+    ) -> tuple[Tensor, Tensor]:
+        targets = targets.long()
+        sums = _sum_over_shard(logits, targets - vocab_start, chunk_size, whole=process_group is None)
+        if process_group is not None:
+            sums = _sum_over_ranks(sums, process_group)
+        ctx.save_for_backward(logits, targets, sums.peak, sums.exp_sum)
+        ctx.chunk_size, ctx.vocab_start, ctx.whole = chunk_size, vocab_start, process_group is None
+        impossible = sums.exp_sum == 0
+        log_sum = sums.exp_sum.log()
+        log_probs = (sums.target_logit - sums.peak - log_sum).masked_fill_(impossible, -torch.inf)
+        log_probs.masked_fill_(sums.owners != 1, torch.nan)
+        entropy_nats = (log_sum - sums.weighted_sum / sums.exp_sum).masked_fill_(impossible, 0.0)
+        ctx.mark_non_differentiable(entropy_nats)
+        return log_probs, entropy_nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_log_probs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, peak, exp_sum = ctx.saved_tensors
+        impossible = exp_sum == 0
+        grad_log_probs = grad_log_probs.masked_fill(impossible, 0.0)
+        softmax_factor = -grad_log_probs / exp_sum.masked_fill(impossible, 1.0)
+        grad_logits = torch.empty_like(logits)
+        for block in _blocks(targets.shape, ctx.chunk_size):
+            column, owned = _locate(targets[block] - ctx.vocab_start, logits.shape[-1], whole=ctx.whole)
+            grad = logits[block].to(peak.dtype, copy=True)
+            grad.sub_(peak[block].unsqueeze(-1)).exp_().mul_(softmax_factor[block].unsqueeze(-1))
+            grad.scatter_add_(-1, column.unsqueeze(-1), (grad_log_probs[block] * owned).unsqueeze(-1))
+            grad_logits[block] = grad
+        return grad_logits, None, None, None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VocabSums:
+    """What log-probability and entropy need of a distribution; with z = logit - peak, every field `[batch, time]`."""
+
+    peak: Tensor
+    exp_sum: Tensor
+    """sum e^z"""
+    weighted_sum: Tensor
+    """sum e^z z"""
+    target_logit: Tensor
+    owners: Tensor
+    """Shards that hold the target: one, or the target is no id of the vocabulary."""
+
+
+def _sum_over_shard(logits: Tensor, shard_targets: Tensor, chunk_size: int, *, whole: bool) -> _VocabSums:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    # Finite, so that differences with it are finite even where a whole shard is -inf; halved, so that they fit.
+    floor = torch.finfo(dtype).min / 2
+    peak, exp_sum, weighted_sum, target_logit, owners = torch.empty(
+        5, *shard_targets.shape, dtype=dtype, device=logits.device
+    )
+    for block in _blocks(shard_targets.shape, chunk_size):
+        column, owned = _locate(shard_targets[block], logits.shape[-1], whole=whole)
+        # Upcast once, into a copy that the steps below may overwrite.
+        shifted = logits[block].to(dtype, copy=True)
+        target = shifted.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+        # Not `target * owned`: 0 * -inf is NaN.
+        target_logit[block] = target.masked_fill(~owned, 0.0)
+        owners[block] = owned.to(dtype)
+        peak[block] = shifted.amax(-1).clamp(min=floor)
+        # Clamped, because 0 * -inf would be NaN in the weighted sum too.
+        shifted.sub_(peak[block].unsqueeze(-1)).clamp_(min=floor)
+        exp = shifted.exp()
+        exp_sum[block] = exp.sum(-1)
+        weighted_sum[block] = exp.mul_(shifted).sum(-1)
+    return _VocabSums(peak=peak, exp_sum=exp_sum, weighted_sum=weighted_sum, target_logit=target_logit, owners=owners)
+
+
+def _sum_over_ranks(local: _VocabSums, process_group: dist.ProcessGroup) -> _VocabSums:
+    """Shift every shard's sums to the common peak, then add them: e^{z - d} (z - d) for d = peak - local peak."""
+    peak = local.peak.clone()
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=process_group)
+    shift = local.peak - peak
+    scale = shift.exp()
+    sums = torch.stack(
+        [
+            local.exp_sum * scale,
+            (local.weighted_sum + local.exp_sum * shift) * scale,
+            local.target_logit,
+            local.owners,
+        ]
+    )
+    dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=process_group)
+    exp_sum, weighted_sum, target_logit, owners = sums
+    return _VocabSums(peak=peak, exp_sum=exp_sum, weighted_sum=weighted_sum, target_logit=target_logit, owners=owners)
+
+
+def _locate(shard_targets: Tensor, columns: int, *, whole: bool) -> tuple[Tensor, Tensor]:
+    """Column of each target and whether this shard has it; for a whole vocabulary torch itself refuses a bad id."""
+    if whole:
+        return shard_targets, torch.ones_like(shard_targets, dtype=torch.bool)
+    owned = (shard_targets >= 0) & (shard_targets < columns)
+    return shard_targets.masked_fill(~owned, 0), owned
+
+
+def _blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
+    """Cut `[batch, time]` into blocks of at most `chunk_size` positions, by views that suit any memory layout."""
+    batch, time = shape
+    rows = min(batch, chunk_size)
+    for first_row in range(0, batch, max(rows, 1)):
+        columns = chunk_size // rows
+        for first_column in range(0, time, columns):
+            yield slice(first_row, first_row + rows), slice(first_column, first_column + columns)

@@ -1,0 +1,208 @@
+"""The ablation's page: variants x seeds in one table, paired with the baseline, and one page of plots."""
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from nemo_mapo.reports.ablation import (
+    ACCURACY,
+    DEFAULT_BASELINE,
+    LATE_MASS,
+    SILENT,
+    TOKENS,
+    AblationRun,
+    Comparison,
+    Measure,
+    Table,
+    comparison_markdown,
+    difference_note,
+    difference_table,
+    read_runs,
+    summary_note,
+    summary_table,
+)
+from nemo_mapo.reports.estimates import estimate
+from nemo_mapo.reports.loading import series
+from nemo_mapo.reports.outcome import chance_accuracy
+from nemo_mapo.reports.plots import SMOOTHING_SHARE, Level, Scale, moving_mean
+from nemo_mapo.reports.report import REPORT_FILE
+from nemo_mapo.reports.seed_plots import Band, Group, bands_svg, groups_svg
+from nemo_mapo.reports.theme import figure_html, grid_html, page
+
+__all__ = ["AblationRun", "write_comparison"]
+
+MARKDOWN_FILE = "comparison.md"
+HTML_FILE = "comparison.html"
+
+SHARE = Scale(label="accuracy", kind="percent")
+
+FROM_ZERO = Scale(label="accuracy", kind="percent", bottom=0.0)
+"""For accuracy near chance: a tight axis would make noise look like an effect."""
+
+POINT_FIGURES = (
+    (ACCURACY, "Held-out accuracy", SHARE, "Accuracy at the end of training."),
+    (SILENT, "Accuracy with silence", SHARE, "The audio replaced by silence: should lie at chance, the dotted line."),
+    (LATE_MASS, "Late audio mass", Scale(label="share of attention"), "Over the last third of a completion."),
+    (TOKENS, "Length", Scale(label="tokens per completion"), "Mean length of completions at the end of training."),
+)
+
+CURVE_FIGURES = (
+    ("val/accuracy", "Held-out accuracy", SHARE, "On the validation split; step 0 is the start."),
+    ("val/accuracy_silent", "Accuracy with silence", FROM_ZERO, "Should stay at chance, the dotted line."),
+    ("rollout/reward_mean", "Reward in training", Scale(label="reward, points"), "Weighted sum of the rewards."),
+    (
+        "mapo/audio_mass_late",
+        "Late audio mass in training",
+        Scale(label="share of attention"),
+        "Attention on the audio over the last third of sampled completions: what the attention loss should lift.",
+    ),
+    (
+        "rollout/completion_tokens",
+        "Length of training completions",
+        Scale(label="tokens per completion"),
+        "A variant that shortens its reasoning may do so at the cost of listening.",
+    ),
+    (
+        "train/kl_loss",
+        "KL to the reference",
+        Scale(label="nats per token", bottom=0.0),
+        "How far each variant has moved from the start policy: compare accuracies at similar distance.",
+    ),
+)
+
+POINTS_NOTE = "One dot a seed; the bar is the mean, the line its 95 % interval; grey threads join the same seed."
+BANDS_NOTE = "Mean over seeds; the band reaches from the lowest to the highest seed."
+
+
+def write_comparison(rows: Sequence[AblationRun], output_dir: Path, *, baseline: str = DEFAULT_BASELINE) -> Path:
+    """Write `comparison.md` (the tables) and `comparison.html` (tables and plots); return the path of the latter.
+
+    Args:
+        rows: Finished runs. Variants may have different seeds; differences are taken over shared ones.
+        output_dir: Created if missing.
+        baseline: Variant that the others are compared with (letter case does not matter).
+
+    Raises:
+        ValueError: no rows, or a variant has a seed twice.
+        RunFileError: as `load_run`.
+    """
+    comparison = read_runs(rows, baseline=baseline)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / MARKDOWN_FILE).write_text(comparison_markdown(comparison), encoding="utf-8")
+    path = output_dir / HTML_FILE
+    path.write_text(page(title="Ablation", body=_body(comparison, output_dir)), encoding="utf-8")
+    return path
+
+
+def _body(comparison: Comparison, output_dir: Path) -> str:
+    runs = sum(len(seeds) for seeds in comparison.variants.values())
+    parts = [
+        "<h1>Ablation</h1>",
+        f'<p class="sub">{len(comparison.variants)} variants, {runs} runs</p>',
+        "<h2>Means over seeds</h2>",
+        _html_table(summary_table(comparison)),
+        f'<p class="note">{escape(summary_note(comparison))}</p>',
+    ]
+    if comparison.baseline is not None:
+        parts += [
+            f"<h2>Differences to {escape(comparison.baseline)}</h2>",
+            _html_table(difference_table(comparison)),
+            f'<p class="note">{escape(difference_note(comparison.baseline))}</p>',
+        ]
+    points = [_points(comparison, number) for number in range(len(POINT_FIGURES))]
+    curves = [_curves(comparison, number) for number in range(len(CURVE_FIGURES))]
+    parts += ["<h2>Seeds</h2>", f'<p class="lead">{POINTS_NOTE}</p>', grid_html([item for item in points if item])]
+    parts += [
+        "<h2>Curves</h2>",
+        f'<p class="lead">{BANDS_NOTE}</p>',
+        _key(comparison),
+        grid_html([item for item in curves if item]),
+    ]
+    parts.append(_runs(comparison, output_dir))
+    return "\n".join(parts)
+
+
+def _html_table(table: Table) -> str:
+    header, rows = table
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
+    body = "\n".join(
+        "<tr>"
+        + "".join(f"<td>{escape(text)}{f'<small>{escape(hint)}</small>' if hint else ''}</td>" for text, hint in row)
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _points(comparison: Comparison, number: int) -> str:
+    measure, title, scale, caption = POINT_FIGURES[number]
+    groups = [
+        Group(label=variant, colour=comparison.colour(variant), values=values, estimate=found)
+        for variant in comparison.variants
+        if (values := _unscaled(comparison, variant, measure)) and (found := estimate([*values.values()]))
+    ]
+    if not groups:
+        return ""
+    svg = groups_svg(f"points-{number}", groups, scale, _chance(comparison) if measure is SILENT else ())
+    return figure_html(title=title, svg=svg, caption=caption)
+
+
+def _curves(comparison: Comparison, number: int) -> str:
+    key, title, scale, caption = CURVE_FIGURES[number]
+    bands = [band for variant in comparison.variants if (band := _band(comparison, variant, key)) is not None]
+    if not bands:
+        return ""
+    levels = _chance(comparison) if key == "val/accuracy_silent" else ()
+    return figure_html(title=title, svg=bands_svg(f"curve-{number}", bands, scale, levels), caption=caption)
+
+
+def _band(comparison: Comparison, variant: str, key: str) -> Band | None:
+    """Mean and range over seeds at the steps that all seeds of the variant have, smoothed unless held-out."""
+    curves = [series(files.metrics, key) for files, _ in comparison.variants[variant].values()]
+    curves = [curve for curve in curves if len(curve)]
+    if not curves:
+        return None
+    steps = curves[0].steps
+    for curve in curves[1:]:
+        steps = np.intersect1d(steps, curve.steps)
+    if not len(steps):
+        return None
+    window = 1 if key.startswith("val/") else max(1, round(SMOOTHING_SHARE * len(steps)))
+    values = np.stack([moving_mean(curve.values[np.isin(curve.steps, steps)], window) for curve in curves])
+    return Band(label=variant, colour=comparison.colour(variant), steps=steps, values=values)
+
+
+def _unscaled(comparison: Comparison, variant: str, measure: Measure) -> dict[int, float]:
+    return {seed: value / measure.factor for seed, value in comparison.values(variant, measure).items()}
+
+
+def _chance(comparison: Comparison) -> list[Level]:
+    rollouts = [
+        item for seeds in comparison.variants.values() for files, _ in seeds.values() for item in files.rollouts
+    ]
+    return [Level(label="chance", value=chance_accuracy(rollouts))]
+
+
+def _key(comparison: Comparison) -> str:
+    entries = "".join(
+        f'<span><i style="background:{comparison.colour(variant)}"></i>{escape(variant)}</span>'
+        for variant in comparison.variants
+    )
+    return f'<div class="key">{entries}</div>'
+
+
+def _runs(comparison: Comparison, output_dir: Path) -> str:
+    items = []
+    for variant, seeds in comparison.variants.items():
+        for seed, (files, _) in seeds.items():
+            # Relative, so that the directory of an ablation can be moved or served as a whole.
+            report = Path(os.path.relpath(files.run_dir / REPORT_FILE, output_dir)).as_posix()
+            text = escape(f"{variant}, seed {seed}")
+            exists = (files.run_dir / REPORT_FILE).is_file()
+            notes = escape(" ".join(files.notes))
+            link = f'<a href="{escape(report, quote=True)}">{text}</a>' if exists else text
+            items.append(f'<li>{link} <span class="note">{notes}</span></li>')
+    return f"<h2>Runs</h2><ul>{''.join(items)}</ul>"

@@ -1,0 +1,134 @@
+"""The charts of a run report, drawn: each function turns run files into `<figure>` elements."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from nemo_mapo.reports import theme
+from nemo_mapo.reports.loading import Record, RunFiles, Series, is_number, section, series
+from nemo_mapo.reports.outcome import chance_accuracy
+from nemo_mapo.reports.panels import PHASE_ORDER, Curve, Panel
+from nemo_mapo.reports.plots import Level, Line, Profile, Scale, curves_svg, profiles_svg, stacked_svg
+from nemo_mapo.reports.theme import figure_html
+
+
+def is_recorded(panel: Panel, files: RunFiles) -> bool:
+    """Whether any metric of the chart has a value."""
+    return any(len(series(files.metrics, curve.key)) for curve in panel.curves)
+
+
+def panel_figure(panel: Panel, files: RunFiles) -> str | None:
+    """Draw a chart; None where there is nothing to show."""
+    lines = [_line(curve, files.metrics, panel.scale) for curve in panel.curves]
+    if not any(len(line.series) for line in lines):
+        return None
+    if panel.only_if_positive and not any((line.series.values > 0).any() for line in lines):
+        return None
+    svg = curves_svg(panel.name, lines, panel.scale, _levels(panel.level, files))
+    return figure_html(title=panel.title, svg=svg, caption=panel.caption)
+
+
+def timing_figure(files: RunFiles) -> str | None:
+    """Draw the split of a step's time; None without timings."""
+    parts = [
+        Line(label=phase.replace("_", " "), colour=colour, series=series(files.metrics, f"timing/{phase}_seconds"))
+        for phase, colour in zip(_phases(files.metrics), cycle(theme.PHASES), strict=False)
+    ]
+    if not any(len(part.series) for part in parts):
+        return None
+    total = series(files.metrics, "timing/step_seconds")
+    svg = stacked_svg("timing", parts, total, Scale(label="seconds per step"))
+    return figure_html(
+        title="Where the time goes",
+        svg=svg,
+        caption="Seconds of each phase, stacked; the line is the measured step. The stack may stand above it: the "
+        "part-of-speech gate runs beside the reference passes, and validation follows a step. Steps that take over "
+        "three "
+        "times the usual are cut off.",
+    )
+
+
+def profile_figures(files: RunFiles) -> list[str]:
+    """Draw mass, differential entropy and entropies by relative position, before and after training."""
+    last = {label: _last_profile(files.profiles, label) for label in ("before", "after")}
+    mass = _profiles(last, "audio_mass_max", "strongest head") + _profiles(
+        last, "audio_mass_mean", "mean of heads", True
+    )
+    delta = _profiles(last, "delta_h_nats")
+    entropy = _profiles(last, "policy_entropy_nats", "policy") + _profiles(last, "text_entropy_nats", "text only", True)
+    figures: list[str] = []
+    if mass:
+        svg = profiles_svg("profile-mass", mass, Scale(label="share of attention", bottom=0.0))
+        caption = (
+            "Audio mass from the first to the last token. A line that sinks to the right is a model that stops "
+            "listening; "
+            "after training it should stay up. Solid: strongest head, as in the objective; dashed: mean of the heads."
+        )
+        figures.append(figure_html(title="Audio mass along the completion", svg=svg, caption=caption))
+    if delta:
+        svg = profiles_svg("profile-delta-h", delta, Scale(label="nats"), [Level(label="", value=0.0)])
+        caption = (
+            "Entropy of the reader without audio minus entropy of the policy. Above zero the audio settles what text "
+            "leaves open; at zero the next token does not depend on the audio."
+        )
+        figures.append(figure_html(title="Differential entropy Δh along the completion", svg=svg, caption=caption))
+    if entropy:
+        svg = profiles_svg("profile-entropy", entropy, Scale(label="nats", bottom=0.0))
+        caption = (
+            "The two parts of Δh. Text-only entropy alone does not show where the audio matters: it is also high where "
+            "many wordings would do."
+        )
+        figures.append(figure_html(title="Entropies along the completion", svg=svg, caption=caption))
+    return figures
+
+
+def _phases(records: Sequence[Record]) -> list[str]:
+    """Phases with a duration in the metrics, in the order of a step."""
+    keys = {key for record in records for key in record}
+    names = {key.removeprefix("timing/").removesuffix("_seconds") for key in keys if key.startswith("timing/")}
+    known = [phase for phase in PHASE_ORDER if phase in names]
+    return known + sorted(names - set(known) - {"step"})
+
+
+def _line(curve: Curve, records: Sequence[Record], scale: Scale) -> Line:
+    found = series(records, curve.key)
+    if scale.kind == "log":
+        # Signed terms are shown by size; a log axis has no place for exact zeros.
+        kept = found.values != 0
+        found = Series(steps=found.steps[kept], values=np.abs(found.values[kept]))
+    line = Line(label=curve.label, colour=curve.colour, series=found, dashed=curve.dashed)
+    return replace(line, style="measured") if curve.key.startswith("val/") else line
+
+
+def _levels(name: str, files: RunFiles) -> list[Level]:
+    if name == "chance":
+        return [Level(label="chance", value=chance_accuracy(files.rollouts))]
+    value = section(files.config, "objective").get(name)
+    return [Level(label="cap", value=float(value))] if name and is_number(value) else []
+
+
+def _last_profile(profiles: Sequence[Record], label: str) -> Record:
+    found = [profile for profile in profiles if profile.get("label") == label]
+    return max(found, key=lambda profile: int(profile["step"])) if found else {}
+
+
+def _profiles(last: Mapping[str, Record], key: str, name: str = "", dashed: bool = False) -> list[Profile]:
+    colours = {"before": theme.BEFORE, "after": theme.AFTER}
+    found: list[Profile] = []
+    for label, record in last.items():
+        pairs = _pairs(record.get("position"), record.get(key))
+        if pairs:
+            position, values = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+            text = f"{label}, {name}" if name else label
+            found.append(Profile(label=text, colour=colours[label], position=position, values=values, dashed=dashed))
+    return found
+
+
+def _pairs(position: Any, values: Any) -> list[tuple[float, float]]:
+    """Bins with both numbers; bins without any token carry null."""
+    if not isinstance(position, list) or not isinstance(values, list):
+        return []
+    return [(x, y) for x, y in zip(position, values, strict=False) if is_number(x) and is_number(y)]

@@ -1,0 +1,119 @@
+"""The directory that holds everything about a run; opened once, never shared by two different runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_mapo.config.load import as_plain
+from nemo_mapo.config.run import RunConfig
+from nemo_mapo.training.records import JsonLines
+
+_MAY_CHANGE = (
+    "exp_manager",
+    "trainer.num_threads",
+    "trainer.mapo.max_epochs",
+    "trainer.mapo.max_steps",
+    "trainer.mapo.val_check_interval",
+    "trainer.mapo.save_interval",
+    "trainer.mapo.max_time_per_run",
+    "trainer.mapo.keep_checkpoints",
+    "warm_start.cache_dir",
+)
+"""Keys that a resumed run may set differently: they decide how long and how often, not what is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """Paths of a run's files."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> JsonLines:
+        """One flat object a step."""
+        return JsonLines(self.path / "metrics.jsonl")
+
+    @property
+    def rollouts(self) -> JsonLines:
+        """Completions to read."""
+        return JsonLines(self.path / "rollouts.jsonl")
+
+    @property
+    def profiles(self) -> JsonLines:
+        """Audio mass and differential entropy along completions."""
+        return JsonLines(self.path / "profiles.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Distributed checkpoints, one directory a step."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """NeMo's experiment manager writes here: its own directory, because it moves what it finds into run_N."""
+        return self.path / "logs"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """Times, memory, test figures; written when the run ends."""
+        return self.path / "run.json"
+
+    def forget_after(self, step: int) -> None:
+        """Drop what an interrupted run recorded after its last checkpoint."""
+        for file in (self.metrics, self.rollouts, self.profiles):
+            file.forget_after(step)
+
+
+def open_run_directory(config: RunConfig) -> RunDirectory:
+    """Create or reopen the run directory and write the resolved config into it.
+
+    Raises:
+        ValueError: if it cannot be written, or holds a run that is not to be resumed or was configured differently.
+    """
+    directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
+    where = f"exp_manager.explicit_log_dir={directory.path}"
+    try:
+        directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        directory.config.open("a").close()
+    except OSError as error:
+        raise ValueError(f"{where}: cannot write there ({error.strerror}); choose another directory") from error
+    if directory.metrics.path.exists():
+        if not config.exp_manager.resume_if_exists:
+            raise ValueError(
+                f"{where} already holds a run; choose another directory, "
+                "or set exp_manager.resume_if_exists=true to continue it"
+            )
+        _refuse_other_config(where, yaml.safe_load(directory.config.read_text()), as_plain(config))
+    replacement = directory.config.with_suffix(".rewritten")
+    replacement.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
+    replacement.replace(directory.config)
+    return directory
+
+
+def _refuse_other_config(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = [
+        f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise ValueError(
+            f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "
+            "directory:\n" + "\n".join(changed)
+        )
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat

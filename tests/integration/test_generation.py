@@ -1,0 +1,385 @@
+"""Generation with a KV cache against the slow way: the training forward over the whole row, one row at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from jaxtyping import Float, Int
+from megatron.core.inference.contexts import StaticInferenceContext
+from torch import Tensor
+
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.objective.logprobs import log_probs_and_entropy
+from nemo_mapo.rollout.kv_cache import take_rows
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.rollout.sampling import sampling_distribution
+from nemo_mapo.testing.tiny import CONTROL_TOKENS, SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
+
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
+FREE = SamplingConfig(temperature=1.0, max_new_tokens=20)
+WHOLE_BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TinyAudioLLM:
+    return tiny_audio_llm()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied head", "untied head"])
+def either_head(request: pytest.FixtureRequest) -> TinyAudioLLM:
+    return tiny_audio_llm(tied=request.param)
+
+
+@pytest.fixture(params=["equal", "unequal", "some without audio"])
+def prompts(request: pytest.FixtureRequest, tiny: TinyAudioLLM) -> PromptBatch:
+    without_audio = (1, 3) if request.param == "some without audio" else ()
+    return tiny_prompt_batch(tiny, num_prompts=4, equal_lengths=request.param == "equal", without_audio=without_audio)
+
+
+def stop_ids(tiny: TinyAudioLLM) -> list[int]:
+    """The end of turn and a few words, so that random weights stop at all sorts of lengths."""
+    return [tiny.token_id(token) for token in ("<|end|>", "deep", "is", ".")]
+
+
+def backend(tiny: TinyAudioLLM, *, batch_size: int = WHOLE_BATCH, stops: list[int] | None = None) -> MegatronRollout:
+    return MegatronRollout(tiny.model, tiny.tokenizer, batch_size=batch_size, stop_token_ids=stops)
+
+
+def seeds(count: int, first: int = 100) -> Int[Tensor, " batch"]:
+    return torch.arange(first, first + count)
+
+
+def rows_of(prompts: PromptBatch, rows: list[int]) -> PromptBatch:
+    """Some prompts, in the order named; all clips stay."""
+    return replace(
+        prompts,
+        tokens=prompts.tokens[rows],
+        lengths=prompts.lengths[rows],
+        audio_row=prompts.audio_row[rows],
+        examples=tuple(prompts.examples[row] for row in rows),
+    )
+
+
+def training_logits(
+    tiny: TinyAudioLLM, prompts: PromptBatch, prompt: int, completion: Int[Tensor, " time"]
+) -> Float[Tensor, "time vocab"]:
+    """Logits that predict each token of one completion, from the training forward over the row alone."""
+    prefix = prompts.tokens[prompt, : prompts.lengths[prompt]]
+    row = torch.cat((prefix, completion))[None]
+    clip = prompts.audio_row[prompt : prompt + 1]
+    tiny.model.train()
+    logits = tiny.model(row, prompts.audio, clip).logits[0].detach()
+    return logits[len(prefix) - 1 : -1]
+
+
+def sampled(rollouts: Rollouts, row: int, field: Tensor) -> Tensor:
+    """A row's values without the padding."""
+    return field[row, : rollouts.completion_lengths[row]]
+
+
+def test_the_megatron_backend_is_a_rollout_backend(tiny: TinyAudioLLM) -> None:
+    assert isinstance(backend(tiny), RolloutBackend)
+
+
+def test_greedy_generation_is_the_argmax_of_the_training_forward_token_by_token(
+    either_head: TinyAudioLLM, prompts: PromptBatch
+) -> None:
+    rollouts = backend(either_head).generate(prompts, GREEDY, group_size=1, seeds=seeds(4))
+    never = [either_head.token_id(token) for token in CONTROL_TOKENS if token != "<|end|>"]
+    for row in range(4):
+        tokens = sampled(rollouts, row, rollouts.completions)
+        logits = training_logits(either_head, prompts, row, tokens)
+        assert tokens.tolist() == logits.index_fill(1, torch.tensor(never), float("-inf")).argmax(-1).tolist()
+        assert sampled(rollouts, row, rollouts.sampling_log_probs).tolist() == [0.0] * len(tokens)
+
+
+def test_behaviour_log_probs_are_those_of_the_training_forward(either_head: TinyAudioLLM, prompts: PromptBatch) -> None:
+    rollouts = backend(either_head, stops=stop_ids(either_head)).generate(prompts, FREE, group_size=6, seeds=seeds(24))
+    lengths = rollouts.completion_lengths.sort().values
+    assert lengths[12] * 2 < lengths[-1], "some rows must outlive most, or dropping finished rows goes untested"
+    for row in range(24):
+        tokens = sampled(rollouts, row, rollouts.completions)
+        logits = training_logits(either_head, prompts, row // 6, tokens)
+        expected, _ = log_probs_and_entropy(logits[None], tokens[None], chunk_size=len(tokens))
+        torch.testing.assert_close(sampled(rollouts, row, rollouts.log_probs), expected[0], atol=1e-4, rtol=0)
+
+
+def test_sampling_log_probs_are_those_of_the_filtered_distribution(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+    sampling = SamplingConfig(
+        temperature=1.3, top_k=8, top_p=0.9, repetition_penalty=1.2, min_new_tokens=3, max_new_tokens=10
+    )
+    rollouts = backend(tiny, stops=stop_ids(tiny)).generate(prompts, sampling, group_size=2, seeds=seeds(8))
+    never = [tiny.token_id(token) for token in CONTROL_TOKENS if token != "<|end|>"]
+    for row in range(8):
+        tokens = sampled(rollouts, row, rollouts.completions)
+        logits = training_logits(tiny, prompts, row // 2, tokens)
+        for step, token in enumerate(tokens.tolist()):
+            drawn_from = sampling_distribution(
+                logits[step : step + 1],
+                sampling,
+                generated=tokens[None, :step],
+                forbidden_ids=torch.tensor(never),
+                stop_ids=torch.tensor(stop_ids(tiny)),
+            )
+            assert rollouts.sampling_log_probs[row, step].item() == pytest.approx(drawn_from[0, token].item(), abs=1e-4)
+
+
+def cached_logits(
+    tiny: TinyAudioLLM, prompts: PromptBatch, completions: Int[Tensor, "batch time"]
+) -> Float[Tensor, "batch time vocab"]:
+    """Logits that predict each token, from a left-padded prompt and then one token at a time, both cached."""
+    batch, time = completions.shape
+    width = int(prompts.lengths.max())
+    tokens = torch.zeros(batch, width, dtype=torch.int64)
+    segment_ids = torch.zeros(batch, width + time, dtype=torch.int64)
+    for row, length in enumerate(prompts.lengths.tolist()):
+        tokens[row, width - length :] = prompts.tokens[row, :length]
+        segment_ids[row, width - length :] = 1
+    tiny.model.eval()
+    context = StaticInferenceContext(batch, width)
+    collected = []
+    with torch.no_grad():
+        output = tiny.model(
+            tokens, prompts.audio, prompts.audio_row, segment_ids=segment_ids[:, :width], inference_context=context
+        )
+        context.sequence_len_offset = width
+        context = take_rows(context, torch.arange(batch), max_sequence_length=width + time)
+        silence = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
+        for step in range(time):
+            collected.append(output.logits[:, -1])
+            output = tiny.model(
+                completions[:, step : step + 1],
+                silence,
+                torch.full((batch,), -1),
+                segment_ids=segment_ids[:, : width + step + 1],
+                inference_context=context,
+            )
+            context.sequence_len_offset += 1
+    return torch.stack(collected, dim=1)
+
+
+def test_logits_through_the_cache_are_those_of_the_full_forward(
+    either_head: TinyAudioLLM, prompts: PromptBatch
+) -> None:
+    completions = torch.randint(len(CONTROL_TOKENS), len(either_head.tokenizer), (4, 12))
+    cached = cached_logits(either_head, prompts, completions)
+    full = torch.stack([training_logits(either_head, prompts, row, completions[row]) for row in range(4)])
+    torch.testing.assert_close(cached, full, atol=1e-4, rtol=0)
+
+
+def assert_same_rows(one: Rollouts, other: Rollouts, rows: list[int]) -> None:
+    """Rows of `other`, in order, are rows `rows` of `one`."""
+    assert other.texts == tuple(one.texts[row] for row in rows)
+    assert other.finish_reasons == tuple(one.finish_reasons[row] for row in rows)
+    assert torch.equal(other.completion_lengths, one.completion_lengths[rows])
+    time = other.completions.shape[1]
+    assert torch.equal(other.completions, one.completions[rows, :time])
+    torch.testing.assert_close(other.log_probs, one.log_probs[rows, :time], atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.sampling_log_probs, one.sampling_log_probs[rows, :time], atol=1e-4, rtol=0)
+
+
+def test_a_completion_does_not_depend_on_its_neighbours(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+    engine = backend(tiny, stops=stop_ids(tiny))
+    together = engine.generate(prompts, FREE, group_size=2, seeds=seeds(8))
+    for prompt in range(4):
+        rows = [2 * prompt, 2 * prompt + 1]
+        alone = engine.generate(rows_of(prompts, [prompt]), FREE, group_size=2, seeds=seeds(8)[rows])
+        assert_same_rows(together, alone, rows)
+
+
+def test_a_completion_does_not_depend_on_the_order_of_prompts(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+    engine = backend(tiny, stops=stop_ids(tiny))
+    together = engine.generate(prompts, FREE, group_size=2, seeds=seeds(8))
+    order = [4, 5, 0, 1, 6, 7, 2, 3]
+    reordered = engine.generate(rows_of(prompts, [2, 0, 3, 1]), FREE, group_size=2, seeds=seeds(8)[order])
+    assert_same_rows(together, reordered, order)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 7])
+def test_a_completion_does_not_depend_on_how_many_are_generated_together(
+    tiny: TinyAudioLLM, prompts: PromptBatch, batch_size: int
+) -> None:
+    whole = backend(tiny, stops=stop_ids(tiny)).generate(prompts, FREE, group_size=2, seeds=seeds(8))
+    parts = backend(tiny, stops=stop_ids(tiny), batch_size=batch_size)
+    assert_same_rows(whole, parts.generate(prompts, FREE, group_size=2, seeds=seeds(8)), list(range(8)))
+
+
+def test_sharing_the_prompt_within_a_group_changes_nothing(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+    engine = backend(tiny, stops=stop_ids(tiny))
+    shared = engine.generate(prompts, FREE, group_size=3, seeds=seeds(12))
+    repeated = rows_of(prompts, [row for row in range(4) for _ in range(3)])
+    assert_same_rows(shared, engine.generate(repeated, FREE, group_size=1, seeds=seeds(12)), list(range(12)))
+
+
+def test_the_same_seed_gives_the_same_sample_and_another_seed_another(tiny: TinyAudioLLM) -> None:
+    prompts = tiny_prompt_batch(tiny, num_prompts=1)
+    drawn = torch.tensor([1, 2, 1, 3])
+    first, second, again, third = backend(tiny).generate(prompts, FREE, group_size=4, seeds=drawn).completions.tolist()
+    assert first == again
+    assert len({tuple(first), tuple(second), tuple(third)}) == 3
+
+
+def test_generation_leaves_the_global_random_state_alone(tiny: TinyAudioLLM) -> None:
+    before = torch.get_rng_state()
+    backend(tiny).generate(tiny_prompt_batch(tiny), FREE, group_size=1, seeds=seeds(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_stopped_and_cut_completions_are_told_apart_and_padded(tiny: TinyAudioLLM) -> None:
+    stops = stop_ids(tiny)
+    prompts = tiny_prompt_batch(tiny, num_prompts=4)
+    rollouts = backend(tiny, stops=stops).generate(prompts, FREE, group_size=8, seeds=seeds(32))
+    assert set(rollouts.finish_reasons) == {"stop", "length"}
+    assert rollouts.completions.shape[1] == rollouts.completion_lengths.max() == FREE.max_new_tokens
+    for row, (reason, length) in enumerate(zip(rollouts.finish_reasons, rollouts.completion_lengths, strict=True)):
+        tokens = rollouts.completions[row]
+        assert not set(tokens[: length - 1].tolist()) & set(stops)
+        assert (tokens[length - 1].item() in stops) == (reason == "stop")
+        assert reason == "stop" or length == FREE.max_new_tokens
+        for field in (tokens, rollouts.log_probs[row], rollouts.sampling_log_probs[row]):
+            assert field[length:].tolist() == [0] * (FREE.max_new_tokens - int(length))
+
+
+def test_texts_leave_out_the_stop_token_and_padding_only(tiny: TinyAudioLLM) -> None:
+    rollouts = backend(tiny, stops=stop_ids(tiny)).generate(
+        tiny_prompt_batch(tiny), FREE, group_size=4, seeds=seeds(12)
+    )
+    for row, text in enumerate(rollouts.texts):
+        spoken = int(rollouts.completion_lengths[row]) - (rollouts.finish_reasons[row] == "stop")
+        assert tiny.tokenizer.encode(text) == rollouts.completions[row, :spoken].tolist()
+
+
+def test_completions_are_as_long_as_the_longest_one(tiny: TinyAudioLLM) -> None:
+    every_word = list(range(len(CONTROL_TOKENS) + 1, len(tiny.tokenizer)))
+    engine = backend(tiny, stops=every_word)
+    rollouts = engine.generate(tiny_prompt_batch(tiny), FREE, group_size=2, seeds=seeds(6))
+    assert rollouts.completions.shape[1] == rollouts.completion_lengths.max() < FREE.max_new_tokens
+
+
+def test_no_completion_stops_before_the_minimum(tiny: TinyAudioLLM) -> None:
+    sampling = SamplingConfig(min_new_tokens=6, max_new_tokens=20)
+    rollouts = backend(tiny, stops=stop_ids(tiny)).generate(
+        tiny_prompt_batch(tiny, num_prompts=4), sampling, group_size=4, seeds=seeds(16)
+    )
+    assert not torch.isin(rollouts.completions[:, :6], torch.tensor(stop_ids(tiny))).any()
+    assert "stop" in rollouts.finish_reasons
+
+
+def test_forbidden_tokens_are_never_generated(tiny: TinyAudioLLM) -> None:
+    words = [tiny.token_id(word) for word in ("the", "tone", "sweep")]
+    engine = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=WHOLE_BATCH, forbidden_token_ids=words)
+    hot = SamplingConfig(temperature=5.0, max_new_tokens=40)
+    rollouts = engine.generate(tiny_prompt_batch(tiny, num_prompts=4), hot, group_size=16, seeds=seeds(64))
+    seen = {
+        token
+        for row, length in zip(rollouts.completions.tolist(), rollouts.completion_lengths.tolist(), strict=True)
+        for token in row[:length]
+    }
+    control = {tiny.token_id(token) for token in CONTROL_TOKENS} - {tiny.token_id("<|end|>")}
+    assert seen == set(range(len(tiny.tokenizer))) - control - set(words)
+
+
+def test_ids_beyond_the_tokenizer_are_never_generated(tiny: TinyAudioLLM) -> None:
+    known = len(tiny.tokenizer)
+    padded = AudioLLM(
+        tiny.config, vocab_size=4 * known, audio_token_id=tiny.token_id("<|audio|>"), sample_rate=SAMPLE_RATE
+    )
+    engine = MegatronRollout(padded, tiny.tokenizer, batch_size=WHOLE_BATCH)
+    rollouts = engine.generate(tiny_prompt_batch(tiny), FREE, group_size=4, seeds=seeds(12))
+    assert int(rollouts.completions.max()) < known
+
+
+def test_new_weights_are_sampled_from_at_once_and_the_version_travels_along() -> None:
+    tiny = tiny_audio_llm(seed=4)
+    engine, prompts = backend(tiny), tiny_prompt_batch(tiny)
+    before = engine.generate(prompts, GREEDY, group_size=1, seeds=seeds(3))
+    tiny.model.load_state_dict(tiny_audio_llm(seed=5).model.state_dict())
+    engine.weight_version += 1
+    after = engine.generate(prompts, GREEDY, group_size=1, seeds=seeds(3))
+    assert (before.weight_version, after.weight_version) == (0, 1)
+    assert before.texts != after.texts
+
+
+def test_the_model_trains_after_generating_and_keeps_the_mode_of_every_part() -> None:
+    tiny = tiny_audio_llm(seed=3)
+    tiny.model.train()
+    tiny.model.perception.eval()
+    modes = [module.training for module in tiny.model.modules()]
+    prompts = tiny_prompt_batch(tiny, equal_lengths=True)
+    rollouts = backend(tiny).generate(prompts, GREEDY, group_size=1, seeds=seeds(3))
+    assert [module.training for module in tiny.model.modules()] == modes
+
+    # As long as the cache was: Megatron keeps one rotary table per length.
+    rows = torch.cat((prompts.tokens, rollouts.completions), dim=1)
+    assert rows.shape[1] == prompts.tokens.shape[1] + GREEDY.max_new_tokens
+    assert not tiny.model.decoder.rotary_pos_emb(rows.shape[1], packed_seq=False).is_inference()
+    tiny.model(rows, prompts.audio, prompts.audio_row).logits.sum().backward()
+    gradients = [parameter.grad for parameter in tiny.model.decoder.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert not any(field.is_inference() for field in (rollouts.completions, rollouts.log_probs))
+
+
+def test_the_mode_of_the_model_survives_a_failure() -> None:
+    tiny = tiny_audio_llm()
+    prompts = tiny_prompt_batch(tiny)
+    wrong_clip = replace(prompts, audio_row=prompts.audio_row.flip(0))
+    with pytest.raises(ValueError, match="placeholders"):
+        backend(tiny).generate(wrong_clip, FREE, group_size=1, seeds=seeds(3))
+    assert tiny.model.training
+
+
+def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused(tiny: TinyAudioLLM) -> None:
+    prompts = tiny_prompt_batch(tiny)
+    room = tiny.model.max_positions - int(prompts.lengths.max())
+    fits = SamplingConfig(max_new_tokens=room, min_new_tokens=room)
+    assert backend(tiny).generate(prompts, fits, group_size=1, seeds=seeds(3)).completion_lengths.tolist() == [room] * 3
+    with pytest.raises(ValueError, match=rf"'tiny-2'.*max_new_tokens={room + 1} exceed .*max_position_embeddings=128"):
+        backend(tiny).generate(prompts, replace(fits, max_new_tokens=room + 1), group_size=1, seeds=seeds(3))
+
+
+@pytest.mark.parametrize(
+    ("group_size", "given", "message"),
+    [
+        (5, seeds(15), "rollout.batch_size=4"),
+        (0, seeds(0), "group_size=0"),
+        (2, seeds(3), "got torch.int64 of shape"),
+        (2, seeds(6).int(), "got torch.int32"),
+    ],
+)
+def test_groups_and_seeds_that_do_not_fit_are_refused(
+    tiny: TinyAudioLLM, group_size: int, given: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        backend(tiny, batch_size=4).generate(tiny_prompt_batch(tiny), FREE, group_size=group_size, seeds=given)
+
+
+def test_an_empty_batch_is_refused(tiny: TinyAudioLLM) -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        backend(tiny).generate(rows_of(tiny_prompt_batch(tiny), []), FREE, group_size=1, seeds=seeds(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stop_token_ids": [1000]}, "not in the model's vocabulary"),
+        ({"stop_token_ids": []}, "there must be a stop token"),
+        ({"stop_token_ids": range(39)}, "neither a stop token nor forbidden"),
+        ({"stop_token_ids": [20], "forbidden_token_ids": [20]}, "cannot be forbidden"),
+    ],
+)
+def test_stop_and_forbidden_tokens_that_make_no_sense_are_refused(
+    tiny: TinyAudioLLM, arguments: dict[str, list[int]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MegatronRollout(tiny.model, tiny.tokenizer, batch_size=4, **arguments)
+
+
+def test_broken_weights_do_not_pass_for_samples() -> None:
+    tiny = tiny_audio_llm()
+    with torch.no_grad():
+        tiny.model.decoder.decoder.final_layernorm.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        backend(tiny).generate(tiny_prompt_batch(tiny), FREE, group_size=1, seeds=seeds(3))

@@ -1,0 +1,65 @@
+"""A training run small enough for a test, through the command that users type."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nemo_mapo.data.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.data.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+
+def write_tiny_corpus(directory: Path) -> Path:
+    """A synthetic corpus of a few clips, with its tokenizer."""
+    write_corpus(SyntheticCorpusConfig(train=16, validation=4, test=4), directory, progress=False)
+    build_tokenizer().save_pretrained(directory / "tokenizer")
+    return directory
+
+
+def command(corpus: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """The train command with a model that takes a second a step at most."""
+    return [
+        sys.executable,
+        str(ROOT / "examples" / "train_mapo.py"),
+        f"data.corpus_dir={corpus}",
+        f"exp_manager.explicit_log_dir={run_dir}",
+        "~warm_start",
+        "trainer.num_threads=1",
+        f"trainer.mapo.max_steps={STEPS}",
+        "trainer.mapo.val_check_interval=2",
+        "trainer.mapo.save_interval=2",
+        "trainer.mapo.num_rollouts_per_prompt=2",
+        "data.train_ds.batch_size=4",
+        "model.global_batch_size=4",
+        "model.micro_batch_size=4",
+        "model.decoder.num_layers=2",
+        "model.decoder.hidden_size=32",
+        "model.decoder.ffn_hidden_size=64",
+        "model.decoder.num_attention_heads=4",
+        "model.decoder.kv_channels=8",
+        "model.perception.channels=16",
+        "model.target_layers=[1]",
+        "rollout.sampling.max_new_tokens=8",
+        *overrides,
+    ]
+
+
+def train(corpus: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end and return what was printed."""
+    return subprocess.run(
+        command(corpus, run_dir, *overrides), capture_output=True, text=True, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    """One thread, no network."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Records of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

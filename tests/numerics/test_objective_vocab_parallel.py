@@ -1,0 +1,104 @@
+"""Log-probability and entropy over a vocabulary split between two gloo ranks, against one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_mapo.objective.logprobs import log_probs_and_entropy
+
+BATCH, TIME, VOCAB = 3, 5, 12
+# Uneven on purpose: an offset that assumes equal shards is wrong here.
+SHARDS = ((0, 7), (7, 12))
+CHUNK_SIZE = 4
+TIMEOUT_SECONDS = 60
+
+
+def case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with a shard of -inf in one position and no finite logit in another, targets, upstream gradient."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(BATCH, TIME, VOCAB, generator=generator, dtype=torch.float64)
+    logits[0, 0, 7:] = -torch.inf
+    logits[0, 1, :7] = -torch.inf
+    logits[1, 2] = -torch.inf
+    targets = torch.randint(0, VOCAB, (BATCH, TIME), generator=generator)
+    targets[0, 0], targets[0, 1] = 3, 9
+    return logits.to(dtype), targets, torch.randn(BATCH, TIME, generator=generator, dtype=torch.float64)
+
+
+def run(logits: Tensor, targets: Tensor, upstream: Tensor, **shard: object) -> dict[str, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    log_probs, entropy_nats = log_probs_and_entropy(leaf, targets, chunk_size=CHUNK_SIZE, **shard)  # type: ignore[arg-type]
+    log_probs.backward(upstream.to(log_probs.dtype))
+    assert leaf.grad is not None
+    return {"log_probs": log_probs.detach(), "entropy_nats": entropy_nats, "grad": leaf.grad}
+
+
+def work(rank: int, folder: str) -> None:
+    """One rank: compute on its shard in every dtype, leave the results in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(SHARDS))
+    start, end = SHARDS[rank]
+    results = {}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        logits, targets, upstream = case(dtype)
+        shard = {"process_group": dist.group.WORLD, "vocab_start": start}
+        results[dtype] = run(logits[..., start:end], targets, upstream, **shard)
+    targets[2, 4] = VOCAB
+    results["beyond"] = run(logits[..., start:end], targets, upstream, **shard)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[dict[object, dict[str, Tensor]]]:
+    """Results of both ranks, each a run of this file: a spawned child could not import a test module by its name."""
+    folder = tmp_path_factory.mktemp("vocab_parallel")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment)
+        for rank in range(len(SHARDS))
+    ]
+    try:
+        assert [rank.wait(timeout=TIMEOUT_SECONDS) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(len(SHARDS))]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-6)]
+)
+def test_two_shards_equal_one_process(
+    shards: list[dict[object, dict[str, Tensor]]], dtype: torch.dtype, tolerance: float
+) -> None:
+    whole = run(*case(dtype))
+    for rank in range(len(SHARDS)):
+        for name in ("log_probs", "entropy_nats"):
+            torch.testing.assert_close(shards[rank][dtype][name], whole[name], rtol=tolerance, atol=tolerance)
+    grad = torch.cat([shards[rank][dtype]["grad"] for rank in range(len(SHARDS))], dim=-1)
+    # A bfloat16 gradient may round to either neighbour.
+    rounding = 2**-7 if dtype == torch.bfloat16 else tolerance
+    torch.testing.assert_close(grad, whole["grad"], rtol=rounding, atol=tolerance)
+    assert whole["log_probs"][1, 2] == -torch.inf
+    assert whole["entropy_nats"].isfinite().all()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.distributed
+def test_a_target_that_no_shard_holds_is_nan(shards: list[dict[object, dict[str, Tensor]]]) -> None:
+    for shard in shards:
+        is_nan = shard["beyond"]["log_probs"].isnan()
+        assert is_nan[2, 4]
+        assert is_nan.sum() == 1
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), sys.argv[2])
