@@ -7,8 +7,8 @@ completions, in alternation; the ratio is the median over pairs. Generation is t
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -41,18 +41,12 @@ class PhaseTimer:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str) -> "PhaseTimer._Phase":
-        return PhaseTimer._Phase(self.seconds, name)
-
-    class _Phase:
-        def __init__(self, seconds: dict[str, float], name: str) -> None:
-            self.seconds, self.name = seconds, name
-
-        def __enter__(self) -> None:
-            self.started = time.perf_counter()
-
-        def __exit__(self, *_: object) -> None:
-            self.seconds[self.name] = time.perf_counter() - self.started
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time one phase."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
 
 
 def main() -> None:
@@ -85,8 +79,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
     seeds = torch.arange(arguments.prompts * arguments.group_size)
     rollouts = backend.generate(prompts, sampling, group_size=arguments.group_size, seeds=seeds)
     rollout_seconds = time.perf_counter() - started
-    # The gate keeps what it learned about a word sequence; new completions every step would not profit from that.
-    tagger = replace(build_tagger(download=False), tag=build_tagger(download=False).tag)
+    tagger = build_tagger(download=False)
 
     def step(objective: ObjectiveConfig) -> dict[str, float]:
         reference = FrozenReference(frozen, special, keep_placeholders=False, rows_per_pass=config.micro_batch_size)
@@ -99,7 +92,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
         policy.zero_grad()
         return timer.seconds
 
-    return {name: (lambda objective=objective: step(objective)) for name, objective in OBJECTIVES.items()}, rollout_seconds
+    return {
+        name: (lambda objective=objective: step(objective)) for name, objective in OBJECTIVES.items()
+    }, rollout_seconds
 
 
 def prompt_batch(count, audio_tokens, tokenizer, pad_id) -> PromptBatch:
@@ -109,9 +104,7 @@ def prompt_batch(count, audio_tokens, tokenizer, pad_id) -> PromptBatch:
     return PromptBatch(
         tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
         lengths=torch.tensor([len(row) for row in rows]),
-        audio=AudioBatch(
-            waveforms=torch.randn(count, CLIP_SAMPLES) * 0.1, lengths=torch.full((count,), CLIP_SAMPLES)
-        ),
+        audio=AudioBatch(waveforms=torch.randn(count, CLIP_SAMPLES) * 0.1, lengths=torch.full((count,), CLIP_SAMPLES)),
         audio_row=torch.arange(count),
         examples=tuple(clip.example for clip in clips),
     )

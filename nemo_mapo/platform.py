@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import HashStore
 
 _CPU = torch.device("cpu")
 _SINGLE_PROCESS_TIMEOUT = timedelta(minutes=10)
@@ -64,9 +65,14 @@ def install_cpu_host() -> None:
 
 def _answer_device_questions() -> None:
     """Megatron-core allocates on `torch.cuda.current_device()`; NeMo-Aligner synchronises around its timers."""
-    torch.cuda.current_device = lambda: _CPU
+    torch.cuda.current_device = _cpu_device  # type: ignore[assignment]
     torch.cuda.synchronize = lambda *args, **kwargs: None
     torch.cuda.empty_cache = lambda: None
+
+
+def _cpu_device() -> torch.device:
+    """Upstream passes what it gets on as a device, so a device serves as well as a number."""
+    return _CPU
 
 
 def _accept_new_checkpoint_writer() -> None:
@@ -105,7 +111,7 @@ def initialize_single_process() -> None:
     if not torch.distributed.is_initialized():
         backend = "gloo" if on_cpu_host() else "nccl"
         torch.distributed.init_process_group(
-            backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=_SINGLE_PROCESS_TIMEOUT
+            backend, store=HashStore(), rank=0, world_size=1, timeout=_SINGLE_PROCESS_TIMEOUT
         )
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel()

@@ -66,14 +66,15 @@ def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:
 
 def as_plain(config: RunConfig) -> dict[str, Any]:
     """Nested dictionaries of builtins, for writing the resolved config."""
-    return TypeAdapter(RunConfig).dump_python(config, mode="json")
+    plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    return plain
 
 
 def _explain(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False)
     lines = [f"config: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
     for problem in problems:
-        path = ".".join(str(part) for part in problem["loc"]) or "(whole config)"
+        path = ".".join(_as_typed(problem["loc"])) or "(whole config)"
         if problem["type"] == "unexpected_keyword_argument":
             lines.append(f"  {path}={problem['input']!r}: unknown key{_suggest(problem['loc'])}")
         elif problem["type"] == "missing":
@@ -83,6 +84,16 @@ def _explain(error: ValidationError) -> str:
         else:
             lines.append(f"  {path}={problem['input']!r}: {problem['msg']}")
     return "\n".join(lines)
+
+
+def _as_typed(location: tuple[int | str, ...]) -> list[str]:
+    """The keys as the user writes them: without the tag that says which member of a union was tried."""
+    parts = [str(part) for part in location]
+    return [part for before, part in zip(["", *parts], parts, strict=False) if not _is_union_tag(before, part)]
+
+
+def _is_union_tag(section: str, part: str) -> bool:
+    return section == "perception" and part in ("conv", "nemo")
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

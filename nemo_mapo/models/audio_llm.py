@@ -8,7 +8,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from nemo_mapo.attention.session import AttentionSession
+from nemo_mapo.attention.session import AttentionSession, HeadReduction
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.decoder import build_decoder
 from nemo_mapo.models.perception import build_perception
@@ -55,7 +55,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         audio_row: Int[Tensor, " batch"],
         *,
         segment_ids: Int[Tensor, "batch key"] | None = None,
-        audio_mass: str | None = None,
+        audio_mass: HeadReduction | None = None,
         inference_context: StaticInferenceContext | None = None,
     ) -> AudioLLMOutput:
         """Run the model on `[batch, time]` tokens.
@@ -96,7 +96,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         audio_row: Int[Tensor, " batch"],
     ) -> Float[Tensor, "time batch hidden"]:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        embeddings = self.decoder.embedding(input_ids=tokens, position_ids=positions)
+        embeddings: Tensor = self.decoder.embedding(input_ids=tokens, position_ids=positions)
         if audio.waveforms.shape[0] == 0 or not bool(placeholders.any()):
             return embeddings
         frames = self.perception(audio.waveforms, audio.lengths)

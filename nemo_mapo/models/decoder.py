@@ -1,10 +1,15 @@
 """Megatron-core GPTModel with our core attention in its layer spec."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -27,6 +32,33 @@ class RMSNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last axis."""
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class RotatedCacheSelfAttention(SelfAttention):  # type: ignore[misc]
+    """Megatron's self-attention, except that keys are rotated once, as they enter the KV cache.
+
+    Upstream caches unrotated keys and rotates the whole cache at every decoding step.
+    """
+
+    def _adjust_key_value_for_inference(
+        self,
+        inference_context: StaticInferenceContext | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: tuple[Tensor, Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        adjust = super()._adjust_key_value_for_inference
+        if inference_context is None:
+            return adjust(inference_context, query, key, value, rotary_pos_emb, *args, **kwargs)
+        start = inference_context.sequence_len_offset
+        key = apply_rotary_pos_emb(key, rotary_pos_emb[1][start : start + len(key)], config=self.config)
+        query, key, value, rotations, mask_type = adjust(
+            inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
+        )
+        return query, key, value, (rotations[0], None), mask_type
 
 
 def transformer_config(config: DecoderConfig, params_dtype: torch.dtype) -> TransformerConfig:
@@ -65,6 +97,7 @@ def decoder_layer_specs(config: TransformerConfig, session: AttentionSession) ->
     layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.module = RotatedCacheSelfAttention
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=SDPACoreAttention, params={"session": session})
     if config.qk_layernorm:

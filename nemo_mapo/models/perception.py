@@ -118,9 +118,19 @@ class NemoPerception(nn.Module):
     def forward(
         self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
     ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
-        """Encode waveforms; see `Perception`."""
-        embeddings, frame_lengths = self.module(input_signal=waveforms, input_signal_length=lengths)
-        return embeddings, frame_lengths
+        """Encode waveforms; see `Perception`.
+
+        Clips of one length go through together. NeMo's subsampling lets padding leak into the last frames, and then
+        a clip would sound different in another batch.
+        """
+        encoded: dict[int, Float[Tensor, "frames hidden"]] = {}
+        for samples in sorted(set(lengths.tolist())):
+            rows = (lengths == samples).nonzero().flatten()
+            frames, counts = self.module(input_signal=waveforms[rows, :samples], input_signal_length=lengths[rows])
+            encoded |= {int(row): frames[i, : int(counts[i])] for i, row in enumerate(rows)}
+        in_order = [encoded[row] for row in range(len(lengths))]
+        frame_lengths = torch.tensor([len(frames) for frames in in_order], device=lengths.device)
+        return nn.utils.rnn.pad_sequence(in_order, batch_first=True), frame_lengths
 
 
 def build_perception(

@@ -107,7 +107,7 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
             if not output.loss.isfinite():
                 raise FloatingPointError(f"the loss is {float(output.loss)} on rows {rows.start}..{rows.stop - 1}")
             if not forward_only:
-                output.loss.backward()
+                output.loss.backward()  # type: ignore[no-untyped-call]
             loss += float(output.loss.detach())
             parts.append(output.metrics)
         return loss, merge_metrics(parts)

@@ -114,6 +114,7 @@ class MapoTrainer:
         first_seed = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP
         seeds = first_seed + torch.arange(len(prompts) * group_size)
         self.actor.prepare_for_inference()
+        self.actor.rollout.update_weights(self.optimization_step)
         with self.timer("rollout"):
             rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
         self.actor.finish_inference()

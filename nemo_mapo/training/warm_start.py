@@ -87,7 +87,7 @@ def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokeni
                     group["lr"] = config.lr * _cosine_with_warmup(bar.n / total)
                 loss = _supervised_loss(model, maker.batch(stage))
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 clip_gradients(model, _CLIP_NORM, bar.n)
                 optimizer.step()
                 bar.set_postfix(stage=stage.target, loss=f"{float(loss):.3f}", refresh=False)

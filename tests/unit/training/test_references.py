@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import torch
-from test_sequences import PAD, hand_made_rollouts
 
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.testing.tiny import tiny_audio_llm
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.references import FrozenReference, drop_audio
 from nemo_mapo.training.sequences import token_batch
 from nemo_mapo.training.signals import token_signals
+
+PAD = 0
 
 
 def reference_of(tiny, *, keep_placeholders=False):
@@ -20,7 +21,7 @@ def reference_of(tiny, *, keep_placeholders=False):
 def test_text_entropies_are_those_of_the_model_given_the_text_alone():
     tiny = tiny_audio_llm()
     reference = reference_of(tiny)
-    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     entropies = reference.text_entropy(sequences)
     audio_ids = {tiny.token_id(name) for name in ("<|audio_start|>", "<|audio|>", "<|audio_end|>")}
     for row in range(4):
@@ -38,7 +39,7 @@ def test_text_entropies_do_not_depend_on_what_is_heard_or_for_how_long():
     tiny = tiny_audio_llm()
     reference = reference_of(tiny)
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
-    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     other = replace(sequences, audio=replace(sequences.audio, waveforms=sequences.audio.waveforms.flip(1)))
     assert torch.equal(reference.text_entropy(sequences), reference.text_entropy(other))
     text = drop_audio(sequences, special)
@@ -47,7 +48,7 @@ def test_text_entropies_do_not_depend_on_what_is_heard_or_for_how_long():
 
 def test_keep_placeholders_leaves_the_positions_without_audio_behind_them():
     tiny = tiny_audio_llm()
-    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     kept = reference_of(tiny, keep_placeholders=True).text_entropy(sequences)
     dropped = reference_of(tiny).text_entropy(sequences)
     heard = token_signals(tiny.model, sequences, head_reduction=None).entropy_nats

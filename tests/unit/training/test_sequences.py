@@ -2,38 +2,17 @@
 
 import torch
 
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.sequences import at_predicting_positions, next_tokens, select_rows, token_batch
 from nemo_mapo.training.signals import token_signals, token_signals_in_parts
-from nemo_mapo.types import AudioBatch, Rollouts, TokenBatch
+from nemo_mapo.types import AudioBatch, TokenBatch
 
 PAD = 0
 
 
-def hand_made_rollouts(tiny, num_prompts=2, group_size=2, equal_lengths=False):
-    """Prompts with random completions of lengths 1, 2, 3, ..."""
-    prompts = tiny_prompt_batch(tiny, num_prompts=num_prompts, equal_lengths=equal_lengths)
-    rows = num_prompts * group_size
-    lengths = torch.arange(1, rows + 1)
-    generator = torch.Generator().manual_seed(7)
-    completions = torch.randint(10, len(tiny.tokenizer), (rows, rows), generator=generator)
-    mask = torch.arange(rows) < lengths[:, None]
-    return Rollouts(
-        prompts=prompts,
-        group_size=group_size,
-        completions=completions.masked_fill(~mask, PAD),
-        completion_lengths=lengths,
-        finish_reasons=("stop",) * rows,
-        texts=("",) * rows,
-        log_probs=torch.zeros(rows, rows),
-        sampling_log_probs=torch.zeros(rows, rows),
-        weight_version=0,
-    )
-
-
 def test_a_row_is_prompt_then_completion_without_a_gap():
     tiny = tiny_audio_llm()
-    rollouts = hand_made_rollouts(tiny)
+    rollouts = tiny_rollouts(tiny)
     sequences = token_batch(rollouts, pad_id=PAD)
     for row in range(4):
         prompt = rollouts.prompts.tokens[row // 2, : int(rollouts.prompts.lengths[row // 2])]
@@ -62,7 +41,7 @@ def test_next_tokens_are_the_targets_of_their_positions():
 
 def test_log_probabilities_and_entropies_match_a_plain_softmax_token_by_token():
     tiny = tiny_audio_llm()
-    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     signals = token_signals(tiny.model, sequences, head_reduction="max")
     logits = tiny.model(sequences.tokens, sequences.audio, sequences.audio_row).logits
     distribution = logits.log_softmax(-1)
@@ -78,7 +57,7 @@ def test_log_probabilities_and_entropies_match_a_plain_softmax_token_by_token():
 
 def test_the_first_completion_token_is_trained():
     tiny = tiny_audio_llm()
-    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     signals = token_signals(tiny.model, sequences, head_reduction=None)
     signals.log_probs[:, 0].sum().backward()
     assert tiny.model.perception.projection[1].weight.grad.abs().max() > 0
@@ -87,7 +66,7 @@ def test_the_first_completion_token_is_trained():
 def test_rows_taken_apart_give_what_the_whole_batch_gives():
     tiny = tiny_audio_llm()
     tiny.model.eval()
-    sequences = token_batch(hand_made_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     whole = token_signals(tiny.model, sequences, head_reduction="max")
     parts = token_signals_in_parts(tiny.model, sequences, head_reduction="max", rows_per_pass=3)
     torch.testing.assert_close(parts.log_probs, whole.log_probs.detach(), atol=1e-5, rtol=0)
@@ -95,7 +74,7 @@ def test_rows_taken_apart_give_what_the_whole_batch_gives():
 
 
 def test_selected_rows_carry_only_their_own_clips():
-    sequences = token_batch(hand_made_rollouts(tiny_audio_llm()), pad_id=PAD)
+    sequences = token_batch(tiny_rollouts(tiny_audio_llm()), pad_id=PAD)
     last = select_rows(sequences, slice(3, 4))
     assert last.audio.waveforms.shape[0] == 1
     assert last.audio_row.tolist() == [0]

@@ -1,0 +1,246 @@
+"""Cuts to `PromptBatch`, and the dataloader that NeMo's Lhotse dataloading makes of a `DatasetConfig`."""
+
+import random
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lhotse import CutSet
+from lhotse.audio import (
+    AudioLoadingError,
+    DurationMismatchError,
+    get_audio_duration_mismatch_tolerance,
+    set_audio_duration_mismatch_tolerance,
+)
+from lhotse.cut import Cut
+from lhotse.dataset.sampling.base import CutSampler
+from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.run import DatasetConfig
+from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, example_from_cut
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.types import AudioBatch, PromptBatch
+
+PromptLoader = DataLoader[PromptBatch]
+AudioTokenCount = Callable[[int], int]
+"""Samples of a clip to audio tokens of the model."""
+
+
+class PromptDataset(Dataset[PromptBatch]):
+    """Lhotse-style dataset: indexed by a `CutSet`, it reads the audio and lays out the prompts of one batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount) -> None:
+        self.tokenizer = tokenizer
+        self.audio_tokens = audio_tokens
+        self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
+
+    def __getitem__(self, cuts: CutSet) -> PromptBatch:
+        """Read and lay out `cuts`, one row each, in their order.
+
+        Raises:
+            ValueError: with cut id and path when audio cannot be decoded, ends early or holds NaN or infinity; with
+                the field when a question is incomplete.
+        """
+        examples = tuple(example_from_cut(cut) for cut in cuts)
+        waveforms = [load_waveform(cut) for cut in cuts]
+        prompts = [
+            torch.tensor(encode_prompt(example, self.audio_tokens(len(waveform)), self.tokenizer))
+            for example, waveform in zip(examples, waveforms, strict=True)
+        ]
+        return PromptBatch(
+            tokens=pad_sequence(prompts, batch_first=True, padding_value=self.pad_id),
+            lengths=torch.tensor([len(prompt) for prompt in prompts]),
+            audio=AudioBatch(
+                waveforms=pad_sequence(waveforms, batch_first=True),
+                lengths=torch.tensor([len(waveform) for waveform in waveforms]),
+            ),
+            audio_row=torch.arange(len(examples)),
+            examples=examples,
+        )
+
+
+def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
+    """Decode the audio of a mono cut: float32, full scale = 1.
+
+    Raises:
+        ValueError: naming cut and path, when the stream is damaged or shorter than the cut, is not mono, or holds
+            NaN or infinity.
+    """
+    paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
+    where = f"cut {cut.id} ({', '.join(paths) or 'from an archive'})"
+    try:
+        with _strict_durations():
+            samples = cut.load_audio()
+    except (AudioLoadingError, DurationMismatchError, OSError) as error:
+        raise ValueError(
+            f"{where}: audio cannot be read, the file is missing, damaged or truncated: replace it or remove the cut "
+            f"from the manifest ({error})"
+        ) from error
+    if samples.shape[0] != 1:
+        raise ValueError(f"{where}: {samples.shape[0]} channels: convert the audio to mono")
+    finite = np.isfinite(samples[0])
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise ValueError(
+            f"{where}: {int((~finite).sum())} samples are NaN or infinite, the first is number {first}: "
+            "replace the file or remove the cut from the manifest"
+        )
+    return torch.from_numpy(samples[0].astype(np.float32, copy=False))
+
+
+class EpochSampler(Sampler[CutSet]):
+    """Batches of cuts of one epoch, a function of (config, rank, epoch) alone; can begin in the middle.
+
+    Every pass sets up NeMo's sampler afresh, so nothing is carried over from an earlier pass (Shar readers, for one,
+    count their own).
+    """
+
+    def __init__(self, make_sampler: Callable[[int], CutSampler]) -> None:
+        self._make_sampler = make_sampler
+        self._epoch = 0
+        self._skip = 0
+
+    def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
+        """Choose the epoch of the passes to come; the next one, and only it, leaves out its first `skip` batches."""
+        if epoch < 0 or skip < 0:
+            raise ValueError(f"epoch={epoch} and skip={skip} must not be negative")
+        self._epoch, self._skip = epoch, skip
+
+    def __iter__(self) -> Iterator[CutSet]:
+        skip, self._skip = self._skip, 0
+        for number, cuts in enumerate(self._batches()):
+            if number >= skip:
+                yield cuts
+
+    def count_batches(self) -> int:
+        """Batches of the whole chosen epoch; a pass over the manifests (Shar: over the archives)."""
+        return sum(1 for _ in self._batches())
+
+    def _batches(self) -> Iterator[CutSet]:
+        try:
+            yield from self._make_sampler(self._epoch)
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"a Shar archive of the split is damaged: write it again ({error})") from error
+
+
+def build_dataloader(
+    dataset_config: DatasetConfig,
+    *,
+    prompt_dataset: PromptDataset,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = False,
+) -> PromptLoader:
+    """Batch a split through NeMo's Lhotse dataloading; an epoch is one pass over all items of `input_cfg`.
+
+    Ranks get disjoint batches, equally many each; a remainder is shared out among them (or left out, with `drop_last`).
+    Weights of `input_cfg` items set how early an item is drawn, not how often. Run `validate_manifest` first: here a
+    manifest is taken to be sound.
+    """
+    limit = dataset_config.max_samples
+    allowed = None if limit is None else _first_ids(dataset_config, prompt_dataset, limit)
+
+    def make_sampler(epoch: int) -> CutSampler:
+        config = _nemo_config(dataset_config, epoch=epoch, drop_last=drop_last)
+        sampler = _nemo_sampler(config, prompt_dataset, rank, world_size)
+        return sampler if allowed is None else sampler.filter(lambda cut: example_from_cut(cut).id in allowed)
+
+    # torch draws a seed per pass; from its own generator, so that reading data does not move the global one.
+    generator = torch.Generator().manual_seed(dataset_config.seed)
+    return DataLoader(prompt_dataset, sampler=EpochSampler(make_sampler), batch_size=None, generator=generator)
+
+
+def skip_batches(dataloader: PromptLoader, epoch: int, n: int = 0) -> None:
+    """Make the next pass over `dataloader` run through `epoch` from batch `n` on, without reading the audio before."""
+    _epoch_sampler(dataloader).set_epoch(epoch, skip=n)
+
+
+def num_batches_per_epoch(dataloader: PromptLoader) -> int:
+    """Count the batches that one epoch gives to this rank, without reading audio files."""
+    return _epoch_sampler(dataloader).count_batches()
+
+
+def _epoch_sampler(dataloader: PromptLoader) -> EpochSampler:
+    sampler = dataloader.sampler
+    if not isinstance(sampler, EpochSampler):
+        raise ValueError(f"dataloader has a {type(sampler).__name__}: only those of build_dataloader can be positioned")
+    return sampler
+
+
+def _nemo_config(config: DatasetConfig, *, epoch: int, drop_last: bool) -> dict[str, Any]:
+    """Translate a split into NeMo's dataloader options."""
+    return {
+        "input_cfg": [dict(item) for item in config.input_cfg],
+        "batch_size": config.batch_size,
+        "sample_rate": config.sample_rate,
+        "min_duration": config.min_duration,
+        "max_duration": config.max_duration,
+        "shuffle": config.shuffle,
+        "drop_last": drop_last,
+        "seed": config.seed,
+        # Shuffling, mixing and the order of Shar archives all follow this one.
+        "shard_seed": config.seed + epoch,
+        "use_bucketing": False,
+        # A background thread would make batches depend on timing.
+        "concurrent_bucketing": False,
+        "num_workers": 0,
+        # Epochs end, and batches are drawn in the training process: both are needed to continue at a given batch.
+        "force_finite": True,
+        "force_map_dataset": True,
+        # The allocator is the trainer's business.
+        "cuda_expandable_segments": False,
+    }
+
+
+def _nemo_sampler(config: dict[str, Any], dataset: PromptDataset, rank: int, world_size: int) -> CutSampler:
+    with _preserved_global_rng():
+        loader = get_lhotse_dataloader_from_config(config, global_rank=rank, world_size=world_size, dataset=dataset)
+    return loader.sampler
+
+
+def _first_ids(config: DatasetConfig, dataset: PromptDataset, count: int) -> frozenset[str]:
+    """Return the ids of the first `count` cuts as NeMo reads them unshuffled (Shar: in the archive order of `seed`)."""
+    unshuffled = {**_nemo_config(config, epoch=0, drop_last=False), "shuffle": False}
+    ids: list[str] = []
+    for cuts in _nemo_sampler(unshuffled, dataset, rank=0, world_size=1):
+        ids.extend(example_from_cut(cut).id for cut in cuts)
+        if len(ids) >= count:
+            break
+    return frozenset(ids[:count])
+
+
+@contextmanager
+def _strict_durations() -> Iterator[None]:
+    """Lower Lhotse's tolerance: by default it fills up to half a second of missing audio with mirrored samples."""
+    before = get_audio_duration_mismatch_tolerance()
+    with warnings.catch_warnings():
+        # Lhotse advises against less than its default for the sake of augmentations, of which there are none here.
+        warnings.filterwarnings("ignore", message="The audio duration mismatch tolerance")
+        set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE_SECONDS)
+    try:
+        yield
+    finally:
+        set_audio_duration_mismatch_tolerance(before)
+
+
+@contextmanager
+def _preserved_global_rng() -> Iterator[None]:
+    """Keep the process's random state, which NeMo overwrites whenever it sets up a dataloader."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,130 @@
+"""Tokenizers: the small one of the embedded corpus, loading of any other, and the special tokens they must have."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from nemo_mapo.data.synthetic_text import template_texts
+
+PAD = "<|pad|>"
+END = "<|end|>"
+"""End of a turn; the model stops here."""
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+AUDIO_START = "<|audio_start|>"
+AUDIO = "<|audio|>"
+"""Placeholder; its embedding is replaced by one of the audio's."""
+AUDIO_END = "<|audio_end|>"
+THINK_TAGS = ("<think>", "</think>")
+
+_CONTROL_TOKENS = (PAD, END, USER, ASSISTANT, AUDIO_START, AUDIO, AUDIO_END)
+_VOCABULARY_LIMIT = 1024
+"""Never reached: training stops when every word of the templates is one token, near half of it."""
+_WORD_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+"""Words and runs of punctuation, each with the blank before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Ids that layout, generation and loss need to know."""
+
+    pad_id: int
+    end_id: int
+    audio_id: int
+    audio_start_id: int
+    audio_end_id: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
+        """Look the ids up; ValueError names the tokens that the tokenizer lacks."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in _TOKEN_OF_FIELD.values() if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"tokenizer {tokenizer.name_or_path!r} lacks the special tokens {missing}: "
+                "add them to it (and rows for them to the model's embedding)"
+            )
+        return cls(**{field.name: vocabulary[_TOKEN_OF_FIELD[field.name]] for field in fields(cls)})
+
+
+_TOKEN_OF_FIELD = {
+    "pad_id": PAD,
+    "end_id": END,
+    "audio_id": AUDIO,
+    "audio_start_id": AUDIO_START,
+    "audio_end_id": AUDIO_END,
+}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the tokenizer of the embedded corpus: byte-level BPE in which every word of the templates is one token.
+
+    The blank before a word belongs to it. The result depends on the templates alone. Any text can be encoded: other
+    words fall apart into pieces and bytes.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY_LIMIT,
+        min_frequency=1,
+        special_tokens=list(_CONTROL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_trained_words(), trainer)
+    # Not "special": decoding keeps the tags, which rewards parse.
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in THINK_TAGS])
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[token for token in _CONTROL_TOKENS if token not in (PAD, END)],
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the Hugging Face tokenizer in directory `path`; ValueError when there is none."""
+    directory = Path(path)
+    # Without this file transformers guesses a tokenizer from the name of the directory.
+    if not (directory / "tokenizer_config.json").is_file():
+        raise ValueError(
+            f"data.tokenizer={str(path)!r}: no tokenizer_config.json there; give a Hugging Face tokenizer's directory "
+            "(examples/make_synthetic_corpus.py writes the one of the embedded corpus)"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+            str(directory), local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.tokenizer={str(path)!r} holds no usable Hugging Face tokenizer: {error}") from error
+    return tokenizer
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Decode a completion without its padding and end-of-turn tokens; every other token stays visible."""
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    kept = [token for token in ids if token not in (special.pad_id, special.end_id)]
+    text: str = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _trained_words() -> list[str]:
+    """Return the template texts, each word once: equal counts make merges follow what words share, not how often."""
+    splitter = pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated")
+    words: dict[str, None] = {}
+    for text in template_texts():
+        for part in re.split("|".join(THINK_TAGS), text):
+            words.update((word, None) for word, _ in splitter.pre_tokenize_str(part))
+    return list(words)

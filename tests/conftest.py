@@ -1,0 +1,51 @@
+"""Shared by all tests: shape checking of the whole package, fixed seeds, one thread, no network."""
+
+import os
+import random
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+import shape_checks
+
+# From here on every nemo_mapo module is imported with its signatures and dataclass fields checked at run time, tensor
+# shapes included. The hook stays installed: test modules are imported after this file.
+install_import_hook("nemo_mapo", "shape_checks.check")
+
+SEED = 20260527
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Small models are fastest, and sums are reproducible, on one thread."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(no_gpu)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which functions ran without shape checks, so that none is left out silently."""
+    for name, reason in sorted(shape_checks.unchecked.items()):
+        terminalreporter.write_line(f"shapes not checked: {name} {reason}")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)

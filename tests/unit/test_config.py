@@ -1,0 +1,138 @@
+"""What the config accepts, and that what it refuses is named by path and value together with what would be right."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from nemo_mapo.config.load import ConfigError, as_plain, register_defaults, validate
+from nemo_mapo.config.model import DecoderConfig, ModelConfig
+from nemo_mapo.config.run import RunConfig
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml"))
+GROUP_OPTIONS = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.glob("*/**/*.yaml"))
+README_OVERRIDES = re.findall(r"^\| `([^`=]+=[^`]*)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+
+
+def run_config(*overrides: str, primary: str = "train_mapo") -> RunConfig:
+    """The validated config of a command line."""
+    register_defaults()
+    with initialize_config_dir(str(CONF), version_base=None):
+        return validate(compose(primary, overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("primary", PRIMARY)
+def test_every_primary_config_composes_and_validates(primary: str) -> None:
+    assert isinstance(run_config(primary=primary), RunConfig)
+
+
+@pytest.mark.parametrize("option", GROUP_OPTIONS)
+def test_every_option_of_every_group_composes_and_validates(option: str) -> None:
+    # Experiments are layered on top of the default config; the other groups are already in its defaults list.
+    assert isinstance(run_config(f"+{option}" if option.startswith("experiment") else option), RunConfig)
+
+
+@pytest.mark.parametrize("override", README_OVERRIDES)
+def test_every_override_of_the_readme_is_accepted(override: str) -> None:
+    assert isinstance(run_config(override), RunConfig)
+
+
+def test_the_readme_shows_ten_overrides() -> None:
+    assert len(README_OVERRIDES) == 10
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        # Unknown keys, with the nearest known one.
+        ("+objective.etta=1", ["objective.etta=1", "unknown key", "did you mean eta?"]),
+        ("+trainer.mapo.max_step=5", ["trainer.mapo.max_step=5", "unknown key", "did you mean max_steps?"]),
+        ("+data.train_ds.batchsize=2", ["data.train_ds.batchsize=2", "unknown key", "did you mean batch_size?"]),
+        ("+nonsense=1", ["nonsense=1", "unknown key", "known here: seed, trainer"]),
+        # Wrong types.
+        ("objective.eta=high", ["objective.eta='high'", "valid number"]),
+        ("model.decoder.num_layers=2.5", ["model.decoder.num_layers=2.5", "valid integer"]),
+        ("model.decoder.qk_layernorm=maybe", ["model.decoder.qk_layernorm='maybe'", "valid boolean"]),
+        ("objective.mask=sharp", ["objective.mask='sharp'", "'relevance' or 'none'"]),
+        # Values out of range.
+        ("trainer.mapo.num_rollouts_per_prompt=1", ["trainer.mapo.num_rollouts_per_prompt=1", "equal to 2"]),
+        ("objective.eta=-0.1", ["objective.eta=-0.1", "greater than or equal to 0"]),
+        ("rollout.sampling.top_p=1.5", ["rollout.sampling.top_p=1.5", "less than or equal to 1"]),
+        # Impossible combinations.
+        ("model.target_layers=[4,5]", ["model", "target_layers=[4, 5]", "[5] beyond the model", "0..4"]),
+        ("model.target_layers=[3,3]", ["model", "target_layers=[3, 3]", "twice"]),
+        ("model.micro_batch_size=24", ["model", "global_batch_size=32", "multiple of micro_batch_size=24"]),
+        ("data.train_ds.batch_size=7", ["model.global_batch_size=32", "data.train_ds.batch_size=7", "56 completions"]),
+        (
+            "rollout.sampling.max_new_tokens=512",
+            ["rollout.sampling.max_new_tokens=512", "below model.decoder.max_position_embeddings=512"],
+        ),
+        ("rollout.sampling.min_new_tokens=400", ["min_new_tokens=400", "max_new_tokens=112"]),
+        ("model.decoder.num_query_groups=4", ["model.decoder", "multiple of num_query_groups=4"]),
+        ("model.decoder.kv_channels=12", ["model.decoder", "kv_channels=12", "multiple of 8"]),
+        ("objective.aggregation=dr_grpo", ["objective", "dr_grpo_length", "set dr_grpo_length"]),
+        ("objective.clip_ratio_high=0.1", ["objective", "clip_ratio_high=0.1", "clip_ratio=0.2"]),
+        # Layouts that are not there yet.
+        ("model.tensor_model_parallel_size=2", ["model", "tensor_model_parallel_size=2", "set it to 1"]),
+        ("model.pipeline_model_parallel_size=2", ["model", "pipeline_model_parallel_size=2", "set it to 1"]),
+        ("model.context_parallel_size=2", ["model", "context_parallel_size=2", "set it to 1"]),
+        ("model.expert_model_parallel_size=2", ["model", "expert_model_parallel_size=2", "set it to 1"]),
+        ("model.sequence_parallel=true", ["model", "sequence_parallel=true", "set it to false"]),
+        ("model.decoder.num_moe_experts=8", ["model.decoder", "num_moe_experts=8", "set it to null"]),
+        ("model.decoder.recompute_granularity=full", ["model.decoder", "recompute_granularity=full", "null"]),
+        # Keys that are not there.
+        ("~data.tokenizer", ["data.tokenizer", "missing"]),
+        ("data.tokenizer=${nowhere}", ["data.tokenizer", "nowhere", "not found"]),
+    ],
+)
+def test_a_bad_config_is_refused_with_path_value_and_remedy(override: str, said: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_config(override)
+    message = str(refused.value)
+    assert [part for part in said if part not in message] == [], message
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)2 problems.*objective\.eta=-1.*objective\.beta='x'"):
+        run_config("objective.eta=-1", "objective.beta=x")
+
+
+def test_a_config_error_is_a_value_error() -> None:
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_the_resolved_config_validates_to_itself() -> None:
+    config = run_config()
+    assert validate(as_plain(config)) == config
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run_config().objective.eta = 1.0  # type: ignore[misc]
+
+
+def test_steps_per_generation_counts_optimiser_steps_in_a_rollout_batch() -> None:
+    config = run_config("data.train_ds.batch_size=8", "trainer.mapo.num_rollouts_per_prompt=8")
+    assert config.model.global_batch_size * config.steps_per_generation == 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "asked", "resolved"),
+    [(48, None, (43, 44, 45, 46, 47)), (3, None, (0, 1, 2)), (5, (4, 1), (1, 4))],
+)
+def test_target_layers_default_to_the_last_five(
+    num_layers: int, asked: tuple[int, ...] | None, resolved: tuple[int, ...]
+) -> None:
+    model = ModelConfig(decoder=DecoderConfig(num_layers=num_layers), target_layers=asked)
+    assert model.resolved_target_layers == resolved
+
+
+def test_audio_mass_is_captured_only_where_something_asks_for_it() -> None:
+    silent = run_config("objective.eta=0", "objective.log_grounding=false")
+    assert not silent.objective.captures_audio_mass
+    assert run_config("objective.eta=0", "objective.log_grounding=true").objective.captures_audio_mass
+    assert run_config("objective.eta=0.1", "objective.log_grounding=false").objective.captures_audio_mass
