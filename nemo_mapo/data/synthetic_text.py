@@ -98,7 +98,8 @@ def caption_text(events: Sequence[Event]) -> str:
 def reasoning_text(events: Sequence[Event], example: Example, belief: str, rng: np.random.Generator) -> str:
     """Reason from what is heard to `belief`: `<think> heard, asked, yes/no per choice, so ...</think> belief`.
 
-    The description is always true; the verdicts and the conclusion follow `belief`, right or wrong. `rng` picks the
+    The description is always true; the choices are gone through from deep to shrill, slow to frantic and so on, whatever
+    their order in the question (copying a random order is what a small model learns last). The verdicts and the conclusion follow `belief`, right or wrong. `rng` picks the
     wording. ValueError when `belief` is not among the choices.
     """
     if belief not in example.choices:
@@ -107,7 +108,7 @@ def reasoning_text(events: Sequence[Event], example: Example, belief: str, rng: 
     asked = _ASKED[int(rng.integers(len(_ASKED)))]
     topic, option, conclusion = _phrases(example)
     verdicts = " ".join(
-        f"is it {option.format(choice)}? {'yes' if choice == belief else 'no'}." for choice in example.choices
+        f"is it {option.format(choice)}? {'yes' if choice == belief else 'no'}." for choice in _by_size(example)
     )
     thinking = f"{_heard(events, opening)} {asked} {topic}. {verdicts} so {conclusion.format(belief)}."
     return f"<think> {thinking}</think> {belief}"
@@ -200,6 +201,14 @@ def _phrases(example: Example) -> tuple[str, str, str]:
         case "count":
             return "how many sounds there are", "{}", "the count seems {}"
     raise ValueError(f"{example.id}: unknown task {example.task!r}; one of {TASKS}")
+
+
+def _by_size(example: Example) -> tuple[str, ...]:
+    """Return the choices in the order in which this module lists them."""
+    order = KINDS if example.task in ("order", "loudness") else COUNT_WORDS
+    if example.task == "attribute":
+        order = ATTRIBUTES[_asked_kind(example)]
+    return tuple(sorted(example.choices, key=order.index))
 
 
 def _asked_kind(example: Example) -> str:

@@ -51,7 +51,7 @@ def test_reasoning_states_the_truth_then_follows_its_belief_to_the_answer():
     text = reasoning_text(EVENTS, SWEEP, "rising", rng(3))
     assert text.startswith("<think> ") and text.endswith("so the sweep seems rising.</think> rising")
     assert "a deep tone first, then a loud peaking sweep, and last a dull noise." in text
-    assert "is it rising? yes. is it peaking? no. is it falling? no. is it dipping? no." in text
+    assert "is it rising? yes. is it falling? no. is it peaking? no. is it dipping? no." in text
     assert 45 <= len(text.split()) <= 60
 
 

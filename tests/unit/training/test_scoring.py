@@ -1,0 +1,119 @@
+"""Rollouts become a batch: rewards, advantages, references and gate line up with their tokens."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+
+from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.run import RewardsConfig, RolloutConfig, SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.grounding.tagger import build_chain_tagger
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.scoring import RolloutScorer
+from nemo_mapo.training.sequences import row_slices, select_batch
+
+PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
+
+
+def scored(objective, rollouts=None, max_new_tokens=8):
+    """Score rollouts of a tiny model whose reference is another tiny model."""
+    tiny, frozen = tiny_audio_llm(seed=0), tiny_audio_llm(seed=1)
+    tiny.model.eval()
+    rollouts = tiny_rollouts(tiny) if rollouts is None else rollouts
+    special = SpecialTokens.from_tokenizer(tiny.tokenizer)
+    reference = FrozenReference(frozen.model, special, keep_placeholders=False, rows_per_pass=2)
+    backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=4)
+    actor = MapoActor(tiny.model, backend, reference, objective, micro_batch_size=2)
+    rollout = RolloutConfig(sampling=SamplingConfig(max_new_tokens=max_new_tokens))
+    scorer = RolloutScorer(tiny.tokenizer, special, build_chain_tagger(), RewardsConfig(), objective, rollout)
+    return actor, scorer(rollouts, actor, lambda name: nullcontext())
+
+
+def answered(texts, finish_reasons=("stop",) * 4):
+    return replace(tiny_rollouts(tiny_audio_llm()), texts=texts, finish_reasons=finish_reasons)
+
+
+def test_advantages_follow_the_rewards_within_each_group():
+    right, wrong = "<think> so it seems deep. </think> deep", "<think> so it seems low. </think> low"
+    _, result = scored(ObjectiveConfig(), answered((right, wrong, wrong, wrong)))
+    assert result.rewards.total[0] > result.rewards.total[1]
+    assert result.batch.advantages[0] > 0 > result.batch.advantages[1]
+    assert result.batch.accuracy_rewards.tolist()[:2] == [1.0, 0.0]
+
+
+def test_a_group_of_equal_rewards_has_no_advantage_and_is_counted():
+    wrong = "<think> so it seems low. </think> nothing"
+    _, result = scored(ObjectiveConfig(), answered((wrong,) * 4))
+    assert result.batch.advantages.tolist() == [0.0] * 4
+    assert result.metrics["rollout/equal_reward_groups"] == 1.0
+
+
+def test_the_policy_and_its_reference_read_the_same_tokens():
+    _, result = scored(ObjectiveConfig())
+    kept = result.batch.response_mask
+    assert (result.batch.old_log_probs[kept] < 0).all() and (result.batch.ref_log_probs[kept] < 0).all()
+    assert (result.batch.old_log_probs - result.batch.ref_log_probs)[kept].abs().max() > 1e-3
+    assert (result.batch.old_log_probs[~kept] == 0).all()
+
+
+def test_plain_grpo_asks_for_no_text_reference_no_gate_and_no_mass():
+    _, result = scored(PLAIN)
+    assert result.batch.text_ref_entropy_nats is None
+    assert result.signals.audio_mass is None
+    assert "timing/pos_gate_seconds" not in result.metrics
+
+
+def test_the_soft_overlong_penalty_lowers_the_reward_of_long_completions():
+    texts = ("<think> so it seems low. </think> low",) * 4
+    objective = ObjectiveConfig(overlong_buffer=4)
+    _, plain = scored(ObjectiveConfig(), answered(texts), max_new_tokens=4)
+    _, penalised = scored(objective, answered(texts), max_new_tokens=4)
+    assert plain.batch.advantages.tolist() == [0.0, 0.0, plain.batch.advantages[2], plain.batch.advantages[3]]
+    assert penalised.batch.advantages[0] > penalised.batch.advantages[1]
+
+
+def test_loss_and_gradient_do_not_depend_on_the_micro_batch():
+    objective = ObjectiveConfig(eta=0.5, beta=0.1)
+    actor, result = scored(objective)
+    gradients = []
+    for size in (1, 3, 4):
+        actor.micro_batch_size = size
+        actor.policy.zero_grad()
+        loss, _ = actor.get_loss_and_metrics(result.batch, forward_only=False)
+        gradients.append((loss, {n: p.grad.clone() for n, p in actor.policy.named_parameters() if p.grad is not None}))
+    for loss, gradient in gradients[1:]:
+        assert abs(loss - gradients[0][0]) < 1e-5
+        for name, value in gradient.items():
+            torch.testing.assert_close(value, gradients[0][1][name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_the_attention_loss_moves_attention_and_leaves_the_output_head_alone():
+    actor, result = scored(ObjectiveConfig(mask="none", eta=1.0, beta=0.0))
+    batch = replace(result.batch, advantages=torch.zeros(4), accuracy_rewards=torch.zeros(4))
+    actor.get_loss_and_metrics(batch, forward_only=False)
+    last = actor.policy.decoder.decoder.layers[-1]
+    assert last.self_attention.linear_qkv.weight.grad.abs().max() > 0
+    assert last.mlp.linear_fc2.weight.grad.abs().max() == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_step():
+    actor, result = scored(ObjectiveConfig())
+    poisoned = replace(result.batch, advantages=torch.full((4,), torch.nan))
+    try:
+        actor.get_loss_and_metrics(poisoned, forward_only=False)
+    except FloatingPointError as error:
+        assert "the loss is nan on rows 0..1" in str(error)
+    else:
+        raise AssertionError("a NaN loss went unnoticed")
+
+
+def test_slices_of_a_batch_cover_it():
+    _, result = scored(ObjectiveConfig())
+    parts = [select_batch(result.batch, rows) for rows in row_slices(4, 3)]
+    assert [len(part.advantages) for part in parts] == [3, 1]
+    assert parts[0].response_mask.shape[1] == 3 and parts[1].response_mask.shape[1] == 4
+    assert torch.equal(torch.cat([part.advantages for part in parts]), result.batch.advantages)
