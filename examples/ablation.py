@@ -36,13 +36,12 @@ class Job:
         return summary.is_file() and "test" in json.loads(summary.read_text())
 
     def command(self) -> list[str]:
-        """A seed decides corpus order, warm start and sampling, the same for every variant."""
+        """A seed decides the order of the questions and sampling, the same for every variant; the start is one."""
         return [
             sys.executable,
             str(HERE / "train_mapo.py"),
             f"objective={self.variant}",
             f"seed={self.seed}",
-            f"warm_start.seed={self.seed}",
             f"data.train_ds.seed={self.seed}",
             f"exp_manager.explicit_log_dir={self.run_dir}",
             "exp_manager.resume_if_exists=true",
@@ -86,12 +85,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_all(jobs: list[Job], at_a_time: int) -> None:
-    """Train; the first job of each seed runs alone first where the seed's warm start is not cached yet."""
-    first_of_seed = {job.seed: job for job in reversed(jobs)}
-    leaders = list(first_of_seed.values())
-    followers = [job for job in jobs if job not in leaders]
+    """Train; the first run goes alone, so that the warm start is made once and cached for the others."""
     with tqdm(total=len(jobs), desc="ablation", unit="run") as bar:
-        for wave in (leaders, followers):
+        for wave in (jobs[:1], jobs[1:]):
             with ThreadPoolExecutor(at_a_time) as pool:
                 for _ in pool.map(run_one, wave):
                     bar.update()

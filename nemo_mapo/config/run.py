@@ -145,6 +145,8 @@ class WarmStartStageConfig:
     """Which templated text is learned."""
     steps: Count
     batch_size: Count
+    truth_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
 
 
 @config_class
@@ -157,10 +159,6 @@ class WarmStartConfig:
     stages: tuple[WarmStartStageConfig, ...]
     lr: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    truth_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
-    kind_truth_share: dict[str, float] = Field(default_factory=dict)
-    """`truth_share` of attribute questions about these kinds of sound, where it differs."""
     silence_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of samples whose audio is dropped, so that the text-only reference stays in distribution."""
     seed: int = 0

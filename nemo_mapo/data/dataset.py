@@ -2,9 +2,9 @@
 
 import random
 import tarfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from lhotse import CutSet
 from lhotse.audio import (
     AudioLoadingError,
     DurationMismatchError,
-    get_audio_duration_mismatch_tolerance,
     set_audio_duration_mismatch_tolerance,
 )
 from lhotse.cut import Cut
@@ -78,9 +77,9 @@ def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
     """
     paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
     where = f"cut {cut.id} ({', '.join(paths) or 'from an archive'})"
+    _refuse_missing_audio()
     try:
-        with _strict_durations():
-            samples = cut.load_audio()
+        samples = cut.load_audio()
     except (AudioLoadingError, DurationMismatchError, OSError) as error:
         raise ValueError(
             f"{where}: audio cannot be read, the file is missing, damaged or truncated: replace it or remove the cut "
@@ -219,18 +218,13 @@ def _first_ids(config: DatasetConfig, dataset: PromptDataset, count: int) -> fro
     return frozenset(ids[:count])
 
 
-@contextmanager
-def _strict_durations() -> Iterator[None]:
-    """Lower Lhotse's tolerance: by default it fills up to half a second of missing audio with mirrored samples."""
-    before = get_audio_duration_mismatch_tolerance()
-    with warnings.catch_warnings():
-        # Lhotse advises against less than its default for the sake of augmentations, of which there are none here.
-        warnings.filterwarnings("ignore", message="The audio duration mismatch tolerance")
-        set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE_SECONDS)
-    try:
-        yield
-    finally:
-        set_audio_duration_mismatch_tolerance(before)
+@cache
+def _refuse_missing_audio() -> None:
+    """Lower Lhotse's tolerance for this process: by default it fills up to half a second with mirrored samples.
+
+    Once, because Lhotse announces every change.
+    """
+    set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE_SECONDS)
 
 
 @contextmanager

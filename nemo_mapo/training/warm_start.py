@@ -139,9 +139,7 @@ class _BatchMaker:
         if stage.target == "caption":
             return caption_text(events)
         example = example_from_cut(cut)
-        belief = warm_start_belief(
-            example, self.config.truth_share, self.rng, kind_truth_share=self.config.kind_truth_share
-        )
+        belief = warm_start_belief(example, stage.truth_share, self.rng)
         return reasoning_text(events, example, belief, self.rng)
 
 
