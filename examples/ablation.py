@@ -85,12 +85,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_all(jobs: list[Job], at_a_time: int) -> None:
-    """Train; the first run goes alone, so that the warm start is made once and cached for the others."""
-    with tqdm(total=len(jobs), desc="ablation", unit="run") as bar:
-        for wave in (jobs[:1], jobs[1:]):
-            with ThreadPoolExecutor(at_a_time) as pool:
-                for _ in pool.map(run_one, wave):
-                    bar.update()
+    """Train; whichever run needs the warm start first makes it, the others wait for it."""
+    with tqdm(total=len(jobs), desc="ablation", unit="run") as bar, ThreadPoolExecutor(at_a_time) as pool:
+        for _ in pool.map(run_one, jobs):
+            bar.update()
 
 
 def run_one(job: Job) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from lhotse.cut import Cut
 from torch import Tensor
@@ -45,12 +46,14 @@ def warm_start(
 ) -> Path:
     """Give `model` its warm-start weights, from the cache or by training; return the cached checkpoint.
 
-    The cache's key covers everything the result depends on: recipe, model, data and seeds.
+    Runs that need the same result at the same time wait for the first one's. The cache's key covers everything the result depends on: recipe, model, data and seeds.
     """
     path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, model_seed=model_seed)
-    if not path.exists():
-        _train(model, config, tokenizer)
-        write_checkpoint(path, model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            _train(model, config, tokenizer)
+            write_checkpoint(path, model)
     load_checkpoint(path, model)
     return path
 

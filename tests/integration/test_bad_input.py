@@ -50,4 +50,4 @@ def test_a_run_is_not_resumed_with_another_config(corpus, tmp_path):
     run_dir = tmp_path / "run"
     assert train(corpus, run_dir, "trainer.mapo.max_steps=2").returncode == 0
     said = refused(corpus, run_dir, "exp_manager.resume_if_exists=true", "objective.eta=0.5")
-    assert "objective.eta: 0.02 then, 0.5 now" in said
+    assert "objective.eta: 0.05 then, 0.5 now" in said
