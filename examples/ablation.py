@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nemo_mapo.reports.compare import AblationRun, write_comparison
+from nemo_mapo.reports.readme import update_readme
 
 HERE = Path(__file__).parent
 VARIANTS = ("grpo", "mask_only", "attention_only", "mapo", "mapo_sharp")
@@ -67,6 +68,8 @@ def main() -> None:
         sys.exit(f"no finished run below {output}")
     rows = [AblationRun(variant=job.variant, seed=job.seed, run_dir=job.run_dir) for job in finished]
     page = write_comparison(rows, output)
+    if arguments.readme is not None:
+        update_readme(Path(arguments.readme), rows)
     print((output / "comparison.md").read_text())
     print(f"{len(finished)} of {len(jobs)} runs; page: {page}")
 
@@ -80,6 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="(default: 1 2 3)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
     parser.add_argument("--table-only", action="store_true", help="tabulate finished runs, start none")
+    parser.add_argument("--readme", help="also put table and picture into this README")
     parser.add_argument("overrides", nargs="*", help="overrides for every run, after --")
     return parser.parse_args()
 

@@ -98,9 +98,9 @@ def caption_text(events: Sequence[Event]) -> str:
 def reasoning_text(events: Sequence[Event], example: Example, belief: str, rng: np.random.Generator) -> str:
     """Reason from what is heard to `belief`: `<think> heard, asked, yes/no per choice, so ...</think> belief`.
 
-    The description is always true; verdicts and conclusion follow `belief`, right or wrong. The choices are gone through
-    from deep to shrill, slow to frantic and so on, whatever their order in the question: copying a random order is
-    what a small model learns last. `rng` picks the wording. ValueError when `belief` is not among the choices.
+    The description is always true; verdicts and conclusion follow `belief`, right or wrong. The choices are gone
+    through from deep to shrill, slow to frantic and so on, whatever their order in the question: copying a random
+    order is what a small model learns last. `rng` picks the wording. ValueError when `belief` is not among the choices.
     """
     if belief not in example.choices:
         raise ValueError(f"{example.id}: belief {belief!r} is not among the choices {example.choices}")

@@ -46,7 +46,8 @@ def warm_start(
 ) -> Path:
     """Give `model` its warm-start weights, from the cache or by training; return the cached checkpoint.
 
-    Runs that need the same result at the same time wait for the first one's. The cache's key covers everything the result depends on: recipe, model, data and seeds.
+    Runs that need the same result at the same time wait for the first one's. The cache's key covers everything the
+    result depends on: recipe, model, data and seeds.
     """
     path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, model_seed=model_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
