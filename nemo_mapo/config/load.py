@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import (
     DatasetConfig,
@@ -29,14 +29,17 @@ class ConfigError(ValueError):
 def register_defaults() -> None:
     """Give Hydra every key with its default, so that each can be overridden and shows in `--cfg job`."""
     store = ConfigStore.instance()
-    for group, default in (
-        ("objective", ObjectiveConfig()),
-        ("model", ModelConfig()),
-        ("rollout", RolloutConfig()),
-        ("rewards", RewardsConfig()),
-        ("trainer", TrainerConfig()),
+    for group, name, default in (
+        ("objective", "defaults", ObjectiveConfig()),
+        ("model/perception", "conv", ConvPerceptionConfig()),
+        ("rollout", "defaults", RolloutConfig()),
+        ("rewards", "defaults", RewardsConfig()),
+        ("trainer", "defaults", TrainerConfig()),
     ):
-        store.store(group=group, name="defaults", node=dataclasses.asdict(default))
+        store.store(group=group, name=name, node=dataclasses.asdict(default))
+    # The encoder has a group of its own: other kinds have other keys.
+    model = {key: value for key, value in dataclasses.asdict(ModelConfig()).items() if key != "perception"}
+    store.store(group="model", name="defaults", node=model)
     store.store(
         name="run_defaults",
         node={

@@ -15,7 +15,7 @@ from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import RewardsConfig, RolloutConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
-from nemo_mapo.grounding.tagger import Tagger
+from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.registry import RewardSample
@@ -99,6 +99,7 @@ class RolloutScorer:
         ids = [row[:length] for row, length in zip(rollouts.completions.tolist(), lengths, strict=True)]
         gate, fallbacks = gate_batch(ids, self.tokenizer, self.objective.pos_tags, self.tagger)
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
+        metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)
         metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)
         metrics["timing/pos_gate_seconds"] = time.perf_counter() - started
         return gate, metrics
