@@ -19,7 +19,7 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, plan_split
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
 from nemo_mapo.grounding.tagger import build_tagger
-from nemo_mapo.platform import initialize_single_process, install_cpu_host
+from nemo_mapo.platform import hide_cuda_devices, initialize_single_process, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
@@ -53,6 +53,7 @@ def main() -> None:
     """Time, and print one table."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    hide_cuda_devices()
     install_cpu_host()
     initialize_single_process()
     step_of, rollout_seconds = prepare(arguments)

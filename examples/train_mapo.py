@@ -3,7 +3,9 @@
 import sys
 
 from nemo_mapo.console import quiet_upstream, show_own_messages
+from nemo_mapo.platform import hide_cuda_devices
 
+hide_cuda_devices()
 quiet_upstream()
 
 from nemo.core.config import hydra_runner  # noqa: E402

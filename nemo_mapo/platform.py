@@ -18,6 +18,15 @@ _CPU = torch.device("cpu")
 _SINGLE_PROCESS_TIMEOUT = timedelta(minutes=10)
 
 
+def hide_cuda_devices() -> None:
+    """Make this process, and those it starts, a CPU host even where there is a GPU.
+
+    Training on a GPU is not supported yet, and half of upstream would move there by itself. Call it before anything
+    asks torch for devices: entry points do so first of all.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def on_cpu_host() -> bool:
     """Whether this process has no CUDA device to use."""
     return not torch.cuda.is_available()

@@ -124,6 +124,16 @@ class TrainerConfig:
     """torch threads on a CPU host; null leaves torch's choice."""
     mapo: MapoTrainerConfig = MapoTrainerConfig()
 
+    def __post_init__(self) -> None:
+        supported = {"num_nodes": 1, "devices": 1, "accelerator": "cpu", "precision": "fp32"}
+        given = {name: vars(self)[name] for name in supported}
+        wrong = [f"{name}={given[name]}" for name, value in supported.items() if given[name] != value]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} is not supported yet: one CPU process in fp32 is what this version runs; set "
+                + ", ".join(f"{name}={value}" for name, value in supported.items())
+            )
+
 
 @config_class
 class ExpManagerConfig:

@@ -138,8 +138,7 @@ class MapoTrainer:
             history.append(metrics)
         self.optimizer.zero_grad()
         self.actor.finish_training()
-        return {name: sum(m[name] for m in history if name in m) / sum(name in m for m in history)
-                for name in dict.fromkeys(key for m in history for key in m)}  # fmt: skip
+        return _mean_over_steps(history)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimiser state."""
@@ -199,6 +198,13 @@ def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
     """Rollout batches of the whole run (NeMo-Aligner's max_epochs and max_steps)."""
     steps = batches_per_epoch * config.trainer.mapo.max_epochs
     return steps if config.trainer.mapo.max_steps < 0 else min(steps, config.trainer.mapo.max_steps)
+
+
+def _mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each figure over the optimiser steps that report it."""
+    names = dict.fromkeys(name for metrics in history for name in metrics)
+    reported = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
+    return {name: sum(values) / len(values) for name, values in reported.items()}
 
 
 def _show(bar: "tqdm[None]", metrics: dict[str, float]) -> None:
