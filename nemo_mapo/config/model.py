@@ -14,10 +14,15 @@ class ConvPerceptionConfig:
     """Small convolutional encoder over log-mel features (the embedded run)."""
 
     type: Literal["conv"] = "conv"
+    """Small convolutional encoder."""
     mel_bins: Count = 32
+    """Log-mel features per frame."""
     hop_seconds: Annotated[float, Field(gt=0)] = 0.02
+    """Distance of frames."""
     window_seconds: Annotated[float, Field(gt=0)] = 0.04
+    """Length of a frame's window."""
     channels: Count = 128
+    """Width of the convolutions."""
     downsampling: Literal[1, 2, 4, 8] = 4
     """Frames per audio token, by stride-2 convolutions."""
 
@@ -27,6 +32,7 @@ class NemoPerceptionConfig:
     """NeMo's AudioPerceptionModule: preprocessor, encoder, modality adapter, projection."""
 
     type: Literal["nemo"] = "nemo"
+    """NeMo's AudioPerceptionModule."""
     module: dict[str, Any]
     """The module's own config, as in NeMo's speech-LLM examples; its output_dim is set to the decoder's hidden size."""
 
@@ -39,17 +45,27 @@ class DecoderConfig:
     """Megatron-core GPT decoder, in Megatron's names."""
 
     num_layers: Count = 5
+    """Transformer layers."""
     hidden_size: Count = 192
+    """Width of the residual stream."""
     num_attention_heads: Count = 6
+    """Query heads."""
     num_query_groups: Count = 2
+    """Key and value heads (grouped-query attention)."""
     kv_channels: Count = 32
+    """Width of a head."""
     ffn_hidden_size: Count = 512
+    """Inner width of the SwiGLU."""
     max_position_embeddings: Count = 512
     """Longest prompt + completion, in tokens."""
     rotary_base: Annotated[int, Field(gt=0)] = 10000
+    """Base of the rotary position embedding."""
     qk_layernorm: bool = True
+    """RMS-normalise queries and keys per head."""
     layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the mean square of every RMSNorm."""
     init_method_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the initial weights."""
     share_embeddings_and_output_weights: bool = True
     """Tied output head."""
     num_moe_experts: Count | None = None
@@ -76,6 +92,7 @@ class SchedulerConfig:
     """Learning-rate schedule over optimiser steps."""
 
     name: Literal["constant", "cosine"] = "constant"
+    """Shape after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     """Linear warm-up."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
@@ -87,10 +104,15 @@ class OptimizerConfig:
     """torch AdamW."""
 
     name: Literal["adamw"] = "adamw"
+    """torch AdamW."""
     lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of matrices; norms and biases have none."""
     sched: SchedulerConfig = SchedulerConfig()
 
 
@@ -107,10 +129,15 @@ class ModelConfig:
     global_batch_size: Count = 32
     """Completions per optimiser step."""
     tensor_model_parallel_size: Count = 1
+    """Only 1 is supported yet."""
     pipeline_model_parallel_size: Count = 1
+    """Only 1 is supported yet."""
     context_parallel_size: Count = 1
+    """Only 1 is supported yet."""
     expert_model_parallel_size: Count = 1
+    """Only 1 is supported yet."""
     sequence_parallel: bool = False
+    """Not supported yet."""
     optim: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:

@@ -20,8 +20,11 @@ class DatasetConfig:
     batch_size: Count = 8
     """Prompts per rollout batch."""
     sample_rate: Count = 16000
+    """Hz; clips with another rate are refused."""
     shuffle: bool = False
+    """Draw in another order every epoch."""
     seed: int = 0
+    """Of the order."""
     min_duration: Annotated[float, Field(ge=0)] = 0.1
     """Seconds; shorter clips are left out."""
     max_duration: Annotated[float, Field(gt=0)] = 30.0
@@ -56,7 +59,9 @@ class SamplingConfig:
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Divide (positive) or multiply (negative) the logits of tokens already in the completion; 1 is off."""
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """The end-of-turn token is not drawn before this many tokens."""
     max_new_tokens: Count = 120
+    """Completions are cut here."""
 
     def __post_init__(self) -> None:
         if self.min_new_tokens > self.max_new_tokens:
@@ -68,6 +73,7 @@ class RolloutConfig:
     """Which engine generates, and how it samples."""
 
     backend: Literal["megatron"] = "megatron"
+    """`megatron` samples from the training weights in place."""
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
@@ -78,8 +84,11 @@ class RewardsConfig:
     """Weights of the rewards; a reward with weight 0 is not computed."""
 
     accuracy: Annotated[float, Field(ge=0)] = 2.0
+    """Weight of: the extracted answer is the right choice, exactly."""
     format: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of: the completion follows the template."""
     consistency: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of: the reasoning is complete and concludes what is answered."""
     template: Literal["think", "reasoning"] = "think"
     """`<think>...</think>answer` or `<reasoning>...</reasoning><answer>...</answer>`."""
 
@@ -89,6 +98,7 @@ class MapoTrainerConfig:
     """NeMo-Aligner's trainer section."""
 
     max_epochs: Count = 1
+    """Passes over the training split, unless `max_steps` ends the run earlier."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Rollout batches to train on; -1 is whole epochs."""
     val_check_interval: Annotated[int, Field(ge=0)] = 20
@@ -117,9 +127,13 @@ class TrainerConfig:
     """Lightning-style host section."""
 
     num_nodes: Count = 1
+    """Only 1 is supported yet."""
     devices: Count = 1
+    """Devices per node; only 1 is supported yet."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
+    """Only `cpu` is supported yet."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Only `fp32` is supported yet."""
     num_threads: Count | None = None
     """torch threads on a CPU host; null leaves torch's choice."""
     mapo: MapoTrainerConfig = MapoTrainerConfig()
@@ -140,11 +154,15 @@ class ExpManagerConfig:
     """NeMo's experiment manager (the part that a run directory needs)."""
 
     explicit_log_dir: str = "runs/mapo"
+    """The run directory."""
     resume_if_exists: bool = False
     """Continue from the newest checkpoint in the run directory."""
     create_tensorboard_logger: bool = True
+    """Write TensorBoard events."""
     create_wandb_logger: bool = False
+    """Log to Weights & Biases."""
     wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of Lightning's WandbLogger, e.g. name and project."""
 
 
 @config_class
@@ -154,7 +172,9 @@ class WarmStartStageConfig:
     target: Literal["caption", "reasoning"]
     """Which templated text is learned."""
     steps: Count
+    """Optimiser steps."""
     batch_size: Count
+    """Texts per step."""
     truth_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
 
@@ -166,12 +186,16 @@ class WarmStartConfig:
     cuts_path: str
     """Lhotse cuts with caption, question, choices, answer."""
     cache_dir: str = ".cache/warm_start"
+    """Where finished warm starts are kept."""
     stages: tuple[WarmStartStageConfig, ...]
     lr: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate; a cosine with 5 % warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of AdamW."""
     silence_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of samples whose audio is dropped, so that the text-only reference stays in distribution."""
     seed: int = 0
+    """Of the initial weights and of what is drawn."""
 
 
 @config_class
@@ -187,6 +211,7 @@ class RunConfig:
     """The whole config of `examples/train_mapo.py`."""
 
     seed: int = 1234
+    """Of sampling; a row's randomness follows from seed, step and row."""
     trainer: TrainerConfig = TrainerConfig()
     exp_manager: ExpManagerConfig = ExpManagerConfig()
     pretrained_checkpoint: PretrainedConfig = PretrainedConfig()

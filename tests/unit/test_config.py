@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from nemo_mapo.config.load import ConfigError, as_plain, register_defaults, validate
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
+from nemo_mapo.config.reference import configuration_markdown
 from nemo_mapo.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +137,22 @@ def test_audio_mass_is_captured_only_where_something_asks_for_it() -> None:
     assert not silent.objective.captures_audio_mass
     assert run_config("objective.eta=0", "objective.log_grounding=true").objective.captures_audio_mass
     assert run_config("objective.eta=0.1", "objective.log_grounding=false").objective.captures_audio_mass
+
+
+def test_the_configuration_page_is_that_of_the_schema():
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration_markdown(), (
+        "run: python -m nemo_mapo.config.reference > docs/configuration.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "value"), [("accelerator", "gpu"), ("precision", "bf16"), ("devices", 2), ("num_nodes", 2)]
+)
+def test_hosts_that_are_not_supported_yet_are_refused_by_name(override, value):
+    with pytest.raises(ConfigError, match=f"trainer: {override}={value} is not supported yet"):
+        run_config(f"trainer.{override}={value}")
+
+
+def test_the_path_of_a_bad_encoder_key_is_the_one_the_user_wrote():
+    with pytest.raises(ConfigError, match=r"model\.perception\.mel_bins='many'"):
+        run_config("model.perception.mel_bins=many")
