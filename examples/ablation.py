@@ -13,16 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
+from nemo_mapo.config.load import as_plain, register_defaults, validate
 from nemo_mapo.reports.compare import AblationRun, write_comparison
 from nemo_mapo.reports.readme import update_readme
+from nemo_mapo.training.run_directory import config_changes
 
 HERE = Path(__file__).parent
 VARIANTS = ("grpo", "mask_only", "attention_only", "mapo", "mapo_sharp")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
     """One training run of the ablation."""
 
@@ -32,33 +36,36 @@ class Job:
     overrides: tuple[str, ...]
 
     def is_finished(self) -> bool:
-        """Whether its test figures are there."""
-        summary = self.run_dir / "run.json"
-        return summary.is_file() and "test" in json.loads(summary.read_text())
+        """Whether its test figures are there; exits where the directory holds a run of another config."""
+        summary, config = self.run_dir / "run.json", self.run_dir / "config.yaml"
+        if not summary.is_file() or "test" not in json.loads(summary.read_text()):
+            return False
+        with initialize_config_dir(str(HERE.parent / "conf"), version_base=None):
+            now = as_plain(validate(compose("train_mapo", overrides=self.overrides)))
+        changed = config_changes(yaml.safe_load(config.read_text()), now, length_too=True)
+        if changed:
+            sys.exit(f"{self.run_dir} holds a run of another config; choose another --output:\n" + "\n".join(changed))
+        return True
 
     def command(self) -> list[str]:
-        """A seed decides the order of the questions and sampling, the same for every variant; the start is one."""
-        return [
-            sys.executable,
-            str(HERE / "train_mapo.py"),
-            f"objective={self.variant}",
-            f"seed={self.seed}",
-            f"data.train_ds.seed={self.seed}",
-            f"exp_manager.explicit_log_dir={self.run_dir}",
-            "exp_manager.resume_if_exists=true",
-            "trainer.num_threads=1",
-            *self.overrides,
-        ]
+        """An ordinary training run, resumed where it was begun."""
+        return [sys.executable, str(HERE / "train_mapo.py"), *self.overrides, "exp_manager.resume_if_exists=true"]
+
+
+def job(variant: str, seed: int, output: Path, overrides: list[str]) -> Job:
+    """A seed decides the order of the questions and sampling, the same for every variant; the start is one."""
+    run_dir = output / f"{variant}-seed{seed}"
+    of_run = [f"objective={variant}", f"seed={seed}", f"data.train_ds.seed={seed}", "trainer.num_threads=1"]
+    return Job(variant, seed, run_dir, (*of_run, f"exp_manager.explicit_log_dir={run_dir}", *overrides))
 
 
 def main() -> None:
     """Run what is missing, then write table and page."""
     arguments = parse_arguments()
     output = Path(arguments.output)
+    register_defaults()
     jobs = [
-        Job(variant=variant, seed=seed, run_dir=output / f"{variant}-seed{seed}", overrides=tuple(arguments.overrides))
-        for seed in arguments.seeds
-        for variant in arguments.variants
+        job(variant, seed, output, arguments.overrides) for seed in arguments.seeds for variant in arguments.variants
     ]
     if not arguments.table_only:
         subprocess.run([sys.executable, HERE / "make_synthetic_corpus.py", "--output", "data/synthetic"], check=True)

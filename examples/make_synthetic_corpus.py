@@ -7,8 +7,8 @@ from nemo_mapo.data.synthetic import SPLITS, SyntheticCorpusConfig, manifest_pat
 
 _EPILOG = """
 The result depends on the arguments alone: run again with the same ones, and nothing is done; with others, the corpus is
-made anew. Use it with
-  data.train_ds.input_cfg=[{type: lhotse, cuts_path: OUTPUT/cuts_train.jsonl.gz}] data.tokenizer=OUTPUT/tokenizer
+made anew. Train on it with
+  python examples/train_mapo.py data.corpus_dir=OUTPUT
 The manifests are described in data/lhotse_manifests/README.md.
 """
 

@@ -1,6 +1,5 @@
 """Assembles a run from its config and carries it through: start weights, training, test, report."""
 
-import json
 import logging
 import resource
 import sys
@@ -16,7 +15,7 @@ from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch.utils.data import DataLoader
 
 from nemo_mapo.config.run import DatasetConfig, RunConfig
-from nemo_mapo.data.dataset import PromptDataset, build_dataloader
+from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
@@ -45,37 +44,88 @@ ENDED_EARLY = "ended before its last step; continue with exp_manager.resume_if_e
 
 
 def run(config: RunConfig) -> Path:
-    """Train as `config` says, evaluate on the test split, write the report; return the run directory."""
-    started = time.time()
+    """Train as `config` says, evaluate on the test split, write the report; return the run directory.
+
+    Raises:
+        ValueError: what the user can mend: config, data, run directory.
+    """
     directory = open_run_directory(config)
-    _set_up_host(config)
-    for split in (config.data.train_ds, config.data.validation_ds, config.data.test_ds):
-        if split is not None:
-            validate_manifest(split)
-    parts = Assembly(config, directory)
-    trainer = parts.trainer
-    checkpoint = trainer.checkpoints.latest() if config.exp_manager.resume_if_exists else None
-    directory.forget_after(checkpoint.state["step"] if checkpoint else -1)
-    if checkpoint:
-        trainer.resume(checkpoint)
-        logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
-    finished = trainer.fit()
-    summary: dict[str, Any] = {
-        "title": directory.path.name,
-        "started": _clock(started),
-        "pos_tagger": parts.tagger.name,
-    }
-    if finished and config.data.test_ds is not None:
-        summary["test"] = parts.test()
-    summary |= {
-        "finished": _clock(time.time()),
-        "seconds_total": time.time() - started,
-        "peak_rss_gb": peak_rss_gb(),
-        "events": [] if finished else [{"step": trainer.step, "message": ENDED_EARLY}],
-    }
-    directory.summary.write_text(json.dumps(summary, indent=2) + "\n")
-    write_report(directory.path)
+    with directory.locked():
+        _set_up_host(config)
+        _check_data(config)
+        started = time.time()
+        parts = Assembly(config, directory)
+        _resume(parts.trainer, directory, config)
+        finished = parts.trainer.fit()
+        facts: dict[str, Any] = {
+            "title": directory.path.name,
+            "started": _clock(started),
+            "pos_tagger": parts.trainer.scorer.tagger.name,
+        }
+        if not finished:
+            logger.info(ENDED_EARLY)
+            facts["events"] = [{"step": parts.trainer.step, "message": ENDED_EARLY}]
+        directory.write_summary(facts | _cost(directory))
+        if finished and config.data.test_ds is not None:
+            # Written before as well: a clip of the test split that cannot be read must not cost the report.
+            write_report(directory.path)
+            facts["test"] = parts.test()
+            directory.write_summary(facts | _cost(directory))
+        write_report(directory.path)
     return directory.path
+
+
+def _resume(trainer: MapoTrainer, directory: RunDirectory, config: RunConfig) -> None:
+    """Continue from the newest checkpoint, if the run is to be resumed and has one; drop what came after it."""
+    checkpoint = trainer.checkpoints.latest() if config.exp_manager.resume_if_exists else None
+    if checkpoint is None:
+        steps = directory.metrics.last_step()
+        if steps > config.trainer.mapo.save_interval:
+            raise ValueError(
+                f"exp_manager.explicit_log_dir={directory.path} has {steps} recorded steps but no checkpoint to "
+                "continue from; choose another directory, or delete this one"
+            )
+        directory.forget_after(-1)
+        return
+    trainer.resume(checkpoint)
+    directory.forget_after(trainer.step)
+    logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
+
+
+def _check_data(config: RunConfig) -> None:
+    """Check every split before anything is built.
+
+    Raises:
+        ValueError: naming split, file, line and value; also where a split that is scored would lose clips, because
+            then its accuracy would not be that of the split.
+    """
+    splits = {
+        "train_ds": config.data.train_ds,
+        "validation_ds": config.data.validation_ds,
+        "test_ds": config.data.test_ds,
+    }
+    for name, split in splits.items():
+        if split is None:
+            continue
+        try:
+            checked = validate_manifest(split)
+        except ValueError as error:
+            raise ValueError(f"data.{name}.{error}") from error
+        left_out = checked.found - checked.admissible
+        if left_out and name != "train_ds":
+            raise ValueError(
+                f"data.{name}: {left_out} of {checked.found} clips lie outside min_duration={split.min_duration} .. "
+                f"max_duration={split.max_duration} seconds and would silently not be scored; widen the bounds"
+            )
+        if left_out:
+            logger.info(f"data.{name}: {left_out} of {checked.found} clips are left out for their duration")
+
+
+def _cost(directory: RunDirectory) -> dict[str, Any]:
+    """Time of the run's steps and validations over all its sessions, and memory of this one."""
+    timed = ("timing/step_seconds", "timing/validation_seconds")
+    seconds = sum(record.get(name, 0.0) for record in directory.metrics.read() for name in timed)
+    return {"finished": _clock(time.time()), "seconds_total": seconds, "peak_rss_gb": peak_rss_gb()}
 
 
 class Assembly:
@@ -86,8 +136,8 @@ class Assembly:
         self.directory = directory
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
-        self.tagger = build_tagger()
         self.policy = self._build_model()
+        self._check_positions()
         self.reference_model = self._build_model()
         self._load_start_weights()
         self.reference = FrozenReference(
@@ -116,6 +166,22 @@ class Assembly:
         self.trainer.samples.file.append(evaluation.records)
         return evaluation.metrics()
 
+    def _check_positions(self) -> None:
+        """ValueError naming the clip whose prompt leaves no room for a completion."""
+        data, decoder = self.config.data, self.config.model.decoder
+        room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
+        for split in (data.train_ds, data.validation_ds, data.test_ds):
+            if split is None:
+                continue
+            clip, length = longest_prompt(self._dataloader(split))
+            if length > room:
+                raise ValueError(
+                    f"the prompt of {clip} has {length} tokens (audio included), which leaves no room for "
+                    f"rollout.sampling.max_new_tokens={self.config.rollout.sampling.max_new_tokens} within "
+                    f"model.decoder.max_position_embeddings={decoder.max_position_embeddings}; "
+                    "lower max_duration or max_new_tokens, or raise the positions"
+                )
+
     def _build_model(self) -> AudioLLM:
         return build_audio_llm(
             self.config.model,
@@ -132,6 +198,8 @@ class Assembly:
         elif self.config.warm_start is not None:
             warm_start(self.policy, self.config.warm_start, self.config.model, self.tokenizer,
                        model_seed=self.config.warm_start.seed)  # fmt: skip
+        else:
+            logger.warning("no warm start and no pretrained_checkpoint.restore_from_path: training starts from noise")
         self.reference_model.load_state_dict(self.policy.state_dict())
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:
@@ -164,7 +232,7 @@ class Assembly:
             micro_batch_size=config.model.micro_batch_size,
         )
         scorer = RolloutScorer(
-            self.tokenizer, self.special, self.tagger, config.rewards, config.objective, config.rollout
+            self.tokenizer, self.special, build_tagger(), config.rewards, config.objective, config.rollout
         )
         return MapoTrainer(
             config,

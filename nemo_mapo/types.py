@@ -21,7 +21,7 @@ class Example:
     """The text of the right choice; always one of `choices`."""
     task: str
     reasoning: str | None = None
-    """Reference reasoning, used by supervised warm start only."""
+    """Reference reasoning, for people and analyses; nothing trains on it."""
 
 
 @dataclass(frozen=True, kw_only=True)

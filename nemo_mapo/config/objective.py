@@ -6,6 +6,7 @@ from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 
+UniversalTag = Literal["ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "VERB", "X"]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -65,7 +66,7 @@ class ObjectiveConfig:
     """Text reference keeps the audio positions (without audio embeddings) instead of dropping span and markers."""
     log_grounding: bool = True
     """Measure audio mass and differential entropy for the curves even where no term of the loss needs them."""
-    pos_tags: tuple[str, ...] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
+    pos_tags: Annotated[tuple[UniversalTag, ...], Field(min_length=1)] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
     """Universal part-of-speech tags that count as substantive."""
 
     def __post_init__(self) -> None:

@@ -62,7 +62,10 @@ def _kind(field: Schema) -> str:
 
 
 def _default(field: Schema) -> str:
-    return f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+    if "default" in field:
+        return f"`{json.dumps(field['default'])}`"
+    # A free-form section starts empty; the schema does not say so.
+    return "`{}`" if field.get("additionalProperties") is True else "required"
 
 
 def _meaning(field: Schema) -> str:

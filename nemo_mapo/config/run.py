@@ -10,6 +10,9 @@ from nemo_mapo.config.objective import ObjectiveConfig
 
 Count = Annotated[int, Field(ge=1)]
 
+MAX_SEED = 2**19
+"""Every row of every step of every run gets a seed of its own in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
+
 
 @config_class
 class DatasetConfig:
@@ -44,6 +47,12 @@ class DataConfig:
     """Directory that the paths of this section refer to by interpolation; read by nothing else."""
     tokenizer: str
     """Directory of a Hugging Face tokenizer."""
+
+    def __post_init__(self) -> None:
+        splits = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
+        rates = {name: split.sample_rate for name, split in splits.items() if split is not None}
+        if len(set(rates.values())) > 1:
+            raise ValueError(f"sample_rate differs between splits ({rates}); the model reads one rate")
 
 
 @config_class
@@ -109,7 +118,7 @@ class MapoTrainerConfig:
     """Global gradient norm is clipped to this."""
     num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
     """G, the group size; group advantages need at least 2."""
-    max_time_per_run: str | None = None
+    max_time_per_run: Annotated[str, Field(pattern=r"^\d+:\d{1,2}:\d{1,2}:\d{1,2}$")] | None = None
     """DD:HH:MM:SS after which the run saves and stops."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
@@ -200,17 +209,17 @@ class WarmStartConfig:
 
 @config_class
 class PretrainedConfig:
-    """Where the start weights come from when there is no warm start."""
+    """Start weights that were made before."""
 
     restore_from_path: str | None = None
-    """A nemo-mapo checkpoint directory."""
+    """A nemo-mapo checkpoint directory; it takes the place of the warm start."""
 
 
 @config_class
 class RunConfig:
     """The whole config of `examples/train_mapo.py`."""
 
-    seed: int = 1234
+    seed: Annotated[int, Field(ge=0, lt=MAX_SEED)] = 1234
     """Of sampling; a row's randomness follows from seed, step and row."""
     trainer: TrainerConfig = TrainerConfig()
     exp_manager: ExpManagerConfig = ExpManagerConfig()
@@ -229,6 +238,22 @@ class RunConfig:
                 f"model.global_batch_size={self.model.global_batch_size} must divide the rollout batch: "
                 f"data.train_ds.batch_size={self.data.train_ds.batch_size} x trainer.mapo.num_rollouts_per_prompt="
                 f"{self.trainer.mapo.num_rollouts_per_prompt} = {completions} completions"
+            )
+        group = self.trainer.mapo.num_rollouts_per_prompt
+        if self.rollout.batch_size < group:
+            raise ValueError(
+                f"rollout.batch_size={self.rollout.batch_size} must hold a whole group: at least "
+                f"trainer.mapo.num_rollouts_per_prompt={group}"
+            )
+        if self.rollout.sampling.temperature == 0:
+            raise ValueError(
+                "rollout.sampling.temperature=0 draws the same completion for a whole group, so nothing is learned "
+                "from rewards; set it above 0 (evaluation is greedy anyway)"
+            )
+        if self.objective.overlong_buffer > self.rollout.sampling.max_new_tokens:
+            raise ValueError(
+                f"objective.overlong_buffer={self.objective.overlong_buffer} must be at most "
+                f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens}"
             )
         longest = self.model.decoder.max_position_embeddings
         if self.rollout.sampling.max_new_tokens >= longest:

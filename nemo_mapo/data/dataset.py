@@ -169,6 +169,18 @@ def num_batches_per_epoch(dataloader: PromptLoader) -> int:
     return _epoch_sampler(dataloader).count_batches()
 
 
+def longest_prompt(dataloader: PromptLoader) -> tuple[str, int]:
+    """Id and number of tokens of the split's longest prompt, from metadata: no audio is read."""
+    dataset = dataloader.dataset
+    assert isinstance(dataset, PromptDataset)
+    lengths = {
+        str(cut.id): len(encode_prompt(example_from_cut(cut), dataset.audio_tokens(cut.num_samples), dataset.tokenizer))
+        for cuts in _epoch_sampler(dataloader)
+        for cut in cuts
+    }
+    return max(lengths.items(), key=lambda item: item[1])
+
+
 def _epoch_sampler(dataloader: PromptLoader) -> EpochSampler:
     sampler = dataloader.sampler
     if not isinstance(sampler, EpochSampler):

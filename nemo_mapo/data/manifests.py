@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lhotse import CutSet
 from lhotse.audio import AudioLoadingError, info
@@ -43,8 +43,19 @@ class _Entry:
     """None when the audio is not a file of its own (Shar, URL)."""
 
 
-def validate_manifest(config: DatasetConfig) -> int:
-    """Check every line of a split before anything is built; return how many cuts will be used.
+class CheckedSplit(NamedTuple):
+    """What is in a split."""
+
+    found: int
+    """Cuts."""
+    admissible: int
+    """Cuts whose duration lies within the bounds."""
+    used: int
+    """Of these, what max_samples leaves."""
+
+
+def validate_manifest(config: DatasetConfig) -> CheckedSplit:
+    """Check every line of a split before anything is built; return how many cuts there are and will be used.
 
     Reads manifests and the headers of the audio files, but decodes nothing: a stream that breaks off in the middle of a
     file is found when the clip is read.
@@ -73,7 +84,8 @@ def validate_manifest(config: DatasetConfig) -> int:
             f"empty split: of the {len(places)} cuts in {[dict(item) for item in config.input_cfg]} none lasts between "
             f"min_duration={config.min_duration} and max_duration={config.max_duration} seconds"
         )
-    return used if config.max_samples is None else min(used, config.max_samples)
+    kept = used if config.max_samples is None else min(used, config.max_samples)
+    return CheckedSplit(found=len(places), admissible=used, used=kept)
 
 
 def load_cuts(path: str | Path) -> CutSet:
@@ -152,7 +164,10 @@ def _manifest_files(kind: str, location: Path, where: str) -> list[Path]:
                 raise ValueError(f"{where}: no recording{shard}.tar beside {path}: the Shar directory is incomplete")
     missing = [str(path) for path in paths if not path.is_file()] or ([] if paths else [str(location)])
     if missing:
-        raise ValueError(f"{where}: no manifest at {', '.join(missing)}: correct {_LOCATION_KEY[kind]}")
+        raise ValueError(
+            f"{where}: no manifest at {', '.join(missing)}: correct {_LOCATION_KEY[kind]} "
+            "(python examples/make_synthetic_corpus.py --output data/synthetic makes that of the embedded run)"
+        )
     return paths
 
 

@@ -39,13 +39,13 @@ class PositionProfile:
         return self.sums[name] / self.count
 
     def thirds(self) -> dict[str, float]:
-        """Audio mass over all tokens, in the first and in the last third."""
-        early, _, late = (self.third_mass / self.third_counts).tolist()
+        """Audio mass over all tokens, in the first and in the last third; a third without tokens is left out."""
+        names = ("audio_mass_early", None, "audio_mass_late")
+        found = zip(names, self.third_mass.tolist(), self.third_counts.tolist(), strict=True)
         return {
             "audio_mass": float(self.third_mass.sum() / self.third_counts.sum()),
-            "audio_mass_early": early,
-            "audio_mass_late": late,
             "delta_h_nats": float(self.sums["delta_h_nats"].sum() / self.count.sum()),
+            **{name: mass / count for name, mass, count in found if name is not None and count > 0},
         }
 
     def record(self, step: int, label: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -95,6 +95,7 @@ class NemoPerception(nn.Module):
         from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
         from omegaconf import OmegaConf
 
+        _refuse_randomness(config.module)
         module_config = OmegaConf.create(dict(config.module))
         module_config.output_dim = hidden_size
         self.module = AudioPerceptionModule(module_config)
@@ -133,10 +134,37 @@ class NemoPerception(nn.Module):
         return nn.utils.rnn.pad_sequence(in_order, batch_first=True), frame_lengths
 
 
+def _refuse_randomness(module: dict[str, Any]) -> None:
+    """ValueError naming what would make a clip sound different from pass to pass, or from batch to batch.
+
+    Log-probabilities of rollout, reference and training have to be of the same function.
+    """
+    encoder = module.get("encoder", {})
+    wrong = [
+        f"encoder.{key}={encoder.get(key, 'its default, above 0')}: set it to 0"
+        for key in ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
+        if encoder.get(key) != 0
+    ]
+    if encoder.get("conv_norm_type", "batch_norm") == "batch_norm":
+        wrong.append("encoder.conv_norm_type=batch_norm: set it to layer_norm")
+    if module.get("spec_augment") is not None:
+        wrong.append("spec_augment is set: leave it out")
+    if module.get("preprocessor", {}).get("dither") != 0:
+        wrong.append("preprocessor.dither is not 0: set it to 0")
+    if wrong:
+        raise ValueError("model.perception.module: " + "; ".join(wrong))
+
+
 def build_perception(
     config: ConvPerceptionConfig | NemoPerceptionConfig, hidden_size: int, sample_rate: int
 ) -> ConvPerception | NemoPerception:
     """Build the encoder that the config names."""
     if isinstance(config, NemoPerceptionConfig):
+        rate = config.module.get("preprocessor", {}).get("sample_rate")
+        if rate != sample_rate:
+            raise ValueError(
+                f"model.perception.module.preprocessor.sample_rate={rate} but data.train_ds.sample_rate={sample_rate}; "
+                "make them equal"
+            )
         return NemoPerception(config, hidden_size)
     return ConvPerception(config, hidden_size, sample_rate)

@@ -30,6 +30,10 @@ class LossTerms:
     """|L_PG(mask) - L_PG(uniform)|, per row."""
 
 
+MAXIMA = frozenset({"train/ratio_max", "mapo/mask_max", "mapo/inverse_mask_max"})
+"""Figures that are maxima over tokens; all others are means or sums."""
+
+
 def objective_metrics(
     inputs: ObjectiveInputs, cfg: ObjectiveConfig, weights: Weights | None, surrogate: Surrogate, terms: LossTerms
 ) -> dict[str, Metric]:

@@ -52,10 +52,10 @@ class CheckpointStore:
         final = self.directory / f"{_STEP_PREFIX}{step:06d}"
         self._remove_unfinished()
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         write_checkpoint(final, model, optimizer=optimizer, state=trainer_state)
         for old in self._complete()[: -self.keep]:
-            shutil.rmtree(old)
+            _remove(old)
         return final
 
     def _complete(self) -> list[Path]:
@@ -153,6 +153,13 @@ def _restore_optimizer(optimizer: AdamW, loaded: dict[str, Any]) -> None:
     for moments in loaded["state"].values():
         moments["step"] = torch.tensor(step)
     optimizer.load_state_dict(loaded)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the final name away first: a directory with that name stays whole to the last."""
+    unfinished = checkpoint.with_name(checkpoint.name + _UNFINISHED)
+    checkpoint.rename(unfinished)
+    shutil.rmtree(unfinished)
 
 
 def _flush(path: Path) -> None:

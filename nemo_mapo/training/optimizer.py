@@ -28,14 +28,16 @@ def clip_gradients(model: nn.Module, max_norm: float, step: int) -> float:
     Raises:
         FloatingPointError: naming the first parameter whose gradient is not finite.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     if not torch.isfinite(norm):
         bad = next(
             name
             for name, parameter in model.named_parameters()
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
         )
-        raise FloatingPointError(f"step {step}: the gradient of {bad} is not finite; nothing was updated")
+        raise FloatingPointError(f"step {step}: the gradient of {bad} is not finite; it was not applied")
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return float(norm)
 
 

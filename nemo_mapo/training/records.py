@@ -1,6 +1,7 @@
 """The files of a run directory that are appended to while a run goes on."""
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,16 @@ class JsonLines:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records; a last line that was cut while it was written is passed over."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def last_step(self) -> int:
+        """The last recorded step; -1 where nothing is recorded."""
+        return max((int(record["step"]) for record in self.read()), default=-1)
 
     def forget_after(self, step: int) -> None:
         """Drop records later than `step`, and a last line that was cut while it was written.
@@ -47,7 +58,14 @@ class JsonLinesLogger:
         self.file = file
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """One flat object a step, keys sorted."""
+        """One flat object a step, keys sorted.
+
+        Raises:
+            ValueError: naming a figure that is NaN or infinite.
+        """
+        wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if wrong:
+            raise ValueError(f"step {step}: {', '.join(wrong)} is not a finite number")
         self.file.append([{"step": step, **{key: metrics[key] for key in sorted(metrics)}}])
 
     def finalize(self, status: str) -> None:

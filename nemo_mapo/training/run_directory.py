@@ -1,10 +1,14 @@
 """The directory that holds everything about a run; opened once, never shared by two different runs."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from nemo_mapo.config.load import as_plain
 from nemo_mapo.config.run import RunConfig
@@ -21,7 +25,9 @@ _MAY_CHANGE = (
     "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
 )
-"""Keys that a resumed run may set differently: they decide how long and how often, not what is learned."""
+"""Keys that a resumed run may set differently: how long, how often and how fast. (Another number of threads may change
+sums in their last bits; the length decides the learning rate where the schedule is a cosine, and is compared then.)"""
+_LENGTH = ("trainer.mapo.max_epochs", "trainer.mapo.max_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +71,34 @@ class RunDirectory:
         """Times, memory, test figures; written when the run ends."""
         return self.path / "run.json"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out while this one writes; a kill releases the lock.
+
+        Raises:
+            ValueError: if another process is at work here.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise ValueError(
+                f"exp_manager.explicit_log_dir={self.path}: another process is training there; wait for it, or choose "
+                "another directory"
+            ) from error
+
+    def write_summary(self, facts: dict[str, Any]) -> None:
+        """Write run.json whole or not at all."""
+        replacement = self.summary.with_suffix(".rewritten")
+        replacement.write_text(json.dumps(facts, indent=2) + "\n")
+        replacement.replace(self.summary)
+
     def forget_after(self, step: int) -> None:
-        """Drop what an interrupted run recorded after its last checkpoint."""
-        for file in (self.metrics, self.rollouts, self.profiles):
+        """Drop what an interrupted run recorded after its last checkpoint, and what was said of its end."""
+        for file in (self.metrics, self.rollouts):
             file.forget_after(step)
+        for path in (self.profiles.path, self.summary):
+            path.unlink(missing_ok=True)
 
 
 def open_run_directory(config: RunConfig) -> RunDirectory:
@@ -84,31 +114,34 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
         directory.config.open("a").close()
     except OSError as error:
         raise ValueError(f"{where}: cannot write there ({error.strerror}); choose another directory") from error
-    if directory.metrics.path.exists():
+    if directory.metrics.path.exists() or any(directory.checkpoints.glob("step_*")):
         if not config.exp_manager.resume_if_exists:
             raise ValueError(
                 f"{where} already holds a run; choose another directory, "
                 "or set exp_manager.resume_if_exists=true to continue it"
             )
-        _refuse_other_config(where, yaml.safe_load(directory.config.read_text()), as_plain(config))
+        changed = config_changes(yaml.safe_load(directory.config.read_text()), as_plain(config))
+        if changed:
+            raise ValueError(
+                f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "
+                "directory:\n" + "\n".join(f"  {line}" for line in changed)
+            )
     replacement = directory.config.with_suffix(".rewritten")
     replacement.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
     replacement.replace(directory.config)
     return directory
 
 
-def _refuse_other_config(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: bool = False) -> list[str]:
+    """What differs between two configs and decides what is learned, a line each; `length_too` adds the run's length."""
     old, new = _flat(before), _flat(now)
-    changed = [
-        f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
+    length_too = length_too or old.get("model.optim.sched.name") == "cosine"
+    free = [key for key in _MAY_CHANGE if not (length_too and key in _LENGTH)]
+    return [
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+        if old.get(key) != new.get(key) and not key.startswith(tuple(free))
     ]
-    if changed:
-        raise ValueError(
-            f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "
-            "directory:\n" + "\n".join(changed)
-        )
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

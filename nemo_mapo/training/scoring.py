@@ -69,8 +69,10 @@ class RolloutScorer:
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
         with timer("rewards"):
-            table = score_rollouts(rollouts, self.rewards)
-            totals = torch.tensor(table.total) + self._overlong_penalty(rollouts)
+            penalty = self._overlong_penalty(rollouts)
+            unpenalised = score_rollouts(rollouts, self.rewards)
+            totals = torch.tensor(unpenalised.total) + penalty
+            table = RewardTable(by_reward=unpenalised.by_reward, total=totals.tolist())
         gate, gate_metrics = gate_future.result()
         batch = RolloutBatch(
             sequences=sequences,
@@ -90,6 +92,8 @@ class RolloutScorer:
         )
         metrics = rollout_metrics(rollouts, table) | gate_metrics
         metrics["rollout/equal_reward_groups"] = _equal_share(totals, rollouts.group_size)
+        if self.objective.overlong_buffer > 0:
+            metrics["rollout/overlong_penalty"] = float(penalty.mean())
         metrics["rollout/log_prob_gap"] = float((signals.log_probs - rollouts.log_probs).abs().max())
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
 

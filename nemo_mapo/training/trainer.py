@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from nemo_mapo.training.optimizer import clip_gradients
@@ -79,14 +80,15 @@ class MapoTrainer:
         Either way the state is saved (unless save_interval is 0) and a later run can resume.
         """
         self.run_timer.start_time()
-        if self.step == 0:
-            self.logger.log_metrics(self.validate(0), step=0)
-        with _termination_request() as termination_requested, self._progress_bar() as bar:
-            while self.step < self.max_steps:
-                metrics = self.train_step()
-                _show(bar, metrics)
-                if self._finish_step(metrics, stop_now=termination_requested()):
-                    break
+        with _termination_request() as termination_requested:
+            if self.step == 0 and self.cfg.val_check_interval > 0:
+                self.logger.log_metrics(self.validate(0), step=0)
+            with self._progress_bar() as bar:
+                while self.step < self.max_steps:
+                    metrics = self.train_step()
+                    _show(bar, metrics)
+                    if self._finish_step(metrics, termination_requested):
+                        break
         self.logger.finalize()
         return self.step == self.max_steps
 
@@ -95,6 +97,7 @@ class MapoTrainer:
         started = time.perf_counter()
         rollouts = self.generate_rollouts()
         scored = self.scorer(rollouts, self.actor, self.timer)
+        self.actor.finish_inference()
         with self.timer("train"):
             metrics = self.run_training(scored)
         self.step += 1
@@ -107,7 +110,7 @@ class MapoTrainer:
 
     @torch.no_grad()
     def generate_rollouts(self) -> Rollouts:
-        """Sample a group of completions for each of the next prompts."""
+        """Sample a group of completions for each of the next prompts; the policy is left in evaluation mode."""
         with self.timer("data"):
             prompts = next(self.prompts)
         group_size = self.cfg.num_rollouts_per_prompt
@@ -117,7 +120,6 @@ class MapoTrainer:
         self.actor.rollout.update_weights(self.optimization_step)
         with self.timer("rollout"):
             rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
-        self.actor.finish_inference()
         self.consumed_samples += len(seeds)
         return rollouts
 
@@ -149,10 +151,26 @@ class MapoTrainer:
             "epoch": self.prompts.epoch,
             "prompts": self.prompts.state_dict(),
             "scheduler": {"last_epoch": self.scheduler.last_epoch},
+            "pos_tagger": self.scorer.tagger.name,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Continue from a `state_dict`.
+
+        Raises:
+            ValueError: if the run is past its last step, or its part-of-speech gate used another tagger.
+        """
+        if state["step"] > self.max_steps:
+            raise ValueError(
+                f"the checkpoint is at step {state['step']}, beyond trainer.mapo.max_steps={self.max_steps}; "
+                "raise it, or start a new run directory"
+            )
+        if state["pos_tagger"] != self.scorer.tagger.name:
+            raise ValueError(
+                f"the run used the part-of-speech tagger {state['pos_tagger']}, this machine offers "
+                f"{self.scorer.tagger.name}; make NLTK's averaged_perceptron_tagger_eng available (or unavailable) as "
+                "it was then"
+            )
         self.step = state["step"]
         self.consumed_samples = state["consumed_samples"]
         self.optimization_step = state["optimization_step"]
@@ -167,7 +185,7 @@ class MapoTrainer:
         """Write a checkpoint of the present step."""
         self.checkpoints.save(self.step, self.actor.policy, self.optimizer, self.state_dict())
 
-    def _finish_step(self, metrics: dict[str, float], *, stop_now: bool) -> bool:
+    def _finish_step(self, metrics: dict[str, float], termination_requested: Callable[[], bool]) -> bool:
         """Validate, log and save as due; True when the run has to end here."""
         out_of_time = self.run_timer.is_finished()
         validate, save, _ = check_progress(
@@ -183,6 +201,7 @@ class MapoTrainer:
                 metrics |= self.validate(self.step)
             metrics |= self._timings()
         self.logger.log_metrics(metrics, step=self.step)
+        stop_now = termination_requested()
         if save or (stop_now and self.cfg.save_interval > 0):
             self.save()
         return stop_now or out_of_time
@@ -201,10 +220,10 @@ def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
 
 
 def _mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the optimiser steps that report it."""
+    """Mean of each figure over the optimiser steps that report it; of a maximum, the maximum."""
     names = dict.fromkeys(name for metrics in history for name in metrics)
     reported = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
-    return {name: sum(values) / len(values) for name, values in reported.items()}
+    return {name: max(values) if name in MAXIMA else sum(values) / len(values) for name, values in reported.items()}
 
 
 def _show(bar: "tqdm[None]", metrics: dict[str, float]) -> None:

@@ -46,9 +46,11 @@ def warm_start(
 ) -> Path:
     """Give `model` its warm-start weights, from the cache or by training; return the cached checkpoint.
 
-    Runs that need the same result at the same time wait for the first one's. The cache's key covers everything the
-    result depends on: recipe, model, data and seeds.
+    Runs that need the same result at the same time wait for the first one's. The cache's key covers recipe, model,
+    manifest, vocabulary, seeds and torch's version, but neither the audio files' contents nor the number of threads.
     """
+    if not Path(config.cuts_path).is_file():
+        raise ValueError(f"warm_start.cuts_path={config.cuts_path}: no such manifest; ~warm_start goes without")
     path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, model_seed=model_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

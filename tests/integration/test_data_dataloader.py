@@ -182,7 +182,7 @@ def test_a_corpus_that_was_moved_is_read_from_another_directory(tmp_path, datase
         {"type": "nemo", "manifest_filepath": "elsewhere/nemo_train.json"},
     ):
         config = DatasetConfig(input_cfg=(item,))
-        assert validate_manifest(config) == 4
+        assert validate_manifest(config).used == 4
         assert len(flat(ids(build_dataloader(config, prompt_dataset=dataset)))) == 4
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_clip_is_named_when_its_batch_is_read(tmp_path, dataset):
     victim = next((tmp_path / "c" / "audio" / "train").iterdir())
     victim.write_bytes(victim.read_bytes()[:-2000])
     config = DatasetConfig(input_cfg=({"type": "lhotse", "cuts_path": str(tmp_path / "c" / "cuts_train.jsonl.gz")},))
-    assert validate_manifest(config) == 4
+    assert validate_manifest(config).used == 4
     with pytest.raises(ValueError, match=f"cut {victim.stem} .*{victim.name}.*truncated"):
         ids(build_dataloader(config, prompt_dataset=dataset))
 

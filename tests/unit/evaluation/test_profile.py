@@ -48,3 +48,8 @@ def test_batches_add_up():
         {"audio_mass_max": torch.tensor([[5.0, 7.0]]), "delta_h_nats": torch.zeros(1, 2)},
     )
     assert together.thirds() == apart.thirds()
+
+
+def test_a_third_that_no_completion_reaches_is_left_out():
+    thirds = profile_of(torch.ones(2, 1), [1, 1]).thirds()
+    assert thirds == {"audio_mass": 1.0, "delta_h_nats": 0.0}

@@ -1,6 +1,7 @@
 """A run directory belongs to one run."""
 
-from dataclasses import replace
+import subprocess
+import sys
 
 import pytest
 
@@ -50,6 +51,33 @@ def test_later_records_of_every_file_are_forgotten(tmp_path):
     directory = open_run_directory(config(tmp_path))
     for file in (directory.metrics, directory.rollouts, directory.profiles):
         file.append([{"step": 1}, {"step": 5}])
+    directory.write_summary({"test": {}})
     directory.forget_after(2)
-    assert all('"step": 5' not in file.path.read_text() for file in (directory.metrics, directory.rollouts))
-    assert replace(directory, path=tmp_path).profiles.path.read_text() == '{"step": 1}\n'
+    assert directory.metrics.last_step() == 1 and directory.rollouts.read() == [{"step": 1}]
+    assert not directory.profiles.path.exists() and not directory.summary.exists()
+
+
+def test_two_processes_do_not_write_to_one_directory(tmp_path):
+    directory = open_run_directory(config(tmp_path))
+    code = f"from filelock import FileLock; held = FileLock({str(tmp_path / '.lock')!r}); held.acquire(); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process is training there"), directory.locked():
+            pass
+        other.kill()
+    with directory.locked():
+        pass
+
+
+def test_leftover_checkpoints_count_as_a_run(tmp_path):
+    directory = open_run_directory(config(tmp_path))
+    (directory.checkpoints / "step_000080").mkdir()
+    with pytest.raises(ValueError, match="already holds a run"):
+        open_run_directory(config(tmp_path))
+
+
+def test_the_length_may_not_change_where_it_decides_the_learning_rate(tmp_path):
+    cosine = {"optim": {"sched": {"name": "cosine"}}}
+    open_run_directory(config(tmp_path, model=cosine)).metrics.append([{"step": 0}])
+    with pytest.raises(ValueError, match=r"trainer.mapo.max_steps: -1 then, 7 now"):
+        open_run_directory(config(tmp_path, resume=True, model=cosine, trainer={"mapo": {"max_steps": 7}}))
