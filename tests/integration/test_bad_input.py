@@ -1,7 +1,8 @@
 """What a user gets wrong ends in one clear message, before anything is built or written."""
 
 import pytest
-from tiny_run import train, write_tiny_corpus
+
+from tests.integration.tiny_run import train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 

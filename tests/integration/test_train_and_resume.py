@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from tiny_run import STEPS, command, environment, metrics, train, write_tiny_corpus
 
 from nemo_mapo.platform import initialize_single_process, install_cpu_host
+from tests.integration.tiny_run import STEPS, command, environment, metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 RESUME = "exp_manager.resume_if_exists=true"

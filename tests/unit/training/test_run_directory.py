@@ -59,7 +59,8 @@ def test_later_records_of_every_file_are_forgotten(tmp_path):
 
 def test_two_processes_do_not_write_to_one_directory(tmp_path):
     directory = open_run_directory(config(tmp_path))
-    code = f"from filelock import FileLock; held = FileLock({str(tmp_path / '.lock')!r}); held.acquire(); print(flush=True); input()"
+    lock = str(tmp_path / ".lock")
+    code = f"import filelock; held = filelock.FileLock({lock!r}); held.acquire(); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(ValueError, match="another process is training there"), directory.locked():
