@@ -15,7 +15,9 @@ BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 PICTURE = Path("docs", "images", "audio_mass.svg")
 PICTURE_CURVES = (("grpo", "after", "GRPO", ACCURACY), ("mapo", "after", "MAPO", AFTER))
 """Variant, label in profiles.jsonl, name in the picture."""
-_SVG_NAMESPACE = 'font-family="sans-serif" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+_SVG_NAMESPACE = (
+    'font-family="sans-serif" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+)
 
 
 def update_readme(readme: Path, rows: Sequence[AblationRun]) -> None:
