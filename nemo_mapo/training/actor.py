@@ -105,7 +105,9 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
                 self.objective,
             )
             if not output.loss.isfinite():
-                raise FloatingPointError(f"the loss is {float(output.loss)} on rows {rows.start}..{rows.stop - 1}")
+                raise FloatingPointError(
+                    f"the loss is {float(output.loss.detach())} on rows {rows.start}..{rows.stop - 1}"
+                )
             if not forward_only:
                 output.loss.backward()  # type: ignore[no-untyped-call]
             loss += float(output.loss.detach())

@@ -96,17 +96,24 @@ def test_a_second_run_in_the_same_directory_is_refused(corpus, uninterrupted):
     assert "already holds a run" in again.stdout + again.stderr
 
 
-@pytest.mark.parametrize("moment", ["between two checkpoints", "while a checkpoint is written"])
+MOMENTS = {
+    "between two checkpoints": lambda run: recorded_lines(run) >= 4,
+    "while a checkpoint is written": lambda run: (run / "checkpoints" / "step_000004.unfinished").exists(),
+    "while the test split is evaluated": lambda run: (run / "checkpoints" / f"step_{STEPS:06d}").exists(),
+}
+
+
+def recorded_lines(run_dir):
+    file = run_dir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, uninterrupted, tmp_path, moment):
     run_dir = tmp_path / "killed"
-    recorded, unfinished = run_dir / "metrics.jsonl", run_dir / "checkpoints" / "step_000004.unfinished"
-    if moment == "between two checkpoints":
-        process = start_and_wait(corpus, run_dir, lambda: recorded.exists() and recorded.read_text().count("\n") >= 4)
-    else:
-        process = start_and_wait(corpus, run_dir, unfinished.exists)
+    process = start_and_wait(corpus, run_dir, lambda: MOMENTS[moment](run_dir))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (run_dir / "checkpoints" / f"step_{STEPS:06d}").exists()
     resumed = train(corpus, run_dir, RESUME)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same_end(run_dir, uninterrupted)
@@ -114,8 +121,7 @@ def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, unin
 
 def test_sigterm_saves_and_exits_cleanly(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "stopped"
-    recorded = run_dir / "metrics.jsonl"
-    process = start_and_wait(corpus, run_dir, lambda: recorded.exists() and recorded.read_text().count("\n") >= 2)
+    process = start_and_wait(corpus, run_dir, lambda: recorded_lines(run_dir) >= 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE_SECONDS) == 0
     saved = [path for path in Path(run_dir / "checkpoints").iterdir()]
