@@ -142,11 +142,15 @@ class ModelConfig:
     optim: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "expert"):
-            if (size := getattr(self, f"{name}_model_parallel_size")) != 1:
-                raise ValueError(f"{name}_model_parallel_size={size} is not supported yet; set it to 1")
-        if self.context_parallel_size != 1:
-            raise ValueError(f"context_parallel_size={self.context_parallel_size} is not supported yet; set it to 1")
+        sizes = {
+            "tensor_model_parallel_size": self.tensor_model_parallel_size,
+            "pipeline_model_parallel_size": self.pipeline_model_parallel_size,
+            "context_parallel_size": self.context_parallel_size,
+            "expert_model_parallel_size": self.expert_model_parallel_size,
+        }
+        for name, size in sizes.items():
+            if size != 1:
+                raise ValueError(f"{name}={size} is not supported yet; set it to 1")
         if self.sequence_parallel:
             raise ValueError("sequence_parallel=true is not supported yet; set it to false")
         beyond = [layer for layer in self.target_layers or () if not 0 <= layer < self.decoder.num_layers]
