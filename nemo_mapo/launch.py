@@ -99,14 +99,7 @@ def _check_data(config: RunConfig) -> None:
         ValueError: naming split, file, line and value; also where a split that is scored would lose clips, because
             then its accuracy would not be that of the split.
     """
-    splits = {
-        "train_ds": config.data.train_ds,
-        "validation_ds": config.data.validation_ds,
-        "test_ds": config.data.test_ds,
-    }
-    for name, split in splits.items():
-        if split is None:
-            continue
+    for name, split in config.data.splits.items():
         try:
             checked = validate_manifest(split)
         except ValueError as error:
@@ -168,11 +161,9 @@ class Assembly:
 
     def _check_positions(self) -> None:
         """ValueError naming the clip whose prompt leaves no room for a completion."""
-        data, decoder = self.config.data, self.config.model.decoder
+        decoder = self.config.model.decoder
         room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
-        for split in (data.train_ds, data.validation_ds, data.test_ds):
-            if split is None:
-                continue
+        for split in self.config.data.splits.values():
             clip, length = longest_prompt(self._dataloader(split))
             if length > room:
                 raise ValueError(
@@ -310,6 +301,3 @@ def _set_up_host(config: RunConfig) -> None:
 
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-__all__ = ["Assembly", "run"]

@@ -49,10 +49,15 @@ class DataConfig:
     """Directory of a Hugging Face tokenizer."""
 
     def __post_init__(self) -> None:
-        splits = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
-        rates = {name: split.sample_rate for name, split in splits.items() if split is not None}
+        rates = {name: split.sample_rate for name, split in self.splits.items()}
         if len(set(rates.values())) > 1:
             raise ValueError(f"sample_rate differs between splits ({rates}); the model reads one rate")
+
+    @property
+    def splits(self) -> dict[str, DatasetConfig]:
+        """The splits that are there, by key."""
+        named = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
+        return {name: split for name, split in named.items() if split is not None}
 
 
 @config_class

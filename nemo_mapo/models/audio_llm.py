@@ -78,8 +78,8 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
                 f"rows of {tokens.shape[1]} tokens exceed model.decoder.max_position_embeddings={self.max_positions}"
             )
         placeholders = tokens == self.audio_token_id
-        embeddings = self._embed(tokens, placeholders, audio, audio_row)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        embeddings = self._embed(tokens, positions, placeholders, audio, audio_row)
         capture = placeholders if audio_mass is not None else None
         with self.session.forward(segment_ids=segment_ids, audio_key_mask=capture):
             logits = self.decoder(
@@ -91,11 +91,11 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
     def _embed(
         self,
         tokens: Int[Tensor, "batch time"],
+        positions: Int[Tensor, "batch time"],
         placeholders: Bool[Tensor, "batch time"],
         audio: AudioBatch,
         audio_row: Int[Tensor, " batch"],
     ) -> Float[Tensor, "time batch hidden"]:
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         embeddings: Tensor = self.decoder.embedding(input_ids=tokens, position_ids=positions)
         if audio.waveforms.shape[0] == 0 or not bool(placeholders.any()):
             return embeddings

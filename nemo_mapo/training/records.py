@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    replacement = path.with_suffix(".rewritten")
+    replacement.write_text(text)
+    replacement.replace(path)
+
+
 class JsonLines:
     """A file with one JSON object a line; every object has a `step`."""
 
@@ -40,9 +47,7 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines(keepends=True) if _is_kept(line, step)]
-        replacement = self.path.with_suffix(".rewritten")
-        replacement.write_text("".join(kept))
-        replacement.replace(self.path)
+        replace_text(self.path, "".join(kept))
 
 
 def _is_kept(line: str, step: int) -> bool:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from nemo_mapo.config.load import as_plain
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.training.records import JsonLines
+from nemo_mapo.training.records import JsonLines, replace_text
 
 _MAY_CHANGE = (
     "exp_manager",
@@ -89,9 +89,7 @@ class RunDirectory:
 
     def write_summary(self, facts: dict[str, Any]) -> None:
         """Write run.json whole or not at all."""
-        replacement = self.summary.with_suffix(".rewritten")
-        replacement.write_text(json.dumps(facts, indent=2) + "\n")
-        replacement.replace(self.summary)
+        replace_text(self.summary, json.dumps(facts, indent=2) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after its last checkpoint, and what was said of its end."""
@@ -126,9 +124,7 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
                 f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "
                 "directory:\n" + "\n".join(f"  {line}" for line in changed)
             )
-    replacement = directory.config.with_suffix(".rewritten")
-    replacement.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
-    replacement.replace(directory.config)
+    replace_text(directory.config, yaml.safe_dump(as_plain(config), sort_keys=False))
     return directory
 
 
