@@ -206,10 +206,16 @@ class WarmStartConfig:
     """Peak learning rate; a cosine with 5 % warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW."""
-    silence_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of samples whose audio is dropped, so that the text-only reference stays in distribution."""
+    text_only_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of samples whose audio span is dropped, so that the text-only reference stays in distribution."""
+    silent_clip_share: Annotated[float, Field(ge=0, le=1)] = 0.06
+    """Share of samples whose clip is silence, so that a silent clip leaves a guess among the choices."""
     seed: int = 0
     """Of the initial weights and of what is drawn."""
+
+    def __post_init__(self) -> None:
+        if (total := self.text_only_share + self.silent_clip_share) > 1:
+            raise ValueError(f"text_only_share + silent_clip_share = {total:g} is more than all samples")
 
 
 @config_class

@@ -29,7 +29,7 @@ from nemo_mapo.training.sequences import response_mask
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import AudioBatch, TokenBatch
 
-_RECIPE_VERSION = 1
+_RECIPE_VERSION = 2
 """Raise when the recipe below changes, so that cached results of the old one are not used."""
 _CLIP_NORM = 1.0
 _BETAS = (0.9, 0.95)
@@ -127,7 +127,10 @@ class _BatchMaker:
         self.rng = np.random.default_rng(config.seed)
 
     def batch(self, stage: WarmStartStageConfig) -> TokenBatch:
-        """Rows of one step; the share of silent rows comes without audio, as the text-only reference reads it."""
+        """Rows of one step.
+
+        The first come without audio, as the text-only reference reads them; the next hear a clip of silence.
+        """
         chosen = self.rng.choice(len(self.cuts), size=stage.batch_size, replace=False)
         clips = [torch.from_numpy(self.cuts[index].load_audio()[0]) for index in chosen]
         prompts, completions = [], []
@@ -136,9 +139,12 @@ class _BatchMaker:
             prompts.append(encode_prompt(example, self.model.perception.num_tokens(len(clip)), self.tokenizer))
             text = self._target(self.cuts[index], stage)
             completions.append([*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id])
+        text_only = round(stage.batch_size * self.config.text_only_share)
+        silent = round(stage.batch_size * self.config.silent_clip_share)
+        for row in range(text_only, text_only + silent):
+            clips[row] = torch.zeros_like(clips[row])
         sequences = _as_token_batch(prompts, completions, clips, self.special.pad_id)
-        silent = round(stage.batch_size * self.config.silence_share)
-        return _with_text_only_rows(sequences, silent, self.special)
+        return _with_text_only_rows(sequences, text_only, self.special)
 
     def _target(self, cut: Cut, stage: WarmStartStageConfig) -> str:
         events = events_from_custom(cut.custom)
