@@ -24,11 +24,12 @@ class WithoutAudio(NamedTuple):
 def encode_prompt(example: Example, num_audio_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`.
 
-    With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model. ValueError when the
+    A question without choices ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model. ValueError when the
     question or a choice spells a special token of the audio span.
     """
     span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" if num_audio_tokens else ""
-    text = f" {example.question} choices: {', '.join(example.choices)}."
+    choices = f" choices: {', '.join(example.choices)}." if example.choices else ""
+    text = f" {example.question}{choices}"
     ids: list[int] = tokenizer.encode(f"{USER}{span}{text}{ASSISTANT}", add_special_tokens=False)
     special = SpecialTokens.from_tokenizer(tokenizer)
     found = sum(ids.count(token) for token in (special.audio_id, special.audio_start_id, special.audio_end_id))

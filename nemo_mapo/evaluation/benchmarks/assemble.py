@@ -1,0 +1,47 @@
+"""From config to a benchmark and its scorer; needs neither a model nor torch."""
+
+from pathlib import Path
+
+from nemo_mapo.config.evaluation import BenchmarkConfig, JudgeConfig
+from nemo_mapo.evaluation.benchmarks.items import Benchmark, load_benchmark
+from nemo_mapo.evaluation.benchmarks.open_ended import OpenEndedJudge
+from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
+from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate, NamesChoice, NearestChoice, Scorer, named_choice
+from nemo_mapo.evaluation.judge import OpenAIClient
+
+
+def read_benchmark(config: BenchmarkConfig) -> Benchmark:
+    """Read the published file; ValueError as in `load_benchmark`."""
+    layout = LAYOUTS[config.name].with_fields(config.fields)
+    return load_benchmark(Path(config.items_path), layout, keep_defective=config.keep_defective)
+
+
+def build_scorer(
+    benchmark: Benchmark, config: BenchmarkConfig, judge: JudgeConfig, template: AnswerTemplate, judgements: Path | None
+) -> Scorer:
+    """Build the scorer; `judgements` is the file that keeps what the judge said.
+
+    Raises:
+        ValueError: a model that the scores need is not named.
+    """
+    client = OpenAIClient(judge) if judge.base_url is not None else None
+    names_choice: NamesChoice = named_choice
+    if config.closed_rule == "embedding":
+        if client is None or judge.embedding_model is None:
+            raise ValueError(
+                "matching closed questions by embeddings needs judge.base_url and judge.embedding_model: set both"
+            )
+        names_choice = NearestChoice(client)
+    rater = None
+    if client is not None and judge.model is not None:
+        rater = OpenEndedJudge(client, file=judgements, attempts=judge.max_attempts, concurrency=judge.concurrency)
+    return Scorer(benchmark, template=template, judge=rater, names_choice=names_choice, concurrency=judge.concurrency)
+
+
+def scoring_notes(config: BenchmarkConfig, judge: JudgeConfig, template: AnswerTemplate) -> list[str]:
+    """What a score depends on, for those who read the results."""
+    model = f" by {judge.embedding_model}" if config.closed_rule == "embedding" else ""
+    notes = [f"template: {template}; closed questions: {config.closed_rule} matching{model}"]
+    if judge.model is not None:
+        notes.append(f"open-ended questions, where there are any, judged by {judge.model}")
+    return notes

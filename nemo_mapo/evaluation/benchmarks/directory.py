@@ -1,0 +1,106 @@
+"""The directory of one evaluation: predictions that a restart goes on from, judgements, results."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from nemo_mapo.evaluation.benchmarks.items import Benchmark
+from nemo_mapo.evaluation.benchmarks.predictions import COMPLETION, Prediction, read_predictions
+from nemo_mapo.evaluation.benchmarks.tables import Results
+from nemo_mapo.training.records import JsonLines, replace_text
+
+_MAY_CHANGE = ("output_dir", "num_threads", "rollout.batch_size", "judge", "statistics", "benchmark.closed_rule")
+"""Keys that have no part in what the model answers."""
+
+
+class EvaluationDirectory:
+    """Paths and files of an evaluation.
+
+    `evaluation.yaml` says what made the predictions; they are appended to `predictions.jsonl` batch by batch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "evaluation.yaml"
+        self.predictions = path / "predictions.jsonl"
+        self.judgements = path / "judgements.jsonl"
+
+    @contextmanager
+    def opened(self, settings: dict[str, Any]) -> Iterator[None]:
+        """Keep other processes out, and refuse predictions that were made with other settings.
+
+        Raises:
+            ValueError: another process works here, the directory cannot be written, or it holds the predictions of
+                another evaluation.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"output_dir={self.path}: another evaluation is running there; wait for it") from error
+        except OSError as error:
+            raise ValueError(f"output_dir={self.path}: cannot write there ({error.strerror})") from error
+        try:
+            self._check(settings)
+            replace_text(self.settings, yaml.safe_dump(settings, sort_keys=False))
+            yield
+        finally:
+            lock.release()
+
+    def read(self, benchmark: Benchmark) -> dict[str, Prediction]:
+        """The predictions so far; a line that was cut off while it was written is dropped."""
+        if not self.predictions.exists():
+            return {}
+        whole, newline, tail = self.predictions.read_text().rpartition("\n")
+        if tail:
+            replace_text(self.predictions, whole + newline)
+        return read_predictions(self.predictions, benchmark, field=COMPLETION)
+
+    def append(self, predictions: Iterable[Prediction]) -> None:
+        """Write a batch of predictions, flushed to disk."""
+        JsonLines(self.predictions).append(prediction.record() for prediction in predictions)
+
+    def write_results(self, results: Results) -> None:
+        """Write results.json and results.md, each whole or not at all."""
+        self.write_json("results.json", results.as_plain())
+        replace_text(self.path / "results.md", results.markdown())
+
+    def write_json(self, name: str, content: Any) -> Path:
+        """Write a JSON file whole or not at all."""
+        path = self.path / name
+        replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return path
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        if not self.predictions.exists():
+            return
+        before = yaml.safe_load(self.settings.read_text()) if self.settings.exists() else {}
+        old, new = dict(_flat(before or {})), dict(_flat(settings))
+        changed = [
+            f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"output_dir={self.path} holds predictions of another evaluation, so it cannot be continued; set these "
+                "back or choose another directory:\n" + "\n".join(changed)
+            )
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of everything that decides what the model answers."""
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        if path in _MAY_CHANGE:
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}.")
+        else:
+            yield path, value

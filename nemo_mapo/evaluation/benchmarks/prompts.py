@@ -1,0 +1,141 @@
+"""Items to `PromptBatch`: clips of any rate and channel count, joined where an item has several."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import soundfile
+import torch
+from jaxtyping import Float
+from lhotse.augmentation.resample import Resample
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.evaluation import EvaluationDataConfig
+from nemo_mapo.data.dataset import AudioTokenCount
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.evaluation.benchmarks.items import Item
+from nemo_mapo.types import AudioBatch, Example, PromptBatch
+
+
+class BenchmarkPrompts:
+    """Reads the clips of items and lays out their prompts."""
+
+    def __init__(
+        self,
+        config: EvaluationDataConfig,
+        *,
+        audio_root: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        audio_tokens: AudioTokenCount,
+        shuffle: int | None = None,
+    ) -> None:
+        """`shuffle` is the seed of another order of each item's choices; None is the published order."""
+        self.config = config
+        self.audio_root = audio_root
+        self.tokenizer = tokenizer
+        self.audio_tokens = audio_tokens
+        self.shuffle = shuffle
+        self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
+
+    def __call__(self, items: Sequence[Item]) -> PromptBatch:
+        """Read and lay out `items`, one row each; ValueError names item and file of a clip that cannot be read."""
+        examples = tuple(self.example(item) for item in items)
+        waveforms = [self._waveform(item) for item in items]
+        tokens = [
+            torch.tensor(encode_prompt(example, self.audio_tokens(len(waveform)), self.tokenizer))
+            for example, waveform in zip(examples, waveforms, strict=True)
+        ]
+        return PromptBatch(
+            tokens=pad_sequence(tokens, batch_first=True, padding_value=self.pad_id),
+            lengths=torch.tensor([len(row) for row in tokens]),
+            audio=AudioBatch(
+                waveforms=pad_sequence(waveforms, batch_first=True),
+                lengths=torch.tensor([len(waveform) for waveform in waveforms]),
+            ),
+            audio_row=torch.arange(len(items)),
+            examples=examples,
+        )
+
+    def example(self, item: Item) -> Example:
+        """The question as the model sees it; the answer is carried along and never shown."""
+        return Example(
+            id=item.id,
+            question=item.question,
+            choices=shown_choices(item, self.shuffle),
+            answer=item.answer or "",
+            task=item.part,
+        )
+
+    def check(self, items: Sequence[Item], *, longest_prompt: int) -> int:
+        """Check every clip and prompt length from the headers, before anything is generated.
+
+        Returns:
+            How many items have a clip that is cut to `max_clip_seconds`.
+
+        Raises:
+            ValueError: naming the item whose clip is missing or unreadable, or whose prompt is too long.
+        """
+        cut = 0
+        for item in items:
+            seconds = [frames / rate for frames, rate in (self._header(item, path) for path in item.audio)]
+            cut += any(self._kept(duration) < duration for duration in seconds)
+            gaps = self.config.clip_gap_seconds * (len(seconds) - 1)
+            samples = round((sum(map(self._kept, seconds)) + gaps) * self.config.sample_rate)
+            length = len(encode_prompt(self.example(item), self.audio_tokens(samples), self.tokenizer))
+            if length > longest_prompt:
+                raise ValueError(
+                    f"item {item.id}: its prompt has {length} tokens, of which at most {longest_prompt} fit beside "
+                    "rollout.sampling.max_new_tokens within the model's positions; set data.max_clip_seconds to cut "
+                    "long clips, or lower max_new_tokens"
+                )
+        return cut
+
+    def _kept(self, seconds: float) -> float:
+        return seconds if self.config.max_clip_seconds is None else min(seconds, self.config.max_clip_seconds)
+
+    def _header(self, item: Item, path: str) -> tuple[int, int]:
+        """Frames and sample rate of a clip."""
+        try:
+            header = soundfile.info(self.audio_root / path)
+        except soundfile.LibsndfileError as error:
+            raise self._unreadable(item, path, str(error)) from error
+        if not header.frames:
+            raise self._unreadable(item, path, "it holds no sample")
+        return header.frames, header.samplerate
+
+    def _waveform(self, item: Item) -> Float[Tensor, " samples"]:
+        gap = torch.zeros(round(self.config.clip_gap_seconds * self.config.sample_rate))
+        parts = [part for path in item.audio for part in (gap, self._clip(item, path))]
+        return torch.cat(parts[1:])
+
+    def _clip(self, item: Item, path: str) -> Float[Tensor, " samples"]:
+        """Decode one clip: channels averaged, resampled, float32, full scale = 1."""
+        _, rate = self._header(item, path)
+        limit = self.config.max_clip_seconds
+        frames = -1 if limit is None else round(limit * rate)
+        try:
+            samples, _ = soundfile.read(self.audio_root / path, frames=frames, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise self._unreadable(item, path, str(error)) from error
+        mono = torch.from_numpy(samples).mean(dim=1)
+        if not bool(mono.isfinite().all()):
+            raise self._unreadable(item, path, "it holds NaN or infinite samples")
+        resampled: Tensor = Resample(rate, self.config.sample_rate)(mono) if rate != self.config.sample_rate else mono
+        return resampled
+
+    def _unreadable(self, item: Item, path: str, reason: str) -> ValueError:
+        return ValueError(
+            f"item {item.id}: audio {self.audio_root / path} cannot be read ({reason}); restore it, or correct "
+            "benchmark.audio_root, which the published paths start from"
+        )
+
+
+def shown_choices(item: Item, shuffle: int | None) -> tuple[str, ...]:
+    """The choices in the order in which the model sees them: a function of the seed and the item's id alone."""
+    choices = list(item.choices)
+    if shuffle is not None:
+        random.Random(f"{shuffle}:{item.id}").shuffle(choices)
+    return tuple(choices)

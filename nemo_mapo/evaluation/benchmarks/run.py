@@ -1,0 +1,165 @@
+"""Evaluates a model on a benchmark: generate what is not there yet, then score what is there."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nemo_mapo.config.evaluation import EvaluationConfig, as_plain_evaluation
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
+from nemo_mapo.evaluation.benchmarks.assemble import build_scorer, read_benchmark, scoring_notes
+from nemo_mapo.evaluation.benchmarks.directory import EvaluationDirectory
+from nemo_mapo.evaluation.benchmarks.items import Benchmark, Item
+from nemo_mapo.evaluation.benchmarks.predictions import Prediction, submission
+from nemo_mapo.evaluation.benchmarks.prompts import BenchmarkPrompts
+from nemo_mapo.evaluation.benchmarks.records import read_records
+from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate, named_choice, read_answer
+from nemo_mapo.evaluation.benchmarks.tables import build_results
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.training.checkpoint import load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_SEED_STRIDE = 2**32
+"""More than a benchmark has items: every item of every seed has randomness of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What generates: a rollout backend and the prompts that fit it."""
+
+    backend: RolloutBackend
+    prompts: BenchmarkPrompts
+    longest_prompt: int
+    """Tokens of a prompt that leave room for a completion."""
+
+
+EngineFactory = Callable[[EvaluationConfig, Path], Engine]
+"""Config and audio root to an engine; called only when there is something to generate."""
+
+
+def evaluate(config: EvaluationConfig, build_engine: EngineFactory) -> Path:
+    """Evaluate as `config` says; return the directory with predictions and results.
+
+    Raises:
+        ValueError: what the user can mend: files, config, directory.
+        JudgeError: a model that helps to score is out of reach; the predictions are kept.
+    """
+    benchmark = read_benchmark(config.benchmark)
+    directory = EvaluationDirectory(Path(config.output_dir))
+    settings = as_plain_evaluation(config) | {"items_sha256": benchmark.digest}
+    with directory.opened(settings):
+        # Before generation, so that a missing judge is not found out after hours.
+        scorer = None
+        if not benchmark.is_withheld:
+            scorer = build_scorer(benchmark, config.benchmark, config.judge, config.template, directory.judgements)
+        predictions = directory.read(benchmark)
+        remaining = [(number, item) for number, item in enumerate(benchmark.items) if item.id not in predictions]
+        if remaining:
+            audio_root = Path(config.benchmark.audio_root or benchmark.path.parent)
+            generate(remaining, build_engine(config, audio_root), config, directory)
+            predictions = directory.read(benchmark)
+        if scorer is None:
+            _write_submission(benchmark, predictions, config.template, directory)
+            return directory.path
+        results = build_results(benchmark, scorer(predictions), config.statistics, notes=_notes(config))
+        directory.write_results(results)
+    logger.info(results.markdown())
+    return directory.path
+
+
+def generate(
+    remaining: Sequence[tuple[int, Item]], engine: Engine, config: EvaluationConfig, directory: EvaluationDirectory
+) -> None:
+    """Generate a response to each item (given with its number in the benchmark), and write them batch by batch."""
+    cut = engine.prompts.check([item for _, item in remaining], longest_prompt=engine.longest_prompt)
+    if cut:
+        logger.info(f"{cut} of {len(remaining)} items have a clip longer than data.max_clip_seconds; it is cut")
+    size = config.rollout.batch_size
+    for start in tqdm(range(0, len(remaining), size), desc=config.benchmark.name, unit="batch"):
+        batch = remaining[start : start + size]
+        numbers = [number for number, _ in batch]
+        directory.append(_respond(engine, [item for _, item in batch], numbers, config.rollout.sampling, config.seed))
+
+
+def megatron_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
+    """An engine on a nemo-mapo checkpoint, in one process whose host and process groups are set up.
+
+    Raises:
+        ValueError: no checkpoint is named, or the model is to be spread over several processes.
+    """
+    sizes = {name: value for name, value in asdict(config.model).items() if name.endswith("_parallel_size")}
+    if spread := [f"model.{name}={value}" for name, value in sizes.items() if value != 1]:
+        raise ValueError(
+            f"{', '.join(spread)}: evaluation runs in one process, set 1 (a checkpoint of any layout can be loaded)"
+        )
+    checkpoint = config.pretrained_checkpoint.restore_from_path
+    if checkpoint is None:
+        raise ValueError("pretrained_checkpoint.restore_from_path is not set: name the checkpoint to evaluate")
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    model = build_audio_llm(
+        config.model,
+        vocab_size=len(tokenizer),
+        special=SpecialTokens.from_tokenizer(tokenizer),
+        sample_rate=config.data.sample_rate,
+        seed=config.seed,
+    )
+    load_checkpoint(Path(checkpoint), model)
+    return Engine(
+        backend=MegatronRollout(model, tokenizer, batch_size=config.rollout.batch_size),
+        prompts=BenchmarkPrompts(
+            config.data,
+            audio_root=audio_root,
+            tokenizer=tokenizer,
+            audio_tokens=model.num_audio_tokens,
+            shuffle=config.shuffle_choices,
+        ),
+        longest_prompt=model.max_positions - config.rollout.sampling.max_new_tokens,
+    )
+
+
+def _respond(
+    engine: Engine, items: Sequence[Item], numbers: Sequence[int], sampling: SamplingConfig, seed: int
+) -> list[Prediction]:
+    prompts = engine.prompts(items)
+    seeds = seed * _SEED_STRIDE + torch.tensor(numbers, dtype=torch.int64)
+    rollouts = engine.backend.generate(prompts, sampling, group_size=1, seeds=seeds)
+    return [
+        Prediction(id=example.id, completion=text, finished=reason == "stop", shown_choices=example.choices)
+        for example, text, reason in zip(prompts.examples, rollouts.texts, rollouts.finish_reasons, strict=True)
+    ]
+
+
+def _write_submission(
+    benchmark: Benchmark,
+    predictions: Mapping[str, Prediction],
+    template: AnswerTemplate,
+    directory: EvaluationDirectory,
+) -> None:
+    """Write the published records with the named choices, or the answer's own words where it names none."""
+    answers = {}
+    unparsable = 0
+    for item in benchmark.items:
+        prediction = predictions.get(item.id)
+        answer = None if prediction is None else read_answer(prediction, template)
+        named = named_choice(answer, item, prediction.shown_choices) if prediction and answer else None
+        unparsable += named is None
+        answers[item.id] = named or answer or ""
+    path = directory.write_json("submission.json", submission(read_records(benchmark.path), benchmark, answers))
+    logger.info(
+        f"The answers of {benchmark.path} are withheld: hand {path} to the benchmark's authors. "
+        f"{unparsable} of {len(benchmark.items)} responses name no choice."
+    )
+
+
+def _notes(config: EvaluationConfig) -> list[str]:
+    order = "published" if config.shuffle_choices is None else f"shuffled with seed {config.shuffle_choices}"
+    return [*scoring_notes(config.benchmark, config.judge, config.template), f"order of the choices: {order}"]

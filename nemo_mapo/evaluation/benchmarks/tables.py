@@ -1,0 +1,147 @@
+"""Tables of scores by category, as the benchmarks' papers print them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from nemo_mapo.config.evaluation import StatisticsConfig
+from nemo_mapo.evaluation.benchmarks.items import Benchmark, Item
+from nemo_mapo.evaluation.benchmarks.scoring import Score
+from nemo_mapo.evaluation.benchmarks.statistics import PairedComparison, bootstrap_interval
+
+OVERALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One group of items."""
+
+    group: tuple[str, ...]
+    items: int
+    score: float
+    """Mean over all its items; missing and unparsable ones count 0."""
+    low: float
+    high: float
+    """Bootstrap confidence interval of `score`."""
+    missing: int
+    unparsable: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Groups of one kind."""
+
+    fields: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything about one set of predictions."""
+
+    benchmark: str
+    overall: Row
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+    def as_plain(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return asdict(self)
+
+    def markdown(self) -> str:
+        """A table a kind of group, the overall score first."""
+        parts = [f"# {self.benchmark}", _markdown(("",), (self.overall,))]
+        parts += [_markdown(table.fields, table.rows) for table in self.tables]
+        return "\n\n".join([*parts, "\n".join(f"- {note}" for note in self.notes)]).rstrip("\n") + "\n"
+
+
+def build_results(
+    benchmark: Benchmark, scores: Sequence[Score], statistics: StatisticsConfig, *, notes: Sequence[str] = ()
+) -> Results:
+    """Tabulate one score per item of the benchmark, in its order; `notes` say what a reader has to know besides."""
+    pairs = list(zip(benchmark.items, scores, strict=True))
+    assert all(item.id == score.id for item, score in pairs)
+    tables = tuple(
+        Table(fields=fields, rows=tuple(_rows(pairs, fields, statistics))) for fields in benchmark.layout.tables
+    )
+    return Results(
+        benchmark=benchmark.layout.title,
+        overall=_row((OVERALL,), [score for _, score in pairs], statistics),
+        tables=tables,
+        notes=(*notes, *_notes(benchmark)),
+    )
+
+
+def comparison_markdown(comparison: PairedComparison) -> str:
+    """The paired tests in words."""
+    gap = comparison.difference
+    lines = [
+        f"- difference {100 * gap.mean:+.2f} points, interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}, "
+        f"bootstrap p = {comparison.p_value:.4f}"
+    ]
+    if comparison.mcnemar is None:
+        lines.append("- McNemar's test is for right and wrong; some scores here are ratings")
+    else:
+        test = comparison.mcnemar
+        lines.append(
+            f"- right in the first run only: {test.only_first}, in the second only: {test.only_second}; "
+            f"exact McNemar p = {test.p_value:.4f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _rows(pairs: Sequence[tuple[Item, Score]], fields: tuple[str, ...], statistics: StatisticsConfig) -> Iterator[Row]:
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for item, score in pairs:
+        for group in product(*(item.groups[name] for name in fields)):
+            groups.setdefault(group, []).append(score)
+    for group in sorted(groups):
+        yield _row(group, groups[group], statistics)
+
+
+def _row(group: tuple[str, ...], scores: Sequence[Score], statistics: StatisticsConfig) -> Row:
+    interval = bootstrap_interval(
+        [score.value for score in scores],
+        samples=statistics.bootstrap_samples,
+        seed=statistics.seed,
+        confidence=statistics.confidence,
+    )
+    return Row(
+        group=group,
+        items=len(scores),
+        score=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        missing=sum(score.status == "missing" for score in scores),
+        unparsable=sum(score.status == "unparsable" for score in scores),
+    )
+
+
+def _notes(benchmark: Benchmark) -> Iterator[str]:
+    sizes = benchmark.layout.sizes
+    if len(benchmark.items) not in sizes.values():
+        published = ", ".join(f"{size} ({name})" for name, size in sizes.items())
+        yield f"not a published set: {len(benchmark.items)} items, published are {published}"
+    if benchmark.defective:
+        yield (
+            f"items whose published answer is not among two or more choices, right only where it is spelled out: "
+            f"{len(benchmark.defective)} ({', '.join(benchmark.defective)})"
+        )
+
+
+def _markdown(fields: Sequence[str], rows: Sequence[Row]) -> str:
+    head = [*fields, "items", "score %", "interval", "missing", "unparsable"]
+    lines = [head, [*("---" for _ in fields), *("---:" for _ in head[len(fields) :])]]
+    lines += [
+        [
+            *(name.replace("|", "\\|") for name in row.group),
+            str(row.items),
+            f"{100 * row.score:.2f}",
+            f"{100 * row.low:.2f} to {100 * row.high:.2f}",
+            str(row.missing),
+            str(row.unparsable),
+        ]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,127 @@
+"""Models behind an OpenAI-compatible server that help to score: a judge that writes, an encoder that embeds."""
+
+import os
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Protocol, runtime_checkable
+
+from nemo_mapo.config.evaluation import JudgeConfig
+
+
+class JudgeError(RuntimeError):
+    """The server cannot be reached, refuses, or answers with something else than was asked for; nothing was scored."""
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """Answers a prompt."""
+
+    @property
+    def name(self) -> str:
+        """What the results call it."""
+        ...
+
+    def chat(self, system: str, prompt: str) -> str:
+        """Return the reply; JudgeError when there is none."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """Embeds texts."""
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return one vector a text, in order; JudgeError when there are none."""
+        ...
+
+
+class OpenAIClient:
+    """A `ChatModel` and an `EmbeddingModel` over HTTP.
+
+    Every request has a time limit. Time-outs, broken connections, 429 and 5xx are tried again, with growing pauses,
+    `max_attempts` times in all; then, and on any other refusal at once, JudgeError is raised. An outage never becomes a
+    value.
+    """
+
+    def __init__(self, config: JudgeConfig) -> None:
+        """ValueError when the config names no server."""
+        if config.base_url is None:
+            raise ValueError(
+                "judge.base_url is not set: give the address of an OpenAI-compatible server, e.g. http://HOST:8000/v1"
+            )
+        self._config = config
+        self._base_url = config.base_url.rstrip("/")
+        key = os.environ.get(config.api_key_variable)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    @property
+    def name(self) -> str:
+        """The chat model's name on the server."""
+        return str(self._config.model)
+
+    def chat(self, system: str, prompt: str) -> str:
+        """Return the reply of the chat model."""
+        if self._config.model is None:
+            raise ValueError("judge.model is not set: name the chat model that judges")
+        answer = self._post(
+            "chat/completions",
+            {
+                "model": self._config.model,
+                "messages": [{"role": "system", "content": system}, {"role": "user", "content": prompt}],
+                "temperature": self._config.temperature,
+                "max_tokens": self._config.max_tokens,
+            },
+        )
+        try:
+            reply = answer["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise JudgeError(f"judge at {self._base_url}: no chat completion in {str(answer)[:200]}") from error
+        if not isinstance(reply, str):
+            raise JudgeError(f"judge at {self._base_url}: the reply is {reply!r}, not a text")
+        return reply
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return the embedding model's vectors."""
+        if self._config.embedding_model is None:
+            raise ValueError("judge.embedding_model is not set: name the model that embeds answers and choices")
+        answer = self._post("embeddings", {"model": self._config.embedding_model, "input": list(texts)})
+        try:
+            rows = sorted(answer["data"], key=lambda row: row["index"])
+            vectors = [[float(value) for value in row["embedding"]] for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise JudgeError(f"judge at {self._base_url}: no embeddings in {str(answer)[:200]}") from error
+        if len(vectors) != len(texts):
+            raise JudgeError(f"judge at {self._base_url}: {len(vectors)} embeddings for {len(texts)} texts")
+        return vectors
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        failure = ""
+        for attempt in range(self._config.max_attempts):
+            if attempt:
+                time.sleep(self._config.pause_seconds * 2 ** (attempt - 1))
+            done, result = self._try(f"{self._base_url}/{path}", body)
+            if done:
+                return result
+            failure = str(result)
+        raise JudgeError(f"judge: {self._config.max_attempts} attempts failed, the last with: {failure}")
+
+    def _try(self, url: str, body: dict[str, Any]) -> tuple[bool, Any]:
+        """One request: (True, decoded answer), or (False, what went wrong) where trying again may help."""
+        import requests
+
+        try:
+            response = requests.post(url, json=body, headers=self._headers, timeout=self._config.timeout_seconds)
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            return False, f"{url}: {error}"
+        except requests.RequestException as error:
+            raise JudgeError(f"{url}: {error}") from error
+        status = response.status_code
+        if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return False, f"{url}: status {status}"
+        if status != HTTPStatus.OK:
+            raise JudgeError(f"{url}: status {status}: {response.text[:200]}")
+        try:
+            return True, response.json()
+        except requests.exceptions.JSONDecodeError as error:
+            raise JudgeError(f"{url}: the answer is no JSON: {response.text[:200]!r}") from error

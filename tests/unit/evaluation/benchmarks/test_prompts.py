@@ -1,0 +1,112 @@
+"""Clips of any kind become mono waveforms of one rate, and questions become prompts."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from nemo_mapo.config.evaluation import EvaluationDataConfig
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.evaluation.benchmarks.prompts import BenchmarkPrompts, shown_choices
+from nemo_mapo.testing.tiny import tiny_tokenizer
+from tests.unit.evaluation.benchmarks.published import loaded, mmau_pro_record, mmau_record
+
+RATE = 8000
+SAMPLES_PER_TOKEN = 800
+
+
+def tone(path, *, seconds=1.0, rate=RATE, channels=1, hertz=200.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    wave = 0.5 * np.sin(2 * np.pi * hertz * time)
+    soundfile.write(path, np.stack([wave * (channel + 1) / channels for channel in range(channels)], axis=1), rate)
+    return wave
+
+
+def prompts(root, *, shuffle=None, **options):
+    return BenchmarkPrompts(
+        EvaluationDataConfig(tokenizer="unused", sample_rate=RATE, **options),
+        audio_root=root,
+        tokenizer=tiny_tokenizer(),
+        audio_tokens=lambda samples: samples // SAMPLES_PER_TOKEN,
+        shuffle=shuffle,
+    )
+
+
+def items_of(tmp_path, *records, layout="mmau_pro"):
+    return loaded(tmp_path / "items.json", layout, list(records)).items
+
+
+def test_rows_are_the_prompts_of_the_examples(tmp_path):
+    tone(tmp_path / "data" / "a.wav")
+    tone(tmp_path / "data" / "b.wav", seconds=2.0)
+    batch = prompts(tmp_path)(items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b")))
+    assert batch.audio.lengths.tolist() == [RATE, 2 * RATE] and batch.audio_row.tolist() == [0, 1]
+    assert [example.id for example in batch.examples] == ["a", "b"]
+    for row, example in enumerate(batch.examples):
+        expected = encode_prompt(example, 10 * (row + 1), tiny_tokenizer())
+        assert batch.tokens[row, : batch.lengths[row]].tolist() == expected
+
+
+def test_channels_are_averaged(tmp_path):
+    wave = tone(tmp_path / "data" / "a.wav", channels=2)
+    batch = prompts(tmp_path)(items_of(tmp_path, mmau_pro_record("a")))
+    assert torch.allclose(batch.audio.waveforms[0], torch.tensor(0.75 * wave, dtype=torch.float32), atol=1e-4)
+
+
+def test_another_rate_is_resampled(tmp_path):
+    tone(tmp_path / "data" / "a.wav", rate=3 * RATE)
+    wave = tone(tmp_path / "same.wav")
+    batch = prompts(tmp_path)(items_of(tmp_path, mmau_pro_record("a")))
+    assert batch.audio.lengths.tolist() == [RATE]
+    inside = slice(100, -100)
+    assert torch.allclose(batch.audio.waveforms[0][inside], torch.tensor(wave[inside], dtype=torch.float32), atol=5e-3)
+
+
+def test_several_clips_are_joined_in_order_with_a_gap(tmp_path):
+    low, high = tone(tmp_path / "1.wav", hertz=100.0), tone(tmp_path / "2.wav", hertz=300.0)
+    record = mmau_pro_record("a", audio_path=["1.wav", "2.wav"])
+    batch = prompts(tmp_path, clip_gap_seconds=0.25)(items_of(tmp_path, record))
+    expected = np.concatenate([low, np.zeros(RATE // 4), high])
+    assert torch.allclose(batch.audio.waveforms[0], torch.tensor(expected, dtype=torch.float32), atol=1e-4)
+
+
+def test_long_clips_are_cut_and_counted(tmp_path):
+    wave = tone(tmp_path / "data" / "a.wav", seconds=2.0)
+    tone(tmp_path / "data" / "b.wav", seconds=0.5)
+    items = items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b"))
+    cutting = prompts(tmp_path, max_clip_seconds=1.0)
+    assert cutting.check(items, longest_prompt=100) == 1
+    batch = cutting(items)
+    assert batch.audio.lengths.tolist() == [RATE, RATE // 2]
+    assert torch.allclose(batch.audio.waveforms[0], torch.tensor(wave[:RATE], dtype=torch.float32), atol=1e-4)
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_is_generated(tmp_path):
+    tone(tmp_path / "data" / "a.wav")
+    tone(tmp_path / "data" / "b.wav", seconds=5.0)
+    items = items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b"))
+    longest = [int(prompts(tmp_path)([item]).lengths) for item in items]
+    assert prompts(tmp_path).check(items, longest_prompt=longest[1]) == 0
+    with pytest.raises(ValueError, match=rf"item b: its prompt has {longest[1]} tokens.*max_clip_seconds"):
+        prompts(tmp_path).check(items, longest_prompt=longest[1] - 1)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no audio"])
+def test_a_clip_that_cannot_be_read_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "a.wav").write_bytes(content)
+    with pytest.raises(ValueError, match=r"item a: audio .*a\.wav cannot be read.*benchmark\.audio_root"):
+        prompts(tmp_path).check(items_of(tmp_path, mmau_pro_record("a")), longest_prompt=100)
+
+
+def test_choices_are_shown_in_an_order_of_their_own_per_item_and_seed(tmp_path):
+    items = items_of(tmp_path, *(mmau_record(str(number)) for number in range(40)), layout="mmau")
+    assert all(shown_choices(item, None) == item.choices for item in items)
+    orders = [shown_choices(item, 7) for item in items]
+    assert all(sorted(order) == sorted(items[0].choices) for order in orders)
+    assert len(set(orders)) > 10, "every item has its own order"
+    assert orders == [shown_choices(item, 7) for item in items], "which does not change"
+    assert orders != [shown_choices(item, 8) for item in items], "unless the seed does"
+    assert prompts(tmp_path, shuffle=7).example(items[0]).choices == orders[0]
