@@ -19,12 +19,14 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, plan_split
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
 from nemo_mapo.grounding.tagger import build_tagger
-from nemo_mapo.platform import hide_cuda_devices, initialize_single_process, install_cpu_host
+from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
+from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import AudioBatch, PromptBatch
 
 SAMPLE_RATE = 16000
@@ -55,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     hide_cuda_devices()
     install_cpu_host()
-    initialize_single_process()
+    initialize_parallel()
     step_of, rollout_seconds = prepare(arguments)
     for step in step_of.values():
         step()
@@ -74,23 +76,25 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
 
     policy, frozen = build(), build()
     backend = MegatronRollout(policy, tokenizer, batch_size=64)
-    prompts = prompt_batch(arguments.prompts, policy.perception.num_tokens(CLIP_SAMPLES), tokenizer, special.pad_id)
+    prompts = prompt_batch(arguments.prompts, policy.num_audio_tokens(CLIP_SAMPLES), tokenizer, special.pad_id)
     sampling = SamplingConfig(min_new_tokens=arguments.tokens, max_new_tokens=arguments.tokens)
     started = time.perf_counter()
     seeds = torch.arange(arguments.prompts * arguments.group_size)
     rollouts = backend.generate(prompts, sampling, group_size=arguments.group_size, seeds=seeds)
     rollout_seconds = time.perf_counter() - started
     tagger = build_tagger(download=False)
+    batching = MicroBatching(rows=config.micro_batch_size)
+    wrapped = wrap_data_parallel(policy)
 
     def step(objective: ObjectiveConfig) -> dict[str, float]:
-        reference = FrozenReference(frozen, special, keep_placeholders=False, rows_per_pass=config.micro_batch_size)
-        actor = MapoActor(policy, backend, reference, objective, micro_batch_size=config.micro_batch_size)
+        reference = FrozenReference(frozen, special, keep_placeholders=False, batching=batching)
+        actor = MapoActor(wrapped, backend, reference, objective, batching)
         scorer = RolloutScorer(tokenizer, special, tagger, RewardsConfig(), objective, RolloutConfig())
         timer = PhaseTimer()
         scored = scorer(rollouts, actor, timer)
         with timer("train"):
             actor.get_loss_and_metrics(scored.batch, forward_only=False)
-        policy.zero_grad()
+        wrapped.zero_grad_buffer()
         return timer.seconds
 
     return {

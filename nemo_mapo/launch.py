@@ -1,5 +1,6 @@
 """Assembles a run from its config and carries it through: start weights, training, test, report."""
 
+import contextlib
 import logging
 import resource
 import sys
@@ -21,20 +22,22 @@ from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.platform import initialize_single_process, install_cpu_host
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint
-from nemo_mapo.training.optimizer import build_optimizer
+from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.prompts import PromptStream
+from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
 from nemo_mapo.training.records import JsonLinesLogger
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.run_directory import RunDirectory, open_run_directory
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
-from nemo_mapo.training.trainer import MapoTrainer, total_steps
+from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.training.trainer import MapoTrainer
 from nemo_mapo.training.warm_start import warm_start
 from nemo_mapo.types import PromptBatch
 
@@ -49,9 +52,12 @@ def run(config: RunConfig) -> Path:
     Raises:
         ValueError: what the user can mend: config, data, run directory.
     """
-    directory = open_run_directory(config)
-    with directory.locked():
-        _set_up_host(config)
+    _set_up_host(config)
+    if is_main_rank():
+        directory = open_run_directory(config)
+    else:
+        directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
+    with directory.locked() if is_main_rank() else contextlib.nullcontext():
         _check_data(config)
         started = time.time()
         parts = Assembly(config, directory)
@@ -63,15 +69,18 @@ def run(config: RunConfig) -> Path:
             "pos_tagger": parts.trainer.scorer.tagger.name,
         }
         if not finished:
-            logger.info(ENDED_EARLY)
             facts["events"] = [{"step": parts.trainer.step, "message": ENDED_EARLY}]
-        directory.write_summary(facts | _cost(directory))
-        if finished and config.data.test_ds is not None:
-            # Written before as well: a clip of the test split that cannot be read must not cost the report.
-            write_report(directory.path)
-            facts["test"] = parts.test()
+        if is_main_rank():
             directory.write_summary(facts | _cost(directory))
-        write_report(directory.path)
+            # Written before the test as well: a clip that cannot be read there must not cost the report.
+            write_report(directory.path)
+        if finished and config.data.test_ds is not None:
+            facts["test"] = parts.test()
+            if is_main_rank():
+                directory.write_summary(facts | _cost(directory))
+                write_report(directory.path)
+        if not finished:
+            logger.info(ENDED_EARLY)
     return directory.path
 
 
@@ -85,10 +94,12 @@ def _resume(trainer: MapoTrainer, directory: RunDirectory, config: RunConfig) ->
                 f"exp_manager.explicit_log_dir={directory.path} has {steps} recorded steps but no checkpoint to "
                 "continue from; choose another directory, or delete this one"
             )
-        directory.forget_after(-1)
+        if is_main_rank():
+            directory.forget_after(-1)
         return
     trainer.resume(checkpoint)
-    directory.forget_after(trainer.step)
+    if is_main_rank():
+        directory.forget_after(trainer.step)
     logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
 
 
@@ -129,6 +140,7 @@ class Assembly:
         self.directory = directory
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
+        self.batching = MicroBatching(rows=config.model.micro_batch_size, packed_tokens=config.model.packed_tokens)
         self.policy = self._build_model()
         self._check_positions()
         self.reference_model = self._build_model()
@@ -137,7 +149,7 @@ class Assembly:
             self.reference_model,
             self.special,
             keep_placeholders=config.objective.keep_placeholders,
-            rows_per_pass=config.model.micro_batch_size,
+            batching=self.batching,
         )
         self.validator = self._evaluator(config.data.validation_ds)
         self.trainer = self._build_trainer()
@@ -150,13 +162,15 @@ class Assembly:
         before = evaluator(self.reference_model, self._backend(self.reference_model), step=0, split="test")
         after = evaluator(self.policy, self._backend(self.policy), step=step, split="test")
         self.reference_model.eval()
-        self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
+        if is_main_rank():
+            self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
         return test_summary(before, after)
 
     def validate(self, step: int) -> dict[str, float]:
         """Evaluate the policy on the validation split."""
         evaluation = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
-        self.trainer.samples.file.append(evaluation.records)
+        if is_main_rank():
+            self.trainer.samples.file.append(evaluation.records)
         return evaluation.metrics()
 
     def _check_positions(self) -> None:
@@ -180,6 +194,7 @@ class Assembly:
             special=self.special,
             sample_rate=self.config.data.train_ds.sample_rate,
             seed=self.config.warm_start.seed if self.config.warm_start else self.config.seed,
+            params_dtype=torch.bfloat16 if self.config.trainer.precision == "bf16" else torch.float32,
         )
 
     def _load_start_weights(self) -> None:
@@ -196,8 +211,10 @@ class Assembly:
     def _backend(self, model: AudioLLM) -> MegatronRollout:
         return MegatronRollout(model, self.tokenizer, batch_size=self.config.rollout.batch_size)
 
-    def _dataloader(self, split: DatasetConfig, *, drop_last: bool = False) -> "DataLoader[PromptBatch]":
-        dataset = PromptDataset(self.tokenizer, self.policy.perception.num_tokens)
+    def _dataloader(
+        self, split: DatasetConfig, *, drop_last: bool = False, rows: list[int] | None = None
+    ) -> "DataLoader[PromptBatch]":
+        dataset = PromptDataset(self.tokenizer, self.policy.num_audio_tokens, rows=rows)
         return build_dataloader(split, prompt_dataset=dataset, drop_last=drop_last)
 
     def _evaluator(self, split: DatasetConfig, *, detailed: bool = False) -> Evaluator:
@@ -212,16 +229,11 @@ class Assembly:
 
     def _build_trainer(self) -> MapoTrainer:
         config = self.config
-        prompts = PromptStream(self._dataloader(config.data.train_ds, drop_last=True), config.data.train_ds.batch_size)
-        steps = total_steps(config, prompts.batches_per_epoch) * config.steps_per_generation
-        optimizer, scheduler = build_optimizer(self.policy, config.model.optim, steps)
-        actor = MapoActor(
-            self.policy,
-            self._backend(self.policy),
-            self.reference,
-            config.objective,
-            micro_batch_size=config.model.micro_batch_size,
-        )
+        batch_size = config.data.train_ds.batch_size
+        mine = data_parallel_prompts(batch_size, config.steps_per_generation)
+        prompts = PromptStream(self._dataloader(config.data.train_ds, drop_last=True, rows=mine), batch_size)
+        policy = wrap_data_parallel(self.policy)
+        actor = MapoActor(policy, self._backend(self.policy), self.reference, config.objective, self.batching)
         scorer = RolloutScorer(
             self.tokenizer, self.special, build_tagger(), config.rewards, config.objective, config.rollout
         )
@@ -229,8 +241,7 @@ class Assembly:
             config,
             actor,
             scorer,
-            optimizer,
-            scheduler,
+            build_optimizer(policy, config.model.optim),
             prompts,
             self.validate,
             CustomLoggerWrapper(experiment_loggers(config, self.directory)),
@@ -241,7 +252,9 @@ class Assembly:
 
 
 def experiment_loggers(config: RunConfig, directory: RunDirectory) -> list[Any]:
-    """metrics.jsonl, and what NeMo's experiment manager sets up (TensorBoard, W&B, log files)."""
+    """metrics.jsonl and what NeMo's experiment manager sets up (TensorBoard, W&B, log files), on the main rank only."""
+    if not is_main_rank():
+        return []
     host = pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
@@ -293,7 +306,19 @@ def peak_rss_gb() -> float:
 
 def _set_up_host(config: RunConfig) -> None:
     install_cpu_host()
-    initialize_single_process()
+    model = config.model
+    initialize_parallel(
+        tensor=model.tensor_model_parallel_size,
+        pipeline=model.pipeline_model_parallel_size,
+        expert=model.expert_model_parallel_size,
+        seed=config.seed,
+    )
+    if (started := torch.distributed.get_world_size()) != config.trainer.world_size:
+        raise ValueError(
+            f"{started} processes were started, trainer.num_nodes={config.trainer.num_nodes} x "
+            f"trainer.devices={config.trainer.devices} asks for {config.trainer.world_size}; start them with "
+            f"torchrun --nproc-per-node {config.trainer.devices}, or set trainer.devices={started}"
+        )
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.seed)

@@ -4,6 +4,7 @@ Entry points call `install_cpu_host()` once, before models are built. On a machi
 What is replaced is listed function by function, so that a reader sees how little upstream really needs.
 """
 
+import contextlib
 import functools
 import inspect
 import os
@@ -12,10 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 _CPU = torch.device("cpu")
-_SINGLE_PROCESS_TIMEOUT = timedelta(minutes=10)
+_RANK_TIMEOUT = timedelta(minutes=10)
 
 
 def hide_cuda_devices() -> None:
@@ -68,8 +70,12 @@ def install_cpu_host() -> None:
     if not on_cpu_host():
         return
     _answer_device_questions()
+    _keep_tensors_where_they_are()
+    _give_random_state_of_the_cpu()
+    _let_streams_stand_still()
+    _let_experts_count_on_the_cpu()
     _accept_new_checkpoint_writer()
-    _let_aligner_timer_count()
+    _allocate_on_the_cpu()
 
 
 def _answer_device_questions() -> None:
@@ -99,28 +105,100 @@ def _accept_new_checkpoint_writer() -> None:
     )
 
 
-def _let_aligner_timer_count() -> None:
-    """NeMo-Aligner's run timer broadcasts a tensor it creates with device="cuda"."""
+def _keep_tensors_where_they_are() -> None:
+    """Megatron moves tied embeddings and the pipeline's token count with `.cuda()`."""
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+
+
+def _give_random_state_of_the_cpu() -> None:
+    """Activation recompute and sequence parallelism save and restore the random state of the device."""
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+class _StillStream:
+    """A CUDA stream where everything has already happened."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def _let_streams_stand_still() -> None:
+    """The expert dispatcher copies its counts on a stream of its own."""
+    torch.cuda.Stream = _StillStream  # type: ignore[misc,assignment]
+    torch.cuda.current_stream = lambda *args: _StillStream()  # type: ignore[assignment]
+    torch.cuda.stream = lambda stream: contextlib.nullcontext()  # type: ignore[assignment,return-value]
+
+
+def _let_experts_count_on_the_cpu() -> None:
+    """The expert dispatcher turns its split sizes into numpy only where they come from a GPU."""
+    import megatron.core.transformer.moe.token_dispatcher as dispatcher
+
+    def as_counts(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    dispatcher.maybe_move_tensor_to_cpu = as_counts
+
+
+def _allocate_on_the_cpu() -> None:
+    """Modules that create tensors with device="cuda": NeMo-Aligner's run timer, Megatron's schedules and experts."""
+    import megatron.core.pipeline_parallel.schedules as schedules
+    import megatron.core.transformer.moe.moe_utils as moe_utils
     import nemo_aligner.utils.distributed as aligner
 
-    aligner.torch = _CpuTorch()
+    for module in (aligner, schedules, moe_utils):
+        module.torch = _CpuTorch()
 
 
-def initialize_single_process() -> None:
-    """Start torch.distributed and Megatron's process groups for one process, if they are not there yet.
+def initialize_parallel(*, tensor: int = 1, pipeline: int = 1, expert: int = 1, seed: int = 0) -> None:
+    """Start torch.distributed and Megatron's process groups for the layout, if they are not there yet.
 
-    Under torchrun the environment says rank and world size; more than one process is refused until the
-    parallel modes are supported.
+    Rank and world size come from the environment that torchrun (or SLURM's launcher) sets; without it there is one
+    process. The ranks that `tensor` and `pipeline` leave over are data parallel.
+
+    Raises:
+        ValueError: if the number of processes is not a multiple of tensor * pipeline * expert, or the groups exist for
+            another layout.
     """
-    from megatron.core import parallel_state
+    from megatron.core import parallel_state, tensor_parallel
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != 1:
-        raise ValueError(f"WORLD_SIZE={world_size}: only one process is supported yet; start without torchrun")
-    if not torch.distributed.is_initialized():
+    if not dist.is_initialized():
         backend = "gloo" if on_cpu_host() else "nccl"
-        torch.distributed.init_process_group(
-            backend, store=HashStore(), rank=0, world_size=1, timeout=_SINGLE_PROCESS_TIMEOUT
+        if world_size == 1:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=_RANK_TIMEOUT)
+        else:
+            dist.init_process_group(backend, timeout=_RANK_TIMEOUT)
+    world_size = dist.get_world_size()
+    if world_size % (tensor * pipeline * expert):
+        raise ValueError(
+            f"{world_size} processes cannot be laid out as tensor_model_parallel_size={tensor} x "
+            f"pipeline_model_parallel_size={pipeline} (x expert_model_parallel_size={expert}); start a multiple of "
+            f"{tensor * pipeline * expert}"
         )
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel()
+    if parallel_state.model_parallel_is_initialized():
+        found = (
+            parallel_state.get_tensor_model_parallel_world_size(),
+            parallel_state.get_pipeline_model_parallel_world_size(),
+            parallel_state.get_expert_model_parallel_world_size(),
+        )
+        if found != (tensor, pipeline, expert):
+            raise ValueError(f"this process is laid out as (tensor, pipeline, expert) = {found} already")
+        return
+    parallel_state.initialize_model_parallel(tensor, pipeline, expert_model_parallel_size=expert)
+    state = torch.get_rng_state()
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    if on_cpu_host():
+        # On a CPU host that seeds the one generator there is.
+        torch.set_rng_state(state)

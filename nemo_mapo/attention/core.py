@@ -1,10 +1,14 @@
 """Megatron core attention on torch's scaled-dot-product attention, with audio mass on target layers."""
 
+from itertools import pairwise
+from typing import Any
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
 from nemo_mapo.attention.mass import attention_with_audio_mass, attention_without_mass
@@ -12,13 +16,13 @@ from nemo_mapo.attention.session import AttentionSession
 
 
 class SDPACoreAttention(torch.nn.Module):
-    """Causal self-attention for Megatron's layer spec; what is visible comes from the session, not from Megatron.
+    """Causal self-attention for Megatron's layer spec, which reports the audio mass of target layers to the session.
 
     Put it in a spec as `ModuleSpec(module=SDPACoreAttention, params={"session": session})`. With a KV cache the
     queries are the last positions of the keys, also where Megatron asks for no mask after the prompt.
 
     ValueError at construction for what it cannot do rightly: attention dropout, masks other than causal, cross
-    attention, sliding windows, activation recompute, tensor, pipeline or context parallelism.
+    attention, sliding windows, context parallelism.
     """
 
     def __init__(
@@ -33,53 +37,79 @@ class SDPACoreAttention(torch.nn.Module):
         *,
         session: AttentionSession,
     ) -> None:
-        """Take Megatron's constructor arguments (`layer_number` counts from 1) and the model's `session`."""
+        """Take Megatron's arguments and the model's `session`; `layer_number` counts from 1 on each pipeline stage."""
         super().__init__()
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         _refuse_unsupported(config, attn_mask_type, attention_type, dropout)
         self.session = session
-        self.layer = layer_number - 1
+        staged = config.pipeline_model_parallel_size > 1
+        self.layer = layer_number - 1 + (get_transformer_layer_offset(config) if staged else 0)
         self.softmax_scale = softmax_scale
 
     def forward(
         self,
-        query: Float[Tensor, "time_q batch heads dim"],
-        key: Float[Tensor, "time_k batch kv_heads dim"],
-        value: Float[Tensor, "time_k batch kv_heads dim_v"],
-        attention_mask: None,
+        query: Float[Tensor, "time_q *batch heads dim"],
+        key: Float[Tensor, "time_k *batch kv_heads dim"],
+        value: Float[Tensor, "time_k *batch kv_heads dim_v"],
+        attention_mask: Int[Tensor, "batch cache"] | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: None = None,
         packed_seq_params: PackedSeqParams | None = None,
-    ) -> Float[Tensor, "time_q batch hidden"]:
+    ) -> Float[Tensor, "time_q *batch hidden"]:
         """Attend, and report the audio mass to the session where it asks for it.
 
-        `attn_mask_type` carries nothing new: Megatron sends causal in the prompt and no_mask behind it, and causality
-        over the cache covers both. ValueError for an attention mask, bias or packing description, RuntimeError when the
-        session has no active forward.
+        `attention_mask` holds segment ids of at least time_k keys, 0 on padding; None where causality alone is enough.
+        They travel this way, not in the session, because Megatron hands its mask on to layers that it runs again in
+        the backward pass. With `packed_seq_params` (THD) the row holds whole sequences one after the other, and there
+        is no batch axis.
+        `attn_mask_type` carries nothing new: causality over the cache covers causal and no_mask. ValueError for an
+        attention bias, or segment ids beside a packing description.
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise ValueError(
-                "attention_mask, attention_bias and packed_seq_params must be None: "
-                "hand segment_ids to AttentionSession.forward(...) instead"
-            )
+        if attention_bias is not None:
+            raise ValueError("attention_bias must be None")
+        if packed_seq_params is not None:
+            if attention_mask is not None:
+                raise ValueError("packed rows have their boundaries in packed_seq_params; attention_mask must be None")
+            return self._attend_packed(query, key, value, packed_seq_params)
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
-        inputs = self.session.inputs.up_to(key.shape[1])
-        if self.session.captures(self.layer):
-            assert inputs.audio_key_mask is not None, "a session captures only with an audio key mask"
-            output, mass = attention_with_audio_mass(
-                query,
-                key,
-                value,
-                inputs.audio_key_mask,
-                segment_ids=inputs.segment_ids,
-                softmax_scale=self.softmax_scale,
-            )
+        segment_ids = None if attention_mask is None else _first_keys(attention_mask, key.shape[1])
+        audio = self.session.audio_keys(key.shape[1]) if self.session.captures(self.layer) else None
+        output, mass = self._attend(query, key, value, audio, segment_ids)
+        if mass is not None:
             self.session.record(self.layer, mass)
-        else:
-            output = attention_without_mass(
-                query, key, value, segment_ids=inputs.segment_ids, softmax_scale=self.softmax_scale
-            )
         return output.transpose(0, 1).flatten(start_dim=2)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, audio: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        masks: dict[str, Any] = {"segment_ids": segment_ids, "softmax_scale": self.softmax_scale}
+        if audio is None:
+            return attention_without_mass(query, key, value, **masks), None
+        return attention_with_audio_mass(query, key, value, audio, **masks)
+
+    def _attend_packed(
+        self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams
+    ) -> Float[Tensor, "time hidden"]:
+        """Sequence by sequence: the cost is the sum of the squared lengths, not the square of the row's."""
+        audio = self.session.audio_keys(key.shape[0]) if self.session.captures(self.layer) else None
+        bounds = packed.cu_seqlens_q.tolist()
+        assert bounds[0] == 0 and bounds[-1] == query.shape[0], "cu_seqlens must cover the whole packed row"
+        outputs, masses = [], []
+        for start, end in pairwise(bounds):
+            query_part, key_part, value_part = (tensor[None, start:end] for tensor in (query, key, value))
+            audio_part = None if audio is None else audio[:, start:end]
+            output, mass = self._attend(query_part, key_part, value_part, audio_part, None)
+            outputs.append(output[0])
+            masses.append(mass)
+        if audio is not None:
+            self.session.record(self.layer, torch.cat([mass for mass in masses if mass is not None], dim=2))
+        return torch.cat(outputs).flatten(start_dim=1)
+
+
+def _first_keys(segment_ids: Tensor, time_k: int) -> Tensor:
+    if segment_ids.shape[1] < time_k:
+        raise ValueError(f"segment_ids cover {segment_ids.shape[1]} positions, attention has {time_k} keys")
+    return segment_ids[:, :time_k]
 
 
 def _refuse_unsupported(
@@ -91,11 +121,7 @@ def _refuse_unsupported(
         raise ValueError(f"only causal self-attention is supported, not {attn_mask_type} {attention_type}-attention")
     if config.window_size is not None:
         raise ValueError(f"window_size={config.window_size} is not supported; set it to None")
-    if config.recompute_granularity is not None:
+    if config.context_parallel_size != 1:
         raise ValueError(
-            f"recompute_granularity={config.recompute_granularity} is not supported: "
-            "the audio mass would carry no gradient; set it to None"
+            f"context_parallel_size={config.context_parallel_size} is not supported by the audio mass; set it to 1"
         )
-    for name in ("tensor_model", "pipeline_model", "context"):
-        if (size := getattr(config, f"{name}_parallel_size")) != 1:
-            raise ValueError(f"{name}_parallel_size={size} is not supported by the audio mass yet; set it to 1")

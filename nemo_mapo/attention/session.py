@@ -2,38 +2,23 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 HeadReduction = Literal["max", "mean"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForwardInputs:
-    """Masks of one forward pass, in key positions (with a KV cache: of the whole cache, not of the new tokens)."""
-
-    segment_ids: Int[Tensor, "batch time_k"] | None
-    """Packed-sample ids, 0 on padding; None when causality alone is enough (one right-padded sample a row)."""
-    audio_key_mask: Bool[Tensor, "batch time_k"] | None
-    """True on audio positions; None captures nothing."""
-
-    def up_to(self, time_k: int) -> "ForwardInputs":
-        """Keep the first `time_k` positions; ValueError where fewer are known."""
-        return ForwardInputs(
-            segment_ids=_first_positions("segment_ids", self.segment_ids, time_k),
-            audio_key_mask=_first_positions("audio_key_mask", self.audio_key_mask, time_k),
-        )
-
-
 class AttentionSession:
-    """Carries masks to the core-attention modules of one model and audio masses back, for one forward at a time.
+    """Tells the core-attention modules of one model which keys are audio, and carries audio masses back.
 
     Every core attention of the model holds the same session; nothing is global. The masses of a forward stay
-    readable until the next one begins, and they are part of the autograd graph.
+    readable until the next one begins, and they are part of the autograd graph. Outside a forward nothing is captured:
+    layers that activation recompute runs again in the backward pass report nothing, and target layers are never among
+    them.
 
         with session.forward(audio_key_mask=mask):
             logits = model(tokens)
@@ -49,44 +34,42 @@ class AttentionSession:
             raise ValueError(f"target_layers={list(self.target_layers)}: layers are numbered from 0")
         if len(set(self.target_layers)) != len(self.target_layers):
             raise ValueError(f"target_layers={list(self.target_layers)} names a layer twice")
-        self._inputs: ForwardInputs | None = None
+        self._active = False
+        self._audio_key_mask: Tensor | None = None
         self._masses: dict[int, Tensor] = {}
 
     @contextmanager
-    def forward(
-        self,
-        *,
-        segment_ids: Int[Tensor, "batch time_k"] | None = None,
-        audio_key_mask: Bool[Tensor, "batch time_k"] | None = None,
-    ) -> Iterator[None]:
-        """Set the masks of one model forward, and forget the masses of the forward before.
+    def forward(self, *, audio_key_mask: Bool[Tensor, "batch time_k"] | None = None) -> Iterator[None]:
+        """Say which keys are audio in one model forward (None captures nothing); forget the masses of the one before.
 
-        With a KV cache and no `audio_key_mask` one block may span all decoding steps. RuntimeError when another forward
-        of this session is still active; a forward that fails leaves no masses behind.
+        With a KV cache the mask covers the whole cache. RuntimeError when another forward of this session is still
+        active; a forward that fails leaves no masses behind.
         """
-        if self._inputs is not None:
+        if self._active:
             raise RuntimeError("this session already has an active forward; forwards do not nest")
         self._masses = {}
-        self._inputs = ForwardInputs(segment_ids=segment_ids, audio_key_mask=audio_key_mask)
+        self._active, self._audio_key_mask = True, audio_key_mask
         completed = False
         try:
             yield
             completed = True
         finally:
-            self._inputs = None
+            self._active, self._audio_key_mask = False, None
             if not completed:
                 self._masses = {}
 
-    @property
-    def inputs(self) -> ForwardInputs:
-        """Masks of the active forward; RuntimeError when there is none."""
-        if self._inputs is None:
-            raise RuntimeError("attention ran outside AttentionSession.forward(...), which says what it may see")
-        return self._inputs
-
     def captures(self, layer: int) -> bool:
-        """Whether the active forward wants the mass of 0-based `layer`."""
-        return self.inputs.audio_key_mask is not None and layer in self.target_layers
+        """Whether a forward is active that wants the mass of 0-based `layer`."""
+        return self._audio_key_mask is not None and layer in self.target_layers
+
+    def audio_keys(self, time_k: int) -> Bool[Tensor, "batch time_k"]:
+        """The audio-key mask of the active forward for its first `time_k` keys; ValueError where fewer are known."""
+        assert self._audio_key_mask is not None, "asked for audio keys where nothing is captured"
+        if self._audio_key_mask.shape[1] < time_k:
+            raise ValueError(
+                f"audio_key_mask covers {self._audio_key_mask.shape[1]} positions, attention has {time_k} keys"
+            )
+        return self._audio_key_mask[:, :time_k]
 
     def record(self, layer: int, mass: Float[Tensor, "batch head query"]) -> None:
         """Store the mass of 0-based `layer`; RuntimeError when it reported before in this forward."""
@@ -104,32 +87,64 @@ class AttentionSession:
             )
         return {layer: self._masses[layer] for layer in self.target_layers}
 
-    def audio_mass(self, reduction: HeadReduction = "max") -> Float[Tensor, "batch query"]:
+    def audio_mass(
+        self, reduction: HeadReduction = "max", *, head_group: dist.ProcessGroup | None = None
+    ) -> Float[Tensor, "batch query"]:
         """Mean over target layers of the max (or mean) over heads: the paper's a_t.
 
+        `head_group` holds the ranks that share out the heads of a layer (tensor parallelism); the reduction spans them.
         RuntimeError when a target layer did not report, ValueError for an unknown reduction.
         """
-        layers = [_over_heads(mass, reduction) for mass in self.layer_head_masses().values()]
-        return torch.stack(layers).mean(0)
+        layers = torch.stack(list(self.layer_head_masses().values()))
+        return over_heads(layers, reduction, head_group).mean(0)
 
 
-def _over_heads(mass: Tensor, reduction: HeadReduction) -> Tensor:
-    """Reduce `[batch, head, query]` over all heads of a layer.
+def over_heads(
+    masses: Float[Tensor, "layer batch head query"], reduction: HeadReduction, head_group: dist.ProcessGroup | None
+) -> Float[Tensor, "layer batch query"]:
+    """Reduce over all heads of a layer, those of other ranks included: the one place where heads meet.
 
-    The one place where heads meet. Under tensor parallelism a rank holds a share of the heads, and the reduction
-    has to span ranks; the core attention refuses that layout until it does. `max` sends its gradient to
-    the first largest head alone, as in the paper's Eq. 13.
+    `max` sends its gradient to the first largest head alone, as in the paper's Eq. 13: under tensor parallelism only
+    the rank that holds this head has a gradient. Every rank of the group must back-propagate the same loss.
     """
     if reduction == "max":
-        return mass.max(dim=1).values
+        largest = masses.max(dim=2).values
+        return largest if head_group is None else _MaxOverRanks.apply(largest, head_group)  # type: ignore[no-untyped-call]
     if reduction == "mean":
-        return mass.mean(dim=1)
+        mean = masses.mean(dim=2)
+        return mean if head_group is None else _MeanOverRanks.apply(mean, head_group)  # type: ignore[no-untyped-call]
     raise ValueError(f"reduction={reduction!r} is not one of 'max', 'mean'")
 
 
-def _first_positions(name: str, mask: Tensor | None, time_k: int) -> Tensor | None:
-    if mask is None:
-        return None
-    if mask.shape[1] < time_k:
-        raise ValueError(f"{name} covers {mask.shape[1]} positions, attention has {time_k} keys")
-    return mask[:, :time_k]
+class _MaxOverRanks(torch.autograd.Function):
+    """Maximum over ranks whose gradient goes to the first rank that holds it."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
+        gathered = [torch.empty_like(local) for _ in range(group.size())]
+        dist.all_gather(gathered, local.contiguous(), group=group)
+        largest, winner = torch.stack(gathered).max(dim=0)
+        ctx.save_for_backward(winner == group.rank())
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (won,) = ctx.saved_tensors
+        return grads[0] * won, None
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """Mean over ranks with equally many heads; each rank's heads get their own part of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.size = group.size()
+        total = local.clone()
+        dist.all_reduce(total, group=group)
+        mean: Tensor = total / ctx.size
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        share: Tensor = grads[0] / ctx.size
+        return share, None

@@ -7,6 +7,7 @@ from pydantic import Field
 from nemo_mapo.config.base import config_class
 
 Count = Annotated[int, Field(ge=1)]
+RecomputeModule = Literal["core_attn", "mlp", "moe", "layernorm"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -69,10 +70,18 @@ class DecoderConfig:
     """Standard deviation of the initial weights."""
     share_embeddings_and_output_weights: bool = True
     """Tied output head."""
-    num_moe_experts: Count | None = None
-    """Experts per layer; None is a dense decoder. Not supported yet."""
+    num_moe_experts: Annotated[int, Field(ge=2)] | None = None
+    """Experts per layer; null is a dense decoder."""
+    moe_router_topk: Count = 2
+    """Experts that a token visits; their router weights are normalised to sum to 1."""
+    moe_ffn_hidden_size: Count = 128
+    """Inner width of an expert's SwiGLU."""
+    moe_aux_loss_coeff: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the load-balancing loss, a mean over micro-batches; 0 is off. It sees padding tokens too."""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """Activation recompute. Not supported yet."""
+    """Activation recompute: whole layers below the first target layer, or the named modules of every layer."""
+    recompute_modules: Annotated[tuple[RecomputeModule, ...], Field(min_length=1)] = ("core_attn",)
+    """What `selective` recomputes; core attention is left out on target layers, whose mass needs its gradient."""
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_query_groups:
@@ -82,10 +91,8 @@ class DecoderConfig:
             )
         if self.kv_channels % 8:
             raise ValueError(f"kv_channels={self.kv_channels} must be a multiple of 8 (attention kernels need it)")
-        if self.num_moe_experts is not None:
-            raise ValueError(f"num_moe_experts={self.num_moe_experts} is not supported yet; set it to null")
-        if self.recompute_granularity is not None:
-            raise ValueError(f"recompute_granularity={self.recompute_granularity} is not supported yet; set it to null")
+        if self.num_moe_experts is not None and self.moe_router_topk > self.num_moe_experts:
+            raise ValueError(f"moe_router_topk={self.moe_router_topk} exceeds num_moe_experts={self.num_moe_experts}")
 
 
 @config_class
@@ -126,33 +133,33 @@ class ModelConfig:
     target_layers: tuple[int, ...] | None = None
     """0-based decoder layers whose audio mass is measured; null is the last five (or all, if fewer)."""
     micro_batch_size: Count = 32
-    """Completions per forward pass."""
+    """Completions per forward pass (of one data-parallel rank)."""
     global_batch_size: Count = 32
-    """Completions per optimiser step."""
+    """Completions per optimiser step, over all data-parallel ranks."""
+    packed_tokens: Count | None = None
+    """Train on rows packed up to this many tokens, without padding, instead of `micro_batch_size` padded rows."""
     tensor_model_parallel_size: Count = 1
-    """Only 1 is supported yet."""
-    pipeline_model_parallel_size: Count = 1
-    """Only 1 is supported yet."""
-    context_parallel_size: Count = 1
-    """Only 1 is supported yet."""
-    expert_model_parallel_size: Count = 1
-    """Only 1 is supported yet."""
+    """Ranks that share out heads, feed-forward columns and vocabulary."""
     sequence_parallel: bool = False
-    """Not supported yet."""
+    """Share out norms and residuals over the tensor-parallel ranks, by position."""
+    pipeline_model_parallel_size: Count = 1
+    """Stages; all target layers must lie on the last one."""
+    expert_model_parallel_size: Count = 1
+    """Data-parallel ranks that share out the experts of a layer."""
+    context_parallel_size: Count = 1
+    """Only 1 is supported."""
     optim: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
-        sizes = {
-            "tensor_model_parallel_size": self.tensor_model_parallel_size,
-            "pipeline_model_parallel_size": self.pipeline_model_parallel_size,
-            "context_parallel_size": self.context_parallel_size,
-            "expert_model_parallel_size": self.expert_model_parallel_size,
-        }
-        for name, size in sizes.items():
-            if size != 1:
-                raise ValueError(f"{name}={size} is not supported yet; set it to 1")
-        if self.sequence_parallel:
-            raise ValueError("sequence_parallel=true is not supported yet; set it to false")
+        self._check_target_layers()
+        self._check_layout()
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} must be a multiple of "
+                f"micro_batch_size={self.micro_batch_size}"
+            )
+
+    def _check_target_layers(self) -> None:
         beyond = [layer for layer in self.target_layers or () if not 0 <= layer < self.decoder.num_layers]
         if beyond:
             raise ValueError(
@@ -161,11 +168,69 @@ class ModelConfig:
             )
         if self.target_layers is not None and len(set(self.target_layers)) != len(self.target_layers):
             raise ValueError(f"target_layers={list(self.target_layers)} names a layer twice")
-        if self.global_batch_size % self.micro_batch_size:
+        if self.decoder.recompute_granularity == "full" and self.resolved_target_layers[0] == 0:
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} must be a multiple of "
-                f"micro_batch_size={self.micro_batch_size}"
+                f"decoder.recompute_granularity=full recomputes the layers below the first target layer, and "
+                f"target_layers={list(self.resolved_target_layers)} leave none; name later layers or set it to "
+                "selective"
             )
+
+    def _check_layout(self) -> None:
+        """ValueError for a layout that would not equal the plain run."""
+        tensor, stages = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        decoder = self.decoder
+        if self.context_parallel_size != 1:
+            raise ValueError(f"context_parallel_size={self.context_parallel_size} is not supported; set it to 1")
+        shared_out = {
+            "num_attention_heads": decoder.num_attention_heads,
+            "num_query_groups": decoder.num_query_groups,
+            "ffn_hidden_size": decoder.ffn_hidden_size,
+        }
+        for name, size in shared_out.items():
+            if size % tensor:
+                raise ValueError(f"decoder.{name}={size} must be a multiple of tensor_model_parallel_size={tensor}")
+        if self.sequence_parallel and tensor == 1:
+            raise ValueError("sequence_parallel=true needs tensor_model_parallel_size above 1; set it to false")
+        if decoder.num_moe_experts is not None and tensor > 1 and not self.sequence_parallel:
+            raise ValueError("experts with tensor_model_parallel_size above 1 need sequence_parallel=true")
+        self._check_stages(stages)
+        self._check_experts()
+
+    def _check_stages(self, stages: int) -> None:
+        layers = self.decoder.num_layers
+        if layers % stages:
+            raise ValueError(f"decoder.num_layers={layers} must be a multiple of pipeline_model_parallel_size={stages}")
+        last_stage = layers - layers // stages
+        early = [layer for layer in self.resolved_target_layers if layer < last_stage]
+        if early:
+            raise ValueError(
+                f"target_layers={list(self.resolved_target_layers)}: the loss needs all of them on the last of "
+                f"pipeline_model_parallel_size={stages} stages, which holds layers {last_stage}..{layers - 1} of "
+                f"{layers}; {early} lie before. Name layers from {last_stage} upwards, or use fewer stages"
+            )
+
+    def _check_experts(self) -> None:
+        experts, ranks = self.decoder.num_moe_experts, self.expert_model_parallel_size
+        if ranks == 1:
+            return
+        if experts is None or experts % ranks:
+            raise ValueError(
+                f"expert_model_parallel_size={ranks} must divide decoder.num_moe_experts={experts}; set it to 1 for a "
+                "dense decoder"
+            )
+        if self.packed_tokens is not None:
+            raise ValueError(
+                f"packed_tokens={self.packed_tokens} with expert_model_parallel_size={ranks}: ranks would run unequal "
+                "numbers of micro-batches and wait for each other for ever; set one of them to null or 1"
+            )
+
+    @property
+    def recomputed_layers_per_stage(self) -> tuple[int, ...]:
+        """Layers of each pipeline stage that full recompute covers: all below the first target layer."""
+        stages = self.pipeline_model_parallel_size
+        per_stage = self.decoder.num_layers // stages
+        first_target = self.resolved_target_layers[0]
+        return tuple(min(per_stage, max(0, first_target - stage * per_stage)) for stage in range(stages))
 
     @property
     def resolved_target_layers(self) -> tuple[int, ...]:

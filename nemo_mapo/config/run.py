@@ -127,6 +127,8 @@ class MapoTrainerConfig:
     """DD:HH:MM:SS after which the run saves and stops."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
+    max_skipped_steps: Count = 5
+    """Updates in a row that may be skipped because a gradient is not finite; then the run stops."""
 
     def __post_init__(self) -> None:
         if self.val_check_interval and self.save_interval % self.val_check_interval:
@@ -141,26 +143,25 @@ class TrainerConfig:
     """Lightning-style host section."""
 
     num_nodes: Count = 1
-    """Only 1 is supported yet."""
+    """Machines."""
     devices: Count = 1
-    """Devices per node; only 1 is supported yet."""
+    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
     """Only `cpu` is supported yet."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Only `fp32` is supported yet."""
+    """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them."""
     num_threads: Count | None = None
     """torch threads on a CPU host; null leaves torch's choice."""
     mapo: MapoTrainerConfig = MapoTrainerConfig()
 
     def __post_init__(self) -> None:
-        supported = {"num_nodes": 1, "devices": 1, "accelerator": "cpu", "precision": "fp32"}
-        given = {name: vars(self)[name] for name in supported}
-        wrong = [f"{name}={given[name]}" for name, value in supported.items() if given[name] != value]
-        if wrong:
-            raise ValueError(
-                f"{', '.join(wrong)} is not supported yet: one CPU process in fp32 is what this version runs; set "
-                + ", ".join(f"{name}={value}" for name, value in supported.items())
-            )
+        if self.accelerator != "cpu":
+            raise ValueError(f"accelerator={self.accelerator} is not supported yet; set it to cpu")
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.num_nodes * self.devices
 
 
 @config_class
@@ -250,6 +251,7 @@ class RunConfig:
                 f"data.train_ds.batch_size={self.data.train_ds.batch_size} x trainer.mapo.num_rollouts_per_prompt="
                 f"{self.trainer.mapo.num_rollouts_per_prompt} = {completions} completions"
             )
+        self._check_ranks()
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
@@ -271,6 +273,33 @@ class RunConfig:
             raise ValueError(
                 f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens} does not fit the position "
                 f"range: it must be below model.decoder.max_position_embeddings={longest}"
+            )
+
+    def _check_ranks(self) -> None:
+        """ValueError where processes, model layout and batch do not fit together."""
+        model, world = self.model, self.trainer.world_size
+        per_replica = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
+        if world % per_replica:
+            raise ValueError(
+                f"trainer.num_nodes x trainer.devices = {world} processes must be a multiple of "
+                f"model.tensor_model_parallel_size x model.pipeline_model_parallel_size = {per_replica}"
+            )
+        replicas = world // per_replica
+        if replicas % model.expert_model_parallel_size:
+            raise ValueError(
+                f"model.expert_model_parallel_size={model.expert_model_parallel_size} must divide the {replicas} "
+                "data-parallel ranks"
+            )
+        group = self.trainer.mapo.num_rollouts_per_prompt
+        if replicas > 1 and model.global_batch_size % (replicas * group):
+            raise ValueError(
+                f"model.global_batch_size={model.global_batch_size} must be a multiple of {replicas} data-parallel "
+                f"ranks x trainer.mapo.num_rollouts_per_prompt={group} = {replicas * group}: groups stay on one rank"
+            )
+        if replicas > 1 and model.global_batch_size // replicas % model.micro_batch_size:
+            raise ValueError(
+                f"model.micro_batch_size={model.micro_batch_size} must divide each of {replicas} data-parallel ranks' "
+                f"share of model.global_batch_size={model.global_batch_size}"
             )
 
     @property

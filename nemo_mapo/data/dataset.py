@@ -38,9 +38,13 @@ AudioTokenCount = Callable[[int], int]
 class PromptDataset(Dataset[PromptBatch]):
     """Lhotse-style dataset: indexed by a `CutSet`, it reads the audio and lays out the prompts of one batch."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, *, rows: list[int] | None = None
+    ) -> None:
+        """Lay out all cuts of a batch, or only those numbered `rows` (a data-parallel rank's share)."""
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
+        self.rows = rows
         self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
 
     def __getitem__(self, cuts: CutSet) -> PromptBatch:
@@ -50,6 +54,9 @@ class PromptDataset(Dataset[PromptBatch]):
             ValueError: with cut id and path when audio cannot be decoded, ends early or holds NaN or infinity; with
                 the field when a question is incomplete.
         """
+        if self.rows is not None:
+            in_order = list(cuts)
+            cuts = CutSet.from_cuts(in_order[row] for row in self.rows)
         examples = tuple(example_from_cut(cut) for cut in cuts)
         waveforms = [load_waveform(cut) for cut in cuts]
         prompts = [

@@ -129,8 +129,8 @@ class Evaluator:
         profile.add(response_mask(sequences.completion_lengths, text_entropy.shape[1]), curves)
 
     def _signals(self, policy: AudioLLM, sequences: TokenBatch, reduction: HeadReduction) -> TokenSignals:
-        rows = self.reference.rows_per_pass
-        return token_signals_in_parts(policy, sequences, head_reduction=reduction, rows_per_pass=rows)
+        batching = self.reference.batching
+        return token_signals_in_parts(policy, sequences, head_reduction=reduction, batching=batching)
 
 
 def _captured(signals: TokenSignals) -> Tensor:

@@ -1,10 +1,15 @@
 """The audio language model: perception, then a Megatron-core decoder reading audio as placeholder tokens."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
@@ -17,18 +22,20 @@ from nemo_mapo.types import AudioBatch
 
 @dataclass(frozen=True, kw_only=True)
 class AudioLLMOutput:
-    """Logits of one forward pass and, when asked for, the audio attention mass of every query."""
+    """What the last pipeline stage says about one forward pass."""
 
     logits: Float[Tensor, "batch time vocab"]
+    """This rank's shard of the vocabulary; columns that only pad the vocabulary are -inf."""
     audio_mass: Float[Tensor, "batch time"] | None
-    """a: mean over target layers of the maximum (or mean) over heads; differentiable."""
+    """a: mean over target layers of the maximum (or mean) over all heads; differentiable."""
 
 
 class AudioLLM(MegatronModule):  # type: ignore[misc]
-    """Perception + decoder.
+    """Perception + decoder, or this rank's part of them.
 
-    Token index = position everywhere. Embeddings of the placeholder tokens are replaced, in order, by the valid
-    frames of the row's audio clip.
+    Token index = position everywhere, counted from each sequence's start. Embeddings of the placeholder tokens are
+    replaced, in order, by the valid frames of the sequence's audio clip. Perception lives on the first pipeline stage
+    and is whole on every tensor-parallel rank.
     """
 
     def __init__(
@@ -41,86 +48,174 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         params_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.session = AttentionSession(config.resolved_target_layers)
-        decoder = build_decoder(config.decoder, vocab_size=vocab_size, session=self.session, params_dtype=params_dtype)
-        super().__init__(config=decoder.config)
-        self.decoder = decoder
-        self.perception = build_perception(config.perception, config.decoder.hidden_size, sample_rate)
+        shards = config.tensor_model_parallel_size
+        self.vocab_size = vocab_size
+        padded = math.ceil(vocab_size / shards) * shards
+        language_model = build_decoder(config, vocab_size=padded, session=self.session, params_dtype=params_dtype)
+        super().__init__(config=language_model.config)
+        self.language_model = language_model
+        perception = build_perception(config.perception, config.decoder.hidden_size, sample_rate).to(params_dtype)
+        if language_model.pre_process:
+            self.perception = perception
+        self.num_audio_tokens = perception.num_tokens
+        """Placeholders of a clip with this many samples; known on every pipeline stage."""
         self.audio_token_id = audio_token_id
         self.max_positions = config.decoder.max_position_embeddings
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process, self.post_process = language_model.pre_process, language_model.post_process
+        self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
+        self.tensor_group = parallel_state.get_tensor_model_parallel_group() if shards > 1 else None
+        self.vocab_start = parallel_state.get_tensor_model_parallel_rank() * (padded // shards)
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """Take the hidden states of the pipeline stage before, as Megatron's schedules hand them over."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """The tied embedding, for Megatron's reduction of its gradient over the first and the last stage."""
+        weight: Tensor = self.language_model.shared_embedding_or_output_weight()
+        return weight
 
     def forward(
         self,
         tokens: Int[Tensor, "batch time"],
         audio: AudioBatch,
-        audio_row: Int[Tensor, " batch"],
+        audio_row: Int[Tensor, " sequence"],
         *,
         segment_ids: Int[Tensor, "batch key"] | None = None,
+        packed_lengths: Int[Tensor, " sequence"] | None = None,
         audio_mass: HeadReduction | None = None,
         inference_context: StaticInferenceContext | None = None,
-    ) -> AudioLLMOutput:
-        """Run the model on `[batch, time]` tokens.
+    ) -> AudioLLMOutput | Float[Tensor, "time batch hidden"]:
+        """Run this stage on `[batch, time]` tokens; hidden states come out of every pipeline stage but the last.
 
         Args:
             tokens: ids; audio placeholders where a clip's frames go.
             audio: distinct clips.
-            audio_row: clip of each row, -1 for none.
-            segment_ids: sequence of each key (0 is padding) for left-padded or packed rows; None means every
-                row is one sequence padded, if at all, on the right.
+            audio_row: clip of each sequence, -1 for none; a row is one sequence unless it is packed.
+            segment_ids: 0 on padding keys of left-padded rows (generation); None means every row is one sequence
+                padded, if at all, on the right.
+            packed_lengths: lengths of the sequences that stand one after the other in a single row and fill it.
             audio_mass: head reduction "max" or "mean" to capture the mass; None captures nothing.
             inference_context: Megatron's KV cache for generation.
 
         Raises:
-            ValueError: if the frames of a row's clip do not fill exactly its placeholders, or a row is longer
-                than the model's positions.
+            ValueError: if the frames of a sequence's clip do not fill exactly its placeholders, or a sequence is
+                longer than the model's positions.
         """
-        if tokens.shape[1] > self.max_positions:
+        longest = tokens.shape[1] if packed_lengths is None else int(packed_lengths.max())
+        if longest > self.max_positions:
             raise ValueError(
-                f"rows of {tokens.shape[1]} tokens exceed model.decoder.max_position_embeddings={self.max_positions}"
+                f"rows of {longest} tokens exceed model.decoder.max_position_embeddings={self.max_positions}"
             )
+        time = tokens.shape[1]
+        tokens, packed_lengths = self._fill_up(tokens, packed_lengths)
         placeholders = tokens == self.audio_token_id
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        embeddings = self._embed(tokens, positions, placeholders, audio, audio_row)
+        sequence = _sequence_of_positions(tokens, packed_lengths)
+        embeddings = self._embed(tokens, placeholders, sequence, audio, audio_row) if self.pre_process else None
         capture = placeholders if audio_mass is not None else None
-        with self.session.forward(segment_ids=segment_ids, audio_key_mask=capture):
-            logits = self.decoder(
-                tokens, positions, None, decoder_input=embeddings, inference_context=inference_context
+        with self.session.forward(audio_key_mask=capture):
+            output: Tensor = self.language_model(
+                tokens,
+                None,
+                segment_ids,
+                decoder_input=embeddings,
+                inference_context=inference_context,
+                packed_seq_params=None if packed_lengths is None else _packed_seq_params(packed_lengths),
             )
-            mass = self.session.audio_mass(audio_mass) if audio_mass is not None else None
-        return AudioLLMOutput(logits=logits, audio_mass=mass)
+        if not self.post_process:
+            return output
+        mass = None
+        if audio_mass is not None:
+            mass = self.session.audio_mass(audio_mass, head_group=self.tensor_group)[:, :time]
+        return AudioLLMOutput(logits=self._mask_vocabulary_padding(output[:, :time]), audio_mass=mass)
+
+    def whole_vocabulary(self, logits: Float[Tensor, "batch shard"]) -> Float[Tensor, "batch vocab"]:
+        """Logits of all vocabulary shards side by side, without the padding; no gradient."""
+        gathered = logits if self.tensor_group is None else _gather_last_axis(logits, self.tensor_group)
+        return gathered[..., : self.vocab_size]
+
+    def _mask_vocabulary_padding(self, logits: Tensor) -> Tensor:
+        real = self.vocab_size - self.vocab_start
+        if real < logits.shape[-1]:
+            # In place: a masked copy would double the largest tensor of the step.
+            logits[..., max(real, 0) :] = -torch.inf
+        return logits
+
+    def _fill_up(self, tokens: Tensor, packed_lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Lengthen rows to a multiple of the ranks that share out the sequence; the new tail is never read."""
+        if not self.config.sequence_parallel:
+            return tokens, packed_lengths
+        missing = -tokens.shape[1] % self.config.tensor_model_parallel_size
+        if missing == 0:
+            return tokens, packed_lengths
+        # Id 0 is as good as any, unless it stands for audio.
+        fill = 0 if self.audio_token_id != 0 else 1
+        if packed_lengths is not None:
+            packed_lengths = torch.cat([packed_lengths, packed_lengths.new_tensor([missing])])
+        return F.pad(tokens, (0, missing), value=fill), packed_lengths
 
     def _embed(
         self,
         tokens: Int[Tensor, "batch time"],
-        positions: Int[Tensor, "batch time"],
         placeholders: Bool[Tensor, "batch time"],
+        sequence: Int[Tensor, "batch time"],
         audio: AudioBatch,
-        audio_row: Int[Tensor, " batch"],
+        audio_row: Int[Tensor, " sequence"],
     ) -> Float[Tensor, "time batch hidden"]:
-        embeddings: Tensor = self.decoder.embedding(input_ids=tokens, position_ids=positions)
-        if audio.waveforms.shape[0] == 0 or not bool(placeholders.any()):
-            return embeddings
-        frames = self.perception(audio.waveforms, audio.lengths)
-        filled = self._frames_of_rows(frames, audio_row, placeholders)
-        by_row = embeddings.transpose(0, 1)
-        return by_row.masked_scatter(placeholders[..., None], filled.to(by_row.dtype)).transpose(0, 1).contiguous()
+        embeddings: Tensor = self.language_model.embedding(input_ids=tokens, position_ids=None)
+        if audio.waveforms.shape[0] > 0 and bool(placeholders.any()):
+            frames = self.perception(audio.waveforms.to(embeddings.dtype), audio.lengths)
+            wanted = torch.bincount(sequence[placeholders], minlength=len(audio_row))
+            filled = _frames_of_sequences(frames, audio_row, wanted)
+            by_row = embeddings.transpose(0, 1)
+            embeddings = by_row.masked_scatter(placeholders[..., None], filled.to(by_row.dtype)).transpose(0, 1)
+        if self.config.sequence_parallel:
+            embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings)
+        return embeddings.contiguous()
 
-    def _frames_of_rows(
-        self,
-        frames: tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]],
-        audio_row: Int[Tensor, " batch"],
-        placeholders: Bool[Tensor, "batch time"],
-    ) -> Float[Tensor, "valid hidden"]:
-        """Frames in the order in which the rows' placeholders take them."""
-        embeddings, lengths = frames
-        has_audio = audio_row >= 0
-        wanted = placeholders.sum(dim=1)
-        given = torch.where(has_audio, lengths[audio_row.clamp(min=0)], 0)
-        wrong = ((wanted != given) & (wanted > 0)).nonzero().flatten()
-        if len(wrong):
-            row = int(wrong[0])
-            raise ValueError(
-                f"row {row} has {int(wanted[row])} audio placeholders but its clip gives {int(given[row])} frames"
-            )
-        rows = audio_row[wanted > 0]
-        valid = torch.arange(embeddings.shape[1], device=lengths.device) < lengths[rows][:, None]
-        return embeddings[rows][valid]
+
+def _frames_of_sequences(
+    frames: tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]],
+    audio_row: Int[Tensor, " sequence"],
+    wanted: Int[Tensor, " slots"],
+) -> Float[Tensor, "valid hidden"]:
+    """Frames in the order in which the sequences' placeholders take them."""
+    embeddings, lengths = frames
+    wanted = wanted[: len(audio_row)]
+    given = torch.where(audio_row >= 0, lengths[audio_row.clamp(min=0)], 0)
+    wrong = ((wanted != given) & (wanted > 0)).nonzero().flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"row {row} has {int(wanted[row])} audio placeholders but its clip gives {int(given[row])} frames"
+        )
+    rows = audio_row[wanted > 0]
+    valid = torch.arange(embeddings.shape[1], device=lengths.device) < lengths[rows][:, None]
+    return embeddings[rows][valid]
+
+
+def _sequence_of_positions(tokens: Tensor, packed_lengths: Tensor | None) -> Int[Tensor, "batch time"]:
+    """Number of the sequence that each position belongs to."""
+    if packed_lengths is None:
+        return torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
+    assert tokens.shape[0] == 1 and int(packed_lengths.sum()) == tokens.shape[1], "a packed row is filled exactly"
+    return torch.arange(len(packed_lengths), device=tokens.device).repeat_interleave(packed_lengths)[None]
+
+
+def _packed_seq_params(lengths: Int[Tensor, " sequence"]) -> PackedSeqParams:
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+def _gather_last_axis(tensor: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
+    parts = [torch.empty_like(tensor) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, tensor.contiguous(), group=group)
+    return torch.cat(parts, dim=-1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nemo_mapo.attention.core import SDPACoreAttention
 from nemo_mapo.attention.session import AttentionSession
-from nemo_mapo.config.model import DecoderConfig
+from nemo_mapo.config.model import DecoderConfig, ModelConfig
 
 
 class RMSNorm(nn.Module):
@@ -37,8 +37,15 @@ class RMSNorm(nn.Module):
 class RotatedCacheSelfAttention(SelfAttention):  # type: ignore[misc]
     """Megatron's self-attention, except that keys are rotated once, as they enter the KV cache.
 
-    Upstream caches unrotated keys and rotates the whole cache at every decoding step.
+    Upstream caches unrotated keys and rotates the whole cache at every decoding step. On target layers the core
+    attention is never recomputed: run again in the backward pass, the mass would have no gradient. Fused attention
+    keeps no weights, so nothing is lost.
     """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if self.core_attention.layer in self.core_attention.session.target_layers:
+            self.checkpoint_core_attention = False
 
     def _adjust_key_value_for_inference(
         self,
@@ -61,8 +68,9 @@ class RotatedCacheSelfAttention(SelfAttention):  # type: ignore[misc]
         return query, key, value, (rotations[0], None), mask_type
 
 
-def transformer_config(config: DecoderConfig, params_dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> TransformerConfig:
     """Megatron's config: pre-norm RMSNorm, SwiGLU, no biases, no dropout, no fused CUDA kernels."""
+    config = model.decoder
     return TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
@@ -80,6 +88,7 @@ def transformer_config(config: DecoderConfig, params_dtype: torch.dtype) -> Tran
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=params_dtype,
+        bf16=params_dtype == torch.bfloat16,
         pipeline_dtype=params_dtype,
         use_cpu_initialization=True,
         perform_initialization=True,
@@ -89,12 +98,56 @@ def transformer_config(config: DecoderConfig, params_dtype: torch.dtype) -> Tran
         bias_activation_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
+        tensor_model_parallel_size=model.tensor_model_parallel_size,
+        sequence_parallel=model.sequence_parallel,
+        pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        expert_model_parallel_size=model.expert_model_parallel_size,
+        variable_seq_lengths=True,
+        # Asked of dense decoders too: the other one wants rows of one length.
+        moe_token_dispatcher_type="alltoall",
+        **_expert_settings(config),
+        **_recompute_settings(model),
     )
+
+
+def _expert_settings(config: DecoderConfig) -> dict[str, Any]:
+    """Softmax over the chosen experts (normalised weights), no token dropped, one linear pair per expert."""
+    if config.num_moe_experts is None:
+        return {}
+    balanced = config.moe_aux_loss_coeff > 0
+    return {
+        "num_moe_experts": config.num_moe_experts,
+        "moe_ffn_hidden_size": config.moe_ffn_hidden_size,
+        "moe_router_topk": config.moe_router_topk,
+        "moe_router_load_balancing_type": "aux_loss" if balanced else "none",
+        "moe_aux_loss_coeff": config.moe_aux_loss_coeff,
+        "moe_router_pre_softmax": False,
+        "moe_router_dtype": "fp32",
+        "moe_grouped_gemm": False,
+    }
+
+
+def _recompute_settings(model: ModelConfig) -> dict[str, Any]:
+    """Full recompute stops below the first target layer, whose mass must stay in the autograd graph."""
+    config = model.decoder
+    if config.recompute_granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(config.recompute_modules)}
+    if config.recompute_granularity is None:
+        return {}
+    count = model.recomputed_layers_per_stage[parallel_state.get_pipeline_model_parallel_rank()]
+    if count == 0:
+        return {}
+    return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": count}
 
 
 def decoder_layer_specs(config: TransformerConfig, session: AttentionSession) -> TransformerBlockSubmodules:
     """Megatron's local layer spec with RMSNorm and the core attention that can report its audio mass."""
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=False,
+        qk_layernorm=config.qk_layernorm,
+        normalization="RMSNorm",
+    )
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     layer.submodules.self_attention.module = RotatedCacheSelfAttention
@@ -109,10 +162,11 @@ def decoder_layer_specs(config: TransformerConfig, session: AttentionSession) ->
 
 
 def build_decoder(
-    config: DecoderConfig, *, vocab_size: int, session: AttentionSession, params_dtype: torch.dtype
+    model: ModelConfig, *, vocab_size: int, session: AttentionSession, params_dtype: torch.dtype
 ) -> GPTModel:
-    """Build the decoder for this pipeline stage."""
-    megatron_config = transformer_config(config, params_dtype)
+    """Build this rank's part of the decoder; `vocab_size` must be a multiple of the tensor-parallel size."""
+    megatron_config = transformer_config(model, params_dtype)
+    config = model.decoder
     return GPTModel(
         megatron_config,
         decoder_layer_specs(megatron_config, session),
@@ -123,4 +177,6 @@ def build_decoder(
         share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
+        # Audio goes into whole sequences; they are shared out over the tensor-parallel ranks afterwards.
+        scatter_embedding_sequence_parallel=False,
     )

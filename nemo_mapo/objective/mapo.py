@@ -31,7 +31,7 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
     Metrics are listed in `objective_metrics`.
 
     Raises:
-        ValueError: eta > 0 without an audio mass, or a denominator below 1.
+        ValueError: eta > 0 without an audio mass or without its gradient, or a denominator below 1.
     """
     _check(inputs, cfg)
     weights = build_weights(inputs, cfg) if _needs_weights(inputs, cfg) else None
@@ -66,6 +66,12 @@ def _check(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> None:
         raise ValueError(
             f"objective.eta={cfg.eta} needs the audio attention mass, and none was captured: "
             "measure it on the target layers, or set objective.eta=0"
+        )
+    mass = inputs.audio_mass
+    if cfg.eta > 0 and mass is not None and inputs.log_probs.requires_grad and not mass.requires_grad:
+        raise ValueError(
+            f"objective.eta={cfg.eta} needs the gradient of the audio mass, and the mass has none: a target layer ran "
+            "without gradient, as under activation recompute"
         )
     if inputs.global_sequences < 1:
         raise ValueError(f"global_sequences={inputs.global_sequences} must be at least 1")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage, whole_sequences
 from nemo_mapo.rollout.kv_cache import take_rows
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
 from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
@@ -99,7 +100,7 @@ class MegatronRollout:
         special = SpecialTokens.from_tokenizer(tokenizer)
         self.pad_id = special.pad_id
         stops = {special.end_id} if stop_token_ids is None else set(stop_token_ids)
-        vocabulary = set(range(model.decoder.vocab_size))
+        vocabulary = set(range(model.vocab_size))
         forbidden = _never_drawn(vocabulary, tokenizer, set(forbidden_token_ids), stops)
         self._device = next(model.parameters()).device
         self._forbidden_ids = torch.tensor(sorted(forbidden), device=self._device)
@@ -129,7 +130,7 @@ class MegatronRollout:
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(self._device)
         # Not inference_mode, which is no faster: tables that modules build on demand and keep (Megatron's rotary
         # one) would be inference tensors, and autograd refuses to save those in a later training step.
-        with _evaluation_mode(self.model), torch.no_grad():
+        with _evaluation_mode(self.model), whole_sequences(self.model), torch.no_grad():
             for chosen in self._chunks(prompts, group_size):
                 live = self._prefill(prompts, chosen, group_size, sampling.max_new_tokens)
                 self._decode(live, sampling, samples, uniforms)
@@ -172,13 +173,13 @@ class MegatronRollout:
         audio, audio_row = _audio_of(prompts, chosen)
         read = StaticInferenceContext(len(chosen), tokens.shape[1])
         read.materialize_only_last_token_logits = True
-        logits = self.model(
+        logits = self._next_logits(
             tokens.to(self._device),
             audio.to(self._device),
             audio_row.to(self._device),
             segment_ids=None if segment_ids is None else segment_ids.to(self._device),
-            inference_context=read,
-        ).logits[:, -1]
+            context=read,
+        )
         read.sequence_len_offset = tokens.shape[1]
         shared = torch.arange(len(chosen), device=self._device).repeat_interleave(group_size)
         if segment_ids is not None:
@@ -242,15 +243,31 @@ class MegatronRollout:
     def _advance(self, live: _Live, tokens: Int[Tensor, " live"]) -> _Live:
         """Read one token per row."""
         position = live.context.sequence_len_offset
-        output = self.model(
+        logits = self._next_logits(
             tokens[:, None],
             _no_audio(self._device),
             torch.full_like(live.rows, -1),
             segment_ids=None if live.segment_ids is None else live.segment_ids[:, : position + 1],
-            inference_context=live.context,
+            context=live.context,
         )
         live.context.sequence_len_offset = position + 1
-        return _Live(context=live.context, rows=live.rows, segment_ids=live.segment_ids, logits=output.logits[:, -1])
+        return _Live(context=live.context, rows=live.rows, segment_ids=live.segment_ids, logits=logits)
+
+    def _next_logits(
+        self,
+        tokens: Int[Tensor, "live time"],
+        audio: AudioBatch,
+        audio_row: Int[Tensor, " live"],
+        *,
+        segment_ids: Int[Tensor, "live cache"] | None,
+        context: StaticInferenceContext,
+    ) -> Float[Tensor, "live vocab"]:
+        """Logits of the token after the last one read, the same on all ranks of a model replica."""
+        output = forward_all_stages(
+            self.model, tokens, audio, audio_row, segment_ids=segment_ids, inference_context=context
+        )
+        last = None if output is None else self.model.whole_vocabulary(output.logits[:, -1])
+        return from_last_stage(last, (len(tokens), self.model.vocab_size), next(self.model.parameters()))
 
     def _rollouts(self, prompts: PromptBatch, group_size: int, samples: _Samples) -> Rollouts:
         longest = int(samples.lengths.max())

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
 from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, THINK_TAGS, USER
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.platform import initialize_single_process, install_cpu_host
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.types import AudioBatch, Example, PromptBatch, Rollouts
 
 SAMPLE_RATE = 16000
@@ -72,13 +72,15 @@ def tiny_model_config(*, tied: bool = True, num_layers: int = 2) -> ModelConfig:
     )
 
 
-def tiny_audio_llm(*, seed: int = 0, tied: bool = True, num_layers: int = 2) -> TinyAudioLLM:
+def tiny_audio_llm(
+    *, seed: int = 0, tied: bool = True, num_layers: int = 2, dtype: torch.dtype = torch.float32
+) -> TinyAudioLLM:
     """Build the model, the same for the same seed, in training mode; prepares the host and the process groups.
 
     The global random state is left as it was.
     """
     install_cpu_host()
-    initialize_single_process()
+    initialize_parallel()
     config = tiny_model_config(tied=tied, num_layers=num_layers)
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng():
@@ -88,6 +90,7 @@ def tiny_audio_llm(*, seed: int = 0, tied: bool = True, num_layers: int = 2) -> 
             vocab_size=len(tokenizer),
             audio_token_id=tokenizer.get_vocab()[AUDIO],
             sample_rate=SAMPLE_RATE,
+            params_dtype=dtype,
         )
     return TinyAudioLLM(config=config, model=model, tokenizer=tokenizer)
 
@@ -116,8 +119,7 @@ def tiny_prompt_batch(
     audio = _noise_clips([round(duration * SAMPLE_RATE) for duration in seconds], generator)
     examples = tuple(_example(row, SHORTEST_QUESTION_WORDS + growth[row], generator) for row in range(num_prompts))
     placeholders = {
-        row: tiny.model.perception.num_tokens(int(samples))
-        for row, samples in zip(with_audio, audio.lengths, strict=True)
+        row: tiny.model.num_audio_tokens(int(samples)) for row, samples in zip(with_audio, audio.lengths, strict=True)
     }
     texts = [_prompt_text(example.question, placeholders.get(row, 0)) for row, example in enumerate(examples)]
     encoded = tiny.tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")

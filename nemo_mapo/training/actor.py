@@ -1,18 +1,32 @@
 """The policy as NeMo-Aligner's trainers see it: it infers, and it gives loss and gradient."""
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 from jaxtyping import Float, Int
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from nemo_aligner.models.alignable_interface import AlignableGenerativeInterface
 from torch import Tensor
 
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.objective.mapo import mapo_loss
 from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.training.ranks import gather_metrics, sum_over_data_parallel
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.sequences import row_slices, select_batch
-from nemo_mapo.training.signals import TokenSignals, token_signals, token_signals_in_parts
+from nemo_mapo.training.sequences import select_batch
+from nemo_mapo.training.signals import (
+    MicroBatching,
+    ModelInputs,
+    TokenSignals,
+    read_signals,
+    token_signals_in_parts,
+)
 from nemo_mapo.types import Metric, ObjectiveInputs, PromptBatch, RolloutBatch, Rollouts, TokenBatch, merge_metrics
 
 
@@ -21,18 +35,19 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
 
     def __init__(
         self,
-        policy: AudioLLM,
+        policy: DistributedDataParallel,
         rollout: RolloutBackend,
         reference: FrozenReference,
         objective: ObjectiveConfig,
-        *,
-        micro_batch_size: int,
+        batching: MicroBatching,
     ) -> None:
-        self.policy = policy
+        """Tie together the policy (in Megatron's data-parallel wrapper), its rollout engine and its reference."""
+        self.wrapped = policy
+        self.policy: AudioLLM = policy.module
         self.rollout = rollout
         self.reference = reference
         self.objective = objective
-        self.micro_batch_size = micro_batch_size
+        self.batching = batching
 
     @property
     def _head_reduction(self) -> HeadReduction | None:
@@ -55,7 +70,7 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
     def get_inference_signals(self, sequences: TokenBatch) -> TokenSignals:
         """log pi_old, policy entropy and audio mass of the rollouts, without gradient."""
         return token_signals_in_parts(
-            self.policy, sequences, head_reduction=self._head_reduction, rows_per_pass=self.micro_batch_size
+            self.policy, sequences, head_reduction=self._head_reduction, batching=self.batching
         )
 
     def get_init_policy_logprobs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
@@ -84,35 +99,49 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
         self.policy.train()
 
     def get_loss_and_metrics(self, batch: RolloutBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
-        """The MAPO loss of one optimiser step's rows; gradients are added up over micro-batches.
+        """The MAPO loss of one optimiser step, of which `batch` is this data-parallel rank's share of the rows.
 
-        Raises:
-            FloatingPointError: if the loss is not finite.
+        Megatron's schedule runs the micro-batches, adds up their gradients and reduces them over all ranks: they are
+        those of the whole step's loss when it returns. Loss and metrics are those of the whole step, on every rank.
         """
-        num_rows = len(batch.advantages)
-        parts: list[dict[str, Metric]] = []
-        loss = 0.0
-        for rows in row_slices(num_rows, self.micro_batch_size):
-            part = select_batch(batch, rows)
-            signals = token_signals(self.policy, part.sequences, head_reduction=self._head_reduction)
-            output = mapo_loss(
-                objective_inputs(
-                    signals,
-                    part,
-                    global_sequences=num_rows,
-                    global_tokens=int(batch.sequences.completion_lengths.sum()),
-                ),
-                self.objective,
+        parts = self.batching.split(batch.sequences)
+        global_sequences = sum_over_data_parallel(len(batch.advantages))
+        global_tokens = sum_over_data_parallel(int(batch.sequences.completion_lengths.sum()))
+        # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
+        scale = len(parts) * parallel_state.get_data_parallel_world_size()
+
+        def forward_step(batches: Iterator[RolloutBatch], model: DistributedDataParallel) -> tuple[Any, Any]:
+            part = next(batches)
+            inputs = ModelInputs.of(part.sequences, packed=self.batching.packed_tokens is not None)
+            output = model(
+                inputs.tokens,
+                inputs.audio,
+                inputs.audio_row,
+                packed_lengths=inputs.packed_lengths,
+                audio_mass=self._head_reduction,
             )
-            if not output.loss.isfinite():
-                raise FloatingPointError(
-                    f"the loss is {float(output.loss.detach())} on rows {rows.start}..{rows.stop - 1}"
-                )
-            if not forward_only:
-                output.loss.backward()  # type: ignore[no-untyped-call]
-            loss += float(output.loss.detach())
-            parts.append(output.metrics)
-        return loss, merge_metrics(parts)
+            return output, partial(loss_of, part=part, inputs=inputs)
+
+        def loss_of(
+            output: AudioLLMOutput, *, part: RolloutBatch, inputs: ModelInputs
+        ) -> tuple[Tensor, dict[str, Metric]]:
+            signals = read_signals(self.policy, output, inputs, part.sequences)
+            joined = objective_inputs(signals, part, global_sequences=global_sequences, global_tokens=global_tokens)
+            loss = mapo_loss(joined, self.objective)
+            return loss.loss * scale, loss.metrics
+
+        metrics: list[dict[str, Metric]] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=(select_batch(batch, rows) for rows in parts),
+            model=[self.wrapped],
+            num_microbatches=len(parts),
+            # Both are exchanged with the hidden states, because rows are cut to their longest.
+            seq_length=1,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        merged = merge_metrics(gather_metrics(metrics))
+        return merged["train/loss"], merged
 
 
 def objective_inputs(

@@ -8,9 +8,21 @@ from nemo_mapo.models.audio_llm import AudioLLM
 
 
 def build_audio_llm(
-    config: ModelConfig, *, vocab_size: int, special: SpecialTokens, sample_rate: int, seed: int
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    special: SpecialTokens,
+    sample_rate: int,
+    seed: int,
+    params_dtype: torch.dtype = torch.float32,
 ) -> AudioLLM:
     """Build with weights drawn from `seed`, whatever the state of the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AudioLLM(config, vocab_size=vocab_size, audio_token_id=special.audio_id, sample_rate=sample_rate)
+        return AudioLLM(
+            config,
+            vocab_size=vocab_size,
+            audio_token_id=special.audio_id,
+            sample_rate=sample_rate,
+            params_dtype=params_dtype,
+        )

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.optimizer import (
-    get_param_id_to_sharded_param_map,
-    optim_state_to_sharding_state,
-)
-from torch.optim import AdamW
 
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.training.optimizer import PolicyOptimizer
+from nemo_mapo.training.ranks import is_main_rank
 
 _STATE_FILE = "trainer_state.json"
 _UNFINISHED = ".unfinished"
@@ -47,15 +45,17 @@ class CheckpointStore:
         found = self._complete()
         return read_checkpoint(found[-1]) if found else None
 
-    def save(self, step: int, model: AudioLLM, optimizer: AdamW, trainer_state: dict[str, Any]) -> Path:
+    def save(self, step: int, model: AudioLLM, optimizer: PolicyOptimizer, trainer_state: dict[str, Any]) -> Path:
         """Write a checkpoint of `step` and remove the oldest ones beyond `keep`."""
         final = self.directory / f"{_STEP_PREFIX}{step:06d}"
-        self._remove_unfinished()
-        if final.exists():
-            _remove(final)
+        if is_main_rank():
+            self._remove_unfinished()
+            if final.exists():
+                _remove(final)
         write_checkpoint(final, model, optimizer=optimizer, state=trainer_state)
-        for old in self._complete()[: -self.keep]:
-            _remove(old)
+        if is_main_rank():
+            for old in self._complete()[: -self.keep]:
+                _remove(old)
         return final
 
     def _complete(self) -> list[Path]:
@@ -73,23 +73,31 @@ class CheckpointStore:
 
 
 def write_checkpoint(
-    final: Path, model: AudioLLM, *, optimizer: AdamW | None = None, state: dict[str, Any] | None = None
+    final: Path, model: AudioLLM, *, optimizer: PolicyOptimizer | None = None, state: dict[str, Any] | None = None
 ) -> None:
-    """Write model (and optimiser, trainer state, RNG) to `final`, which appears only when it is whole."""
+    """Write model (and optimiser, trainer state, RNG) to `final`, which appears only when it is whole.
+
+    Every rank writes its part; `final` must be on storage that all of them see.
+    """
     unfinished = final.with_name(final.name + _UNFINISHED)
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
+    if is_main_rank():
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+    dist.barrier()
     sharded = {"model": model.sharded_state_dict(), "rng": torch.get_rng_state()}
     if optimizer is not None:
-        sharded["optimizer"] = _sharded_optimizer(model, optimizer)
+        sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"])
     dist_checkpointing.save(sharded, str(unfinished))
-    (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
-    for path in unfinished.iterdir():
-        _flush(path)
-    _flush(unfinished)
-    unfinished.rename(final)
-    _flush(final.parent)
+    dist.barrier()
+    if is_main_rank():
+        (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
+        for path in unfinished.iterdir():
+            _flush(path)
+        _flush(unfinished)
+        unfinished.rename(final)
+        _flush(final.parent)
+    dist.barrier()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -107,52 +115,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, state=json.loads(state_file.read_text()))
 
 
-def load_checkpoint(path: Path, model: AudioLLM, *, optimizer: AdamW | None = None) -> dict[str, Any]:
-    """Load weights (and optimiser and torch's RNG state, when an optimiser is given); return the trainer's state."""
+def load_checkpoint(path: Path, model: AudioLLM, *, optimizer: PolicyOptimizer | None = None) -> dict[str, Any]:
+    """Load weights (and optimiser and torch's RNG state, when an optimiser is given); return the trainer's state.
+
+    The layout may be another one than that which wrote the checkpoint: every rank reads the parts it needs.
+    """
     checkpoint = read_checkpoint(path)
     sharded: dict[str, Any] = {"model": model.sharded_state_dict()}
     if optimizer is not None:
-        _materialise_state(optimizer)
-        sharded["optimizer"] = _sharded_optimizer(model, optimizer)
+        sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], loading=True)
     loaded = dist_checkpointing.load(sharded, str(path))
     model.load_state_dict(loaded["model"])
     if optimizer is not None:
-        _restore_optimizer(optimizer, loaded["optimizer"])
+        optimizer.load_state_dict(loaded["optimizer"])
         torch.set_rng_state(loaded["rng"])
     return checkpoint.state
-
-
-def _sharded_optimizer(model: AudioLLM, optimizer: AdamW) -> dict[str, Any]:
-    """AdamW's state with each moment sharded like its parameter; the common step count beside it."""
-    state = optimizer.state_dict()
-    steps = {float(moments["step"]) for moments in state["state"].values()}
-    if len(steps) > 1:
-        raise ValueError(f"parameters were updated unequally often: {sorted(steps)}")
-    moments = {i: {k: v for k, v in m.items() if k != "step"} for i, m in state["state"].items()}
-    sharded = {"state": moments, "param_groups": state["param_groups"]}
-    by_id = get_param_id_to_sharded_param_map(
-        model.sharded_state_dict(), (p for group in optimizer.param_groups for p in group["params"])
-    )
-    optim_state_to_sharding_state(sharded, by_id)
-    return {**sharded, "step": next(iter(steps), 0.0)}
-
-
-def _materialise_state(optimizer: AdamW) -> None:
-    """Give AdamW zero moments of the right shapes, so that a checkpoint can be loaded into them."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def _restore_optimizer(optimizer: AdamW, loaded: dict[str, Any]) -> None:
-    step = loaded.pop("step")
-    for moments in loaded["state"].values():
-        moments["step"] = torch.tensor(step)
-    optimizer.load_state_dict(loaded)
 
 
 def _remove(checkpoint: Path) -> None:

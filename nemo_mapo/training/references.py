@@ -8,22 +8,24 @@ from nemo_mapo.data.prompts import drop_audio_span
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.sequences import without_audio
-from nemo_mapo.training.signals import token_signals_in_parts
+from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 from nemo_mapo.types import TokenBatch
 
 
 class FrozenReference:
     """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one frozen model."""
 
-    def __init__(self, model: AudioLLM, special: SpecialTokens, *, keep_placeholders: bool, rows_per_pass: int) -> None:
+    def __init__(
+        self, model: AudioLLM, special: SpecialTokens, *, keep_placeholders: bool, batching: MicroBatching
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.special = special
         self.keep_placeholders = keep_placeholders
-        self.rows_per_pass = rows_per_pass
+        self.batching = batching
 
     def log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
         """log pi_ref of each completion token given text and audio, nats."""
-        signals = token_signals_in_parts(self.model, sequences, head_reduction=None, rows_per_pass=self.rows_per_pass)
+        signals = token_signals_in_parts(self.model, sequences, head_reduction=None, batching=self.batching)
         return signals.log_probs
 
     def text_entropy(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
@@ -35,7 +37,7 @@ class FrozenReference:
         text_only = without_audio(sequences)
         if not self.keep_placeholders:
             text_only = drop_audio(text_only, self.special)
-        signals = token_signals_in_parts(self.model, text_only, head_reduction=None, rows_per_pass=self.rows_per_pass)
+        signals = token_signals_in_parts(self.model, text_only, head_reduction=None, batching=self.batching)
         return signals.entropy_nats
 
 

@@ -17,6 +17,16 @@ from nemo_mapo.training.records import JsonLines, replace_text
 _MAY_CHANGE = (
     "exp_manager",
     "trainer.num_threads",
+    "trainer.num_nodes",
+    "trainer.devices",
+    "model.tensor_model_parallel_size",
+    "model.sequence_parallel",
+    "model.pipeline_model_parallel_size",
+    "model.expert_model_parallel_size",
+    "model.micro_batch_size",
+    "model.packed_tokens",
+    "model.decoder.recompute_granularity",
+    "model.decoder.recompute_modules",
     "trainer.mapo.max_epochs",
     "trainer.mapo.max_steps",
     "trainer.mapo.val_check_interval",
@@ -25,8 +35,9 @@ _MAY_CHANGE = (
     "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
 )
-"""Keys that a resumed run may set differently: how long, how often and how fast. (Another number of threads may change
-sums in their last bits; the length decides the learning rate where the schedule is a cosine, and is compared then.)"""
+"""Keys that a resumed run may set differently: how long, how often, how fast and in which layout. (Another number of
+threads or another layout may change sums in their last bits; the length decides the learning rate where the schedule is
+a cosine, and is compared then.)"""
 _LENGTH = ("trainer.mapo.max_epochs", "trainer.mapo.max_steps")
 
 

@@ -27,6 +27,9 @@ from nemo_mapo.types import RolloutBatch, Rollouts
 
 Timer = Callable[[str], AbstractContextManager[None]]
 
+SCORING_MAXIMA = frozenset({"rollout/log_prob_gap", "timing/pos_gate_seconds"})
+"""Figures of a scored batch that are maxima; all others are means over completions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRollouts:

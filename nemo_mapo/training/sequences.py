@@ -10,6 +10,9 @@ from torch import Tensor
 
 from nemo_mapo.types import AudioBatch, RolloutBatch, Rollouts, TokenBatch
 
+Rows = slice | list[int]
+"""Some rows of a batch, in that order."""
+
 
 def token_batch(rollouts: Rollouts, *, pad_id: int) -> TokenBatch:
     """Lay prompts and completions out as gapless, right-padded rows."""
@@ -41,17 +44,32 @@ def next_tokens(tokens: Int[Tensor, "batch sequence"]) -> Int[Tensor, "batch seq
 
 
 def at_predicting_positions(
-    values: Float[Tensor, "batch sequence"], sequences: TokenBatch
+    values: Float[Tensor, "row sequence"], sequences: TokenBatch, *, packed: bool = False
 ) -> Float[Tensor, "batch time"]:
-    """Read `values` for each completion token at the position that predicts it; 0 past the completion's end."""
+    """Read `values` for each completion token at the position that predicts it; 0 past the completion's end.
+
+    `packed` values stand in one row, sequence after sequence (`packed_row`).
+    """
     num_tokens = int(sequences.completion_lengths.max())
     offsets = torch.arange(num_tokens, device=values.device)
-    positions = (sequences.prompt_lengths[:, None] - 1 + offsets).clamp(max=values.shape[1] - 1)
+    first = sequences.prompt_lengths[:, None] - 1
+    if packed:
+        lengths = sequences.prompt_lengths + sequences.completion_lengths
+        first = first + (lengths.cumsum(0) - lengths)[:, None]
+        values = values.expand(len(lengths), -1)
+    positions = (first + offsets).clamp(max=values.shape[1] - 1)
     mask = response_mask(sequences.completion_lengths, num_tokens)
     return values.gather(1, positions).masked_fill(~mask, 0.0)
 
 
-def select_rows(sequences: TokenBatch, rows: slice) -> TokenBatch:
+def packed_row(sequences: TokenBatch) -> tuple[Int[Tensor, "1 sequence"], Int[Tensor, " batch"]]:
+    """All rows one after the other without padding, and their lengths."""
+    lengths = sequences.prompt_lengths + sequences.completion_lengths
+    valid = torch.arange(sequences.tokens.shape[1], device=lengths.device) < lengths[:, None]
+    return sequences.tokens[valid][None], lengths
+
+
+def select_rows(sequences: TokenBatch, rows: Rows) -> TokenBatch:
     """A part of the rows with only the audio they need, padding cut to their longest."""
     prompt_lengths = sequences.prompt_lengths[rows]
     completion_lengths = sequences.completion_lengths[rows]
@@ -69,7 +87,7 @@ def select_rows(sequences: TokenBatch, rows: slice) -> TokenBatch:
     )
 
 
-def select_batch(batch: RolloutBatch, rows: slice) -> RolloutBatch:
+def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
     """A part of the rows of everything; times cut to the longest completion kept."""
     sequences = select_rows(batch.sequences, rows)
     longest = int(sequences.completion_lengths.max())

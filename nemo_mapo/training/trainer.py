@@ -1,5 +1,6 @@
 """The MAPO training loop, keeping NeMo-Aligner's trainer contract."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,18 +12,17 @@ import torch
 from nemo_aligner.utils.distributed import ScopedTimer, Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from nemo_aligner.utils.trainer_utils import check_progress
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
-from nemo_mapo.training.optimizer import clip_gradients
+from nemo_mapo.training.optimizer import OptimizerStep, PolicyOptimizer, learning_rate
 from nemo_mapo.training.prompts import PromptStream
+from nemo_mapo.training.ranks import any_rank, data_parallel_prompts, is_main_rank, mean_over_data_parallel
 from nemo_mapo.training.samples import SampleWriter
-from nemo_mapo.training.scoring import RolloutScorer, ScoredRollouts
+from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.types import Rollouts
 
@@ -47,8 +47,7 @@ class MapoTrainer:
         config: RunConfig,
         actor: MapoActor,
         scorer: RolloutScorer,
-        optimizer: AdamW,
-        scheduler: LambdaLR,
+        optimizer: PolicyOptimizer,
         prompts: PromptStream,
         validate: Validator,
         logger: CustomLoggerWrapper,
@@ -61,7 +60,6 @@ class MapoTrainer:
         self.actor = actor
         self.scorer = scorer
         self.optimizer = optimizer
-        self.scheduler = scheduler
         self.prompts = prompts
         self.validate = validate
         self.logger = logger
@@ -71,7 +69,9 @@ class MapoTrainer:
         self.step = 0
         self.optimization_step = 0
         self.consumed_samples = 0
+        self.skipped_in_a_row = 0
         self.max_steps = total_steps(config, prompts.batches_per_epoch)
+        self.total_optimizer_steps = self.max_steps * config.steps_per_generation
         self.timer = ScopedTimer(reduction="mean", sync_cuda=torch.cuda.is_available(), buffer_size=1)
 
     def fit(self) -> bool:
@@ -82,7 +82,7 @@ class MapoTrainer:
         self.run_timer.start_time()
         with _termination_request() as termination_requested:
             if self.step == 0 and self.cfg.val_check_interval > 0:
-                self.logger.log_metrics(self.validate(0), step=0)
+                self._log(self.validate(0))
             with self._progress_bar() as bar:
                 while self.step < self.max_steps:
                     metrics = self.train_step()
@@ -101,46 +101,81 @@ class MapoTrainer:
         with self.timer("train"):
             metrics = self.run_training(scored)
         self.step += 1
-        self.samples.write_training(self.step, rollouts, scored)
-        metrics |= scored.metrics | self._timings()
+        if is_main_rank():
+            self.samples.write_training(self.step, rollouts, scored)
+        metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self._timings()
         metrics["timing/step_seconds"] = time.perf_counter() - started
-        generated = int(rollouts.completion_lengths.sum())
+        generated = metrics["rollout/completion_tokens"] * self.samples_per_step
         metrics["rollout/tokens_per_second"] = generated / metrics["timing/rollout_seconds"]
         return metrics
 
+    @property
+    def samples_per_step(self) -> int:
+        """Completions of a rollout batch, over all ranks."""
+        return self.prompts.batch_size * self.cfg.num_rollouts_per_prompt
+
     @torch.no_grad()
     def generate_rollouts(self) -> Rollouts:
-        """Sample a group of completions for each of the next prompts; the policy is left in evaluation mode."""
+        """Sample a group of completions for this rank's share of the next prompts.
+
+        Seeds follow the completion's number in the whole batch: how many ranks share it out changes no sample. The
+        policy is left in evaluation mode.
+        """
         with self.timer("data"):
             prompts = next(self.prompts)
         group_size = self.cfg.num_rollouts_per_prompt
         first_seed = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP
-        seeds = first_seed + torch.arange(len(prompts) * group_size)
+        mine = torch.tensor(data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation))
+        seeds = first_seed + (mine[:, None] * group_size + torch.arange(group_size)).flatten()
         self.actor.prepare_for_inference()
         self.actor.rollout.update_weights(self.optimization_step)
         with self.timer("rollout"):
             rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
-        self.consumed_samples += len(seeds)
+        self.consumed_samples += self.samples_per_step
         return rollouts
 
     def run_training(self, scored: ScoredRollouts) -> dict[str, float]:
-        """Take the optimiser steps of one rollout batch; returns metrics averaged over them."""
+        """Take the optimiser steps of one rollout batch; returns metrics averaged over them.
+
+        Raises:
+            FloatingPointError: naming a bad tensor, after `max_skipped_steps` steps in a row that were not finite.
+        """
         self.actor.prepare_for_training()
         history: list[dict[str, float]] = []
-        for rows in row_slices(len(scored.batch.advantages), self.config.model.global_batch_size):
+        rows_per_step = len(scored.batch.advantages) // self.config.steps_per_generation
+        for rows in row_slices(len(scored.batch.advantages), rows_per_step):
             self.optimizer.zero_grad()
             self.actor.prepare_for_training_step()
-            _, metrics = self.actor.get_loss_and_metrics(select_batch(scored.batch, rows), forward_only=False)
+            loss, metrics = self.actor.get_loss_and_metrics(select_batch(scored.batch, rows), forward_only=False)
             self.actor.finish_training_step()
-            metrics["train/grad_norm"] = clip_gradients(self.actor.policy, self.cfg.gradient_clip_val, self.step)
-            metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
-            self.scheduler.step()
+            lr = learning_rate(self.config.model.optim, self.optimization_step, self.total_optimizer_steps)
+            taken = self.optimizer.step(lr=lr, max_norm=self.cfg.gradient_clip_val)
+            self._count_skipped(taken, loss)
+            metrics |= {
+                "train/grad_norm": taken.grad_norm,
+                "train/lr": lr,
+                "train/skipped_steps": float(taken.fault is not None),
+            }
             self.optimization_step += 1
             history.append(metrics)
         self.optimizer.zero_grad()
         self.actor.finish_training()
         return _mean_over_steps(history)
+
+    def _count_skipped(self, taken: OptimizerStep, loss: float) -> None:
+        if taken.fault is None:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        logging.warning(
+            f"step {self.step}: the gradient of {taken.fault} is not finite (loss {loss:.4g}); the update was skipped"
+        )
+        if self.skipped_in_a_row >= self.cfg.max_skipped_steps:
+            raise FloatingPointError(
+                f"step {self.step}: {self.skipped_in_a_row} updates in a row were skipped because the gradient is not "
+                f"finite, the first bad tensor being {taken.fault}; the last checkpoint is from before. Lower the "
+                "learning rate, or raise trainer.mapo.max_skipped_steps"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimiser state."""
@@ -150,7 +185,7 @@ class MapoTrainer:
             "optimization_step": self.optimization_step,
             "epoch": self.prompts.epoch,
             "prompts": self.prompts.state_dict(),
-            "scheduler": {"last_epoch": self.scheduler.last_epoch},
+            "skipped_in_a_row": self.skipped_in_a_row,
             "pos_tagger": self.scorer.tagger.name,
         }
 
@@ -175,7 +210,7 @@ class MapoTrainer:
         self.consumed_samples = state["consumed_samples"]
         self.optimization_step = state["optimization_step"]
         self.prompts.load_state_dict(state["prompts"])
-        self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Load weights, optimiser and state of a checkpoint."""
@@ -200,17 +235,25 @@ class MapoTrainer:
             with self.timer("validation"):
                 metrics |= self.validate(self.step)
             metrics |= self._timings()
-        self.logger.log_metrics(metrics, step=self.step)
-        stop_now = termination_requested()
+        self._log(metrics)
+        # A signal may reach the ranks in different steps; they have to end in the same one.
+        stop_now = any_rank(termination_requested())
         if save or (stop_now and self.cfg.save_interval > 0):
             self.save()
         return stop_now or out_of_time
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        if is_main_rank():
+            self.logger.log_metrics(metrics, step=self.step)
 
     def _timings(self) -> dict[str, float]:
         return {f"timing/{name}_seconds": seconds for name, seconds in self.timer.consume_durations().items()}
 
     def _progress_bar(self) -> "tqdm[None]":
-        return tqdm(total=self.max_steps, initial=self.step, desc="MAPO", unit="step", dynamic_ncols=True)
+        hidden = not is_main_rank()
+        return tqdm(
+            total=self.max_steps, initial=self.step, desc="MAPO", unit="step", dynamic_ncols=True, disable=hidden
+        )
 
 
 def total_steps(config: RunConfig, batches_per_epoch: int) -> int:

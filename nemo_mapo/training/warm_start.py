@@ -1,5 +1,6 @@
 """Supervised start of the embedded run: a policy that listens early in its reasoning and leans on its text late."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from filelock import FileLock
 from jaxtyping import Float
 from lhotse.cut import Cut
@@ -23,13 +25,12 @@ from nemo_mapo.data.synthetic_text import caption_text, events_from_custom, reas
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
-from nemo_mapo.training.optimizer import clip_gradients
 from nemo_mapo.training.references import drop_audio
 from nemo_mapo.training.sequences import response_mask
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import AudioBatch, TokenBatch
 
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 """Raise when the recipe below changes, so that cached results of the old one are not used."""
 _CLIP_NORM = 1.0
 _BETAS = (0.9, 0.95)
@@ -53,8 +54,14 @@ def warm_start(
         raise ValueError(f"warm_start.cuts_path={config.cuts_path}: no such manifest; ~warm_start goes without")
     path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, model_seed=model_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock")) if dist.get_world_size() == 1 else contextlib.nullcontext():
         if not path.exists():
+            if dist.get_world_size() > 1:
+                raise ValueError(
+                    f"warm_start.cache_dir={config.cache_dir} does not hold this warm start yet, and it is made by one "
+                    "process: run once with trainer.devices=1 trainer.mapo.max_steps=1, or set "
+                    "pretrained_checkpoint.restore_from_path"
+                )
             _train(model, config, tokenizer)
             write_checkpoint(path, model)
     load_checkpoint(path, model)
@@ -71,7 +78,9 @@ def fingerprint(
     depends_on = {
         "version": _RECIPE_VERSION,
         "recipe": recipe,
-        "decoder": dataclasses.asdict(model_config.decoder),
+        "decoder": {
+            key: value for key, value in dataclasses.asdict(model_config.decoder).items() if "recompute" not in key
+        },
         "perception": dataclasses.asdict(model_config.perception),
         "vocabulary": tokenizer.get_vocab(),
         "model_seed": model_seed,
@@ -94,7 +103,7 @@ def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokeni
                 loss = _supervised_loss(model, maker.batch(stage))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                clip_gradients(model, _CLIP_NORM, bar.n)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM, error_if_nonfinite=True)
                 optimizer.step()
                 bar.set_postfix(stage=stage.target, loss=f"{float(loss):.3f}", refresh=False)
                 bar.update()
@@ -136,7 +145,7 @@ class _BatchMaker:
         prompts, completions = [], []
         for index, clip in zip(chosen, clips, strict=True):
             example = example_from_cut(self.cuts[index])
-            prompts.append(encode_prompt(example, self.model.perception.num_tokens(len(clip)), self.tokenizer))
+            prompts.append(encode_prompt(example, self.model.num_audio_tokens(len(clip)), self.tokenizer))
             text = self._target(self.cuts[index], stage)
             completions.append([*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id])
         text_only = round(stage.batch_size * self.config.text_only_share)

@@ -315,9 +315,9 @@ def test_the_model_trains_after_generating_and_keeps_the_mode_of_every_part() ->
     # As long as the cache was: Megatron keeps one rotary table per length.
     rows = torch.cat((prompts.tokens, rollouts.completions), dim=1)
     assert rows.shape[1] == prompts.tokens.shape[1] + GREEDY.max_new_tokens
-    assert not tiny.model.decoder.rotary_pos_emb(rows.shape[1], packed_seq=False).is_inference()
+    assert not tiny.model.language_model.rotary_pos_emb(rows.shape[1], packed_seq=False).is_inference()
     tiny.model(rows, prompts.audio, prompts.audio_row).logits.sum().backward()
-    gradients = [parameter.grad for parameter in tiny.model.decoder.parameters()]
+    gradients = [parameter.grad for parameter in tiny.model.language_model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert not any(field.is_inference() for field in (rollouts.completions, rollouts.log_probs))
 
@@ -380,6 +380,6 @@ def test_stop_and_forbidden_tokens_that_make_no_sense_are_refused(
 def test_broken_weights_do_not_pass_for_samples() -> None:
     tiny = tiny_audio_llm()
     with torch.no_grad():
-        tiny.model.decoder.decoder.final_layernorm.weight.fill_(float("nan"))
+        tiny.model.language_model.decoder.final_layernorm.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         backend(tiny).generate(tiny_prompt_batch(tiny), FREE, group_size=1, seeds=seeds(3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from nemo_mapo.platform import initialize_single_process, install_cpu_host
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from tests.integration.tiny_run import STEPS, command, environment, metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ def uninterrupted(corpus, tmp_path_factory):
 
 def final_tensors(run_dir):
     install_cpu_host()
-    initialize_single_process()
+    initialize_parallel()
     return dist_checkpointing.load_plain_tensors(str(run_dir / "checkpoints" / f"step_{STEPS:06d}"))
 
 

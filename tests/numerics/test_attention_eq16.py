@@ -46,12 +46,12 @@ def _autograd_logit_gradients(dtype: torch.dtype, segment_ids: torch.Tensor | No
     session = AttentionSession(range(LAYERS))
     queries = [query.requires_grad_() for query in _queries(dtype)]
     unit_keys = torch.eye(TIME, dtype=dtype)[:, None, None, :].expand(TIME, BATCH, 1, TIME)
-    with session.forward(segment_ids=segment_ids, audio_key_mask=_audio_key_mask()):
+    with session.forward(audio_key_mask=_audio_key_mask()):
         for layer, query in enumerate(queries):
             module = SDPACoreAttention(
                 config, layer + 1, AttnMaskType.causal, "self", softmax_scale=SCALE, session=session
             )
-            module(query, unit_keys, torch.ones_like(unit_keys), None, attn_mask_type=AttnMaskType.causal)
+            module(query, unit_keys, torch.ones_like(unit_keys), segment_ids, attn_mask_type=AttnMaskType.causal)
     audio_mass = session.audio_mass("max")
     loss = (_gammas().to(dtype) * -torch.log(audio_mass + EPSILON)).masked_fill(_silent(segment_ids), 0).sum()
     gradients = torch.autograd.grad(loss, queries)

@@ -1,9 +1,11 @@
-"""The Megatron core attention: same attention, masks from the session, mass to the session."""
+"""The Megatron core attention: same attention, audio keys from the session, mass to the session."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,8 +61,8 @@ def test_output_and_mass_equal_dense_attention() -> None:
     audio = torch.zeros(BATCH, 10, dtype=torch.bool)
     audio[:, 2:5] = True
     segment_ids = torch.tensor([[1] * 6 + [2] * 4, [1] * 10])
-    with session.forward(segment_ids=segment_ids, audio_key_mask=audio):
-        output = core_attention(session)(query, key, value, None, attn_mask_type=AttnMaskType.causal)
+    with session.forward(audio_key_mask=audio):
+        output = core_attention(session)(query, key, value, segment_ids, attn_mask_type=AttnMaskType.causal)
     torch.testing.assert_close(output, dense_output(query, key, value, segment_ids=segment_ids))
     dense = dense_audio_attention_mass(query.transpose(0, 1), key.transpose(0, 1), audio, segment_ids=segment_ids)
     torch.testing.assert_close(session.layer_head_masses()[0], dense)
@@ -102,16 +104,16 @@ def test_a_key_cache_gives_the_output_and_mass_of_the_full_pass(left_padding: in
     audio[:, left_padding + 1 : 7] = True
     segment_ids = torch.ones(BATCH, 12, dtype=torch.long)
     segment_ids[0, :left_padding] = 0
-    masks = {"segment_ids": segment_ids if left_padding else None, "audio_key_mask": audio}
-    with session.forward(**masks):
-        full = attention(query, key, value, None)
+    segments = segment_ids if left_padding else None
+    with session.forward(audio_key_mask=audio):
+        full = attention(query, key, value, segments)
     full_mass = session.layer_head_masses()[0]
     outputs, masses, end = [], [], 0
     for count in steps:
         begin, end = end, end + count
         mask_type = AttnMaskType.no_mask if begin else AttnMaskType.causal
-        with session.forward(**masks):
-            outputs.append(attention(query[begin:end], key[:end], value[:end], None, attn_mask_type=mask_type))
+        with session.forward(audio_key_mask=audio):
+            outputs.append(attention(query[begin:end], key[:end], value[:end], segments, attn_mask_type=mask_type))
         masses.append(session.layer_head_masses()[0])
     torch.testing.assert_close(torch.cat(outputs), full)
     torch.testing.assert_close(torch.cat(masses, dim=-1), full_mass)
@@ -126,9 +128,42 @@ def test_one_forward_spans_all_decoding_steps_when_nothing_is_captured() -> None
         torch.testing.assert_close(torch.cat(steps), attention(query, key, value, None))
 
 
-def test_attention_outside_a_forward_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match=r"outside AttentionSession\.forward"):
-        core_attention(AttentionSession([0]))(*projections(3), None)
+def test_outside_a_forward_attention_is_the_same_and_reports_nothing() -> None:
+    """As when activation recompute runs a layer again in the backward pass."""
+    session = AttentionSession([1])
+    query, key, value = projections(5)
+    torch.testing.assert_close(core_attention(session)(query, key, value, None), dense_output(query, key, value))
+    with pytest.raises(RuntimeError, match="no audio mass"):
+        session.layer_head_masses()
+
+
+def test_a_packed_row_equals_its_sequences_one_by_one() -> None:
+    session = AttentionSession([0])
+    attention = core_attention(session)
+    lengths = [4, 1, 6]
+    query, key, value = (tensor[:, 0] for tensor in projections(sum(lengths)))
+    audio = torch.zeros(1, sum(lengths), dtype=torch.bool)
+    audio[0, [1, 4, 6, 7]] = True
+    bounds = torch.tensor([0, 4, 5, 11], dtype=torch.int32)
+    packing = PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds)
+    with session.forward(audio_key_mask=audio):
+        packed = attention(query, key, value, None, packed_seq_params=packing)
+    mass = session.layer_head_masses()[0]
+    for start, end in pairwise(bounds.tolist()):
+        alone = tuple(tensor[start:end, None] for tensor in (query, key, value))
+        with session.forward(audio_key_mask=audio[:, start:end]):
+            output = attention(*alone, None)
+        torch.testing.assert_close(packed[start:end], output[:, 0])
+        torch.testing.assert_close(mass[:, :, start:end], session.layer_head_masses()[0])
+
+
+def test_packing_and_segment_ids_do_not_mix() -> None:
+    session = AttentionSession([0])
+    bounds = torch.tensor([0, 3], dtype=torch.int32)
+    packing = PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds)
+    row = tuple(tensor[:, 0] for tensor in projections(3))
+    with pytest.raises(ValueError, match="attention_mask must be None"):
+        core_attention(session)(*row, torch.ones(1, 3, dtype=torch.long), packed_seq_params=packing)
 
 
 def test_masks_that_are_shorter_than_the_keys_are_refused() -> None:
@@ -151,9 +186,6 @@ def test_megatron_masks_are_refused() -> None:
     ("changes", "complaint"),
     [
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
-        ({"recompute_granularity": "selective"}, "recompute_granularity=selective"),
-        ({"tensor_model_parallel_size": 2}, "tensor_model_parallel_size=2"),
-        ({"pipeline_model_parallel_size": 2, "pipeline_dtype": torch.float32}, "pipeline_model_parallel_size=2"),
         ({"context_parallel_size": 2}, "context_parallel_size=2"),
         ({"window_size": (4, 0)}, "window_size"),
     ],

@@ -70,14 +70,14 @@ def test_a_failed_forward_leaves_no_masses_and_no_active_forward() -> None:
         pass
 
 
-def test_forwards_do_not_nest_and_masks_need_one() -> None:
+def test_forwards_do_not_nest() -> None:
     session = AttentionSession([0])
-    with pytest.raises(RuntimeError, match="outside"):
-        _ = session.inputs
-    with session.forward():
-        with pytest.raises(RuntimeError, match="do not nest"), session.forward():
-            pass
-        assert session.inputs.audio_key_mask is None
+    with session.forward(), pytest.raises(RuntimeError, match="do not nest"), session.forward():
+        pass
+
+
+def test_outside_a_forward_nothing_is_captured() -> None:
+    assert not captured_session().captures(1)
 
 
 def test_a_layer_reports_once_per_forward() -> None:

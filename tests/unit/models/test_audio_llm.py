@@ -79,7 +79,7 @@ def test_rows_beyond_the_position_range_are_refused(tiny):
 def test_the_mass_counts_placeholders_only_and_markers_not(tiny):
     """With every attention logit zero the mass of a query is the share of placeholders among the keys it sees."""
     uniform = tiny_audio_llm()
-    for layer in uniform.model.decoder.decoder.layers:
+    for layer in uniform.model.language_model.decoder.layers:
         layer.self_attention.q_layernorm.weight.zero_()
     prompts = tiny_prompt_batch(uniform, num_prompts=2)
     mass = uniform.model(prompts.tokens, prompts.audio, prompts.audio_row, audio_mass="max").audio_mass
@@ -108,6 +108,6 @@ def test_the_mass_reaches_query_and_key_projections_but_not_the_output_head():
     prompts = tiny_prompt_batch(untied, num_prompts=2)
     output = untied.model(prompts.tokens, prompts.audio, prompts.audio_row, audio_mass="max")
     output.audio_mass.sum().backward()
-    last = untied.model.decoder.decoder.layers[-1].self_attention
+    last = untied.model.language_model.decoder.layers[-1].self_attention
     assert last.linear_qkv.weight.grad.abs().max() > 0
-    assert untied.model.decoder.output_layer.weight.grad is None
+    assert untied.model.language_model.output_layer.weight.grad is None

@@ -8,14 +8,14 @@ from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.references import FrozenReference, drop_audio
 from nemo_mapo.training.sequences import token_batch
-from nemo_mapo.training.signals import token_signals
+from nemo_mapo.training.signals import MicroBatching, token_signals
 
 PAD = 0
 
 
 def reference_of(tiny, *, keep_placeholders=False):
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
-    return FrozenReference(tiny.model, special, keep_placeholders=keep_placeholders, rows_per_pass=2)
+    return FrozenReference(tiny.model, special, keep_placeholders=keep_placeholders, batching=MicroBatching(rows=2))
 
 
 def test_text_entropies_are_those_of_the_model_given_the_text_alone():

@@ -1,10 +1,12 @@
 """Rollouts become a batch: rewards, advantages, references and gate line up with their tokens."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
+from nemo_mapo.config.model import OptimizerConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import RewardsConfig, RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
@@ -12,9 +14,11 @@ from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.sequences import row_slices, select_batch
+from nemo_mapo.training.signals import MicroBatching
 
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 
@@ -25,9 +29,9 @@ def scored(objective, rollouts=None, max_new_tokens=8):
     tiny.model.eval()
     rollouts = tiny_rollouts(tiny) if rollouts is None else rollouts
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
-    reference = FrozenReference(frozen.model, special, keep_placeholders=False, rows_per_pass=2)
+    reference = FrozenReference(frozen.model, special, keep_placeholders=False, batching=MicroBatching(rows=2))
     backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=4)
-    actor = MapoActor(tiny.model, backend, reference, objective, micro_batch_size=2)
+    actor = MapoActor(wrap_data_parallel(tiny.model), backend, reference, objective, MicroBatching(rows=2))
     rollout = RolloutConfig(sampling=SamplingConfig(max_new_tokens=max_new_tokens))
     scorer = RolloutScorer(tiny.tokenizer, special, build_chain_tagger(), RewardsConfig(), objective, rollout)
     return actor, scorer(rollouts, actor, lambda name: nullcontext())
@@ -81,10 +85,10 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batch():
     actor, result = scored(objective)
     gradients = []
     for size in (1, 3, 4):
-        actor.micro_batch_size = size
-        actor.policy.zero_grad()
+        actor.batching = MicroBatching(rows=size)
+        actor.wrapped.zero_grad_buffer()
         loss, _ = actor.get_loss_and_metrics(result.batch, forward_only=False)
-        gradients.append((loss, {n: p.grad.clone() for n, p in actor.policy.named_parameters() if p.grad is not None}))
+        gradients.append((loss, {n: p.main_grad.clone() for n, p in actor.policy.named_parameters()}))
     for loss, gradient in gradients[1:]:
         assert abs(loss - gradients[0][0]) < 1e-5
         for name, value in gradient.items():
@@ -95,20 +99,20 @@ def test_the_attention_loss_moves_attention_and_leaves_the_output_head_alone():
     actor, result = scored(ObjectiveConfig(mask="none", eta=1.0, beta=0.0))
     batch = replace(result.batch, advantages=torch.zeros(4), accuracy_rewards=torch.zeros(4))
     actor.get_loss_and_metrics(batch, forward_only=False)
-    last = actor.policy.decoder.decoder.layers[-1]
-    assert last.self_attention.linear_qkv.weight.grad.abs().max() > 0
-    assert last.mlp.linear_fc2.weight.grad.abs().max() == 0
+    last = actor.policy.language_model.decoder.layers[-1]
+    assert last.self_attention.linear_qkv.weight.main_grad.abs().max() > 0
+    assert last.mlp.linear_fc2.weight.main_grad.abs().max() == 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_step():
+def test_a_loss_that_is_not_finite_gives_a_step_that_is_refused():
     actor, result = scored(ObjectiveConfig())
+    optimizer = build_optimizer(actor.wrapped, OptimizerConfig(lr=1.0))
     poisoned = replace(result.batch, advantages=torch.full((4,), torch.nan))
-    try:
-        actor.get_loss_and_metrics(poisoned, forward_only=False)
-    except FloatingPointError as error:
-        assert "the loss is nan on rows 0..1" in str(error)
-    else:
-        raise AssertionError("a NaN loss went unnoticed")
+    before = [parameter.detach().clone() for parameter in actor.policy.parameters()]
+    loss, _ = actor.get_loss_and_metrics(poisoned, forward_only=False)
+    taken = optimizer.step(lr=1.0, max_norm=1.0)
+    assert math.isnan(loss) and taken.fault is not None
+    assert all(torch.equal(old, now) for old, now in zip(before, actor.policy.parameters(), strict=True))
 
 
 def test_slices_of_a_batch_cover_it():

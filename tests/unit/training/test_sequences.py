@@ -4,7 +4,7 @@ import torch
 
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.sequences import at_predicting_positions, next_tokens, select_rows, token_batch
-from nemo_mapo.training.signals import token_signals, token_signals_in_parts
+from nemo_mapo.training.signals import MicroBatching, token_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, TokenBatch
 
 PAD = 0
@@ -68,7 +68,7 @@ def test_rows_taken_apart_give_what_the_whole_batch_gives():
     tiny.model.eval()
     sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
     whole = token_signals(tiny.model, sequences, head_reduction="max")
-    parts = token_signals_in_parts(tiny.model, sequences, head_reduction="max", rows_per_pass=3)
+    parts = token_signals_in_parts(tiny.model, sequences, head_reduction="max", batching=MicroBatching(rows=3))
     torch.testing.assert_close(parts.log_probs, whole.log_probs.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(parts.audio_mass, whole.audio_mass.detach(), atol=1e-5, rtol=0)
 

@@ -1,0 +1,57 @@
+"""One forward pass without gradient, whatever pipeline stages and sequence shards the model is cut into."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import p2p_communication
+from torch import Tensor
+
+from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
+
+
+def forward_all_stages(model: AudioLLM, *args: Any, **kwargs: Any) -> AudioLLMOutput | None:
+    """Call `model` on every stage in turn, each with the same arguments; None on all stages but the last."""
+    assert not torch.is_grad_enabled(), "training runs through Megatron's pipeline schedule"
+    if not model.pre_process:
+        # The shape is exchanged first (variable_seq_lengths), so what is said here does not matter.
+        model.set_input_tensor(p2p_communication.recv_forward((), model.config))
+    output = model(*args, **kwargs)
+    if isinstance(output, AudioLLMOutput):
+        return output
+    p2p_communication.send_forward(output, model.config)
+    return None
+
+
+def from_last_stage(tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What the last stage has (None elsewhere), on all stages; of `like`'s type and device."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        assert tensor is not None
+        return tensor
+    received = like.new_empty(shape) if tensor is None else tensor.contiguous()
+    torch.distributed.broadcast(
+        received,
+        src=parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+    return received
+
+
+@contextmanager
+def whole_sequences(model: AudioLLM) -> Iterator[None]:
+    """Switch sequence parallelism off: a decoding step has one position, which cannot be shared out."""
+    if not model.config.sequence_parallel:
+        yield
+        return
+    switched = [module for module in model.modules() if vars(module).get("sequence_parallel") is True]
+    model.config.sequence_parallel = False
+    for module in switched:
+        module.sequence_parallel = False
+    try:
+        yield
+    finally:
+        model.config.sequence_parallel = True
+        for module in switched:
+            module.sequence_parallel = True

@@ -1,0 +1,288 @@
+"""One MAPO step on the same rollouts from the same checkpoint, in any layout, and how two outcomes differ."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, make_sharded_optimizer_tensor
+from torch import Tensor
+
+from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
+from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.data.tokenizer import AUDIO, PAD, SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
+from nemo_mapo.training.optimizer import global_gradient_norm, gradient_of, trainable_parameters, wrap_data_parallel
+from nemo_mapo.training.ranks import data_parallel_prompts
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.sequences import response_mask, select_batch, token_batch
+from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.types import RolloutBatch, Rollouts
+
+NUM_PROMPTS, GROUP_SIZE = 4, 2
+ROWS = NUM_PROMPTS * GROUP_SIZE
+LENGTHS = (1, 7, 3, 11, 5, 2, 9, 4)
+"""Of the completions; unequal sums on the two halves of the rows, which are the data-parallel ranks' shares.
+Micro-batches of four rows are of even width: no layout adds padding, which the balancing loss of experts would see."""
+WITHOUT_AUDIO = 2
+"""Prompt that has no clip."""
+NO_SUBSTANTIVE_TOKEN = 3
+"""Row whose gate keeps nothing (T_pos = 0)."""
+EQUAL_REWARDS = 2
+"""Prompt whose group got one reward throughout: advantage 0."""
+OBJECTIVE = ObjectiveConfig(eta=0.5, beta=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the step is computed; the default is the plain run: one process, padded, nothing recomputed."""
+
+    name: str = "plain"
+    ranks: int = 1
+    model: dict[str, Any] = field(default_factory=dict)
+    """Changes of ModelConfig."""
+    decoder: dict[str, Any] = field(default_factory=dict)
+    """Changes of DecoderConfig."""
+    rows: int = ROWS
+    """Rows of a micro-batch."""
+    objective: ObjectiveConfig = OBJECTIVE
+    dtype: torch.dtype = torch.float32
+
+    def config(self, base: ModelConfig) -> ModelConfig:
+        """`base` in this layout."""
+        return replace(base, decoder=replace(base.decoder, **self.decoder), **self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step gave, as far as one process can tell."""
+
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+    replicas_differ: float
+    """Largest difference between two ranks that hold the same weight's gradient."""
+    winners: float
+    """Share of (layer, query)s with audio whose largest mass is on this rank's heads."""
+
+
+def dense_config(**decoder: Any) -> ModelConfig:
+    """A decoder whose heads and layers two and four ranks can share out; the last two layers are targets."""
+    settings: dict[str, Any] = {
+        "num_layers": 4,
+        "hidden_size": 32,
+        "num_attention_heads": 8,
+        "num_query_groups": 4,
+        "kv_channels": 8,
+        "ffn_hidden_size": 64,
+        "max_position_embeddings": 128,
+        "init_method_std": 0.2,
+    }
+    return ModelConfig(
+        perception=ConvPerceptionConfig(mel_bins=16, channels=24, downsampling=4),
+        decoder=DecoderConfig(**settings | decoder),
+        target_layers=(2, 3),
+        micro_batch_size=1,
+        global_batch_size=ROWS,
+    )
+
+
+def moe_config(**decoder: Any) -> ModelConfig:
+    """The same with four experts a layer."""
+    return dense_config(num_moe_experts=4, moe_router_topk=2, moe_ffn_hidden_size=32, **decoder)
+
+
+def build(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> AudioLLM:
+    """The model of this rank in this layout, with weights of its own."""
+    install_cpu_host()
+    initialize_parallel(
+        tensor=config.tensor_model_parallel_size,
+        pipeline=config.pipeline_model_parallel_size,
+        expert=config.expert_model_parallel_size,
+    )
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    return AudioLLM(
+        config,
+        vocab_size=len(tokenizer),
+        audio_token_id=tokenizer.get_vocab()[AUDIO],
+        sample_rate=SAMPLE_RATE,
+        params_dtype=dtype,
+    )
+
+
+def write_start(path: str, config: ModelConfig) -> RolloutBatch:
+    """Save a checkpoint of random weights, written by one process; give rollouts to train on."""
+    model = build(config)
+    write_checkpoint(Path(path), model)
+    tiny = TinyAudioLLM(config=config, model=model, tokenizer=tiny_tokenizer())
+    return hard_batch(tiny)
+
+
+def hard_rollouts(tiny: TinyAudioLLM) -> Rollouts:
+    """Completions of random words, one of length 1, one to a prompt without audio."""
+    prompts = tiny_prompt_batch(tiny, num_prompts=NUM_PROMPTS, without_audio=(WITHOUT_AUDIO,))
+    generator = torch.Generator().manual_seed(3)
+    words = torch.randint(10, len(tiny.tokenizer), (ROWS, max(LENGTHS)), generator=generator)
+    lengths = torch.tensor(LENGTHS)
+    pad_id = tiny.token_id(PAD)
+    mask = response_mask(lengths, max(LENGTHS))
+    return Rollouts(
+        prompts=prompts,
+        group_size=GROUP_SIZE,
+        completions=words.masked_fill(~mask, pad_id),
+        completion_lengths=lengths,
+        finish_reasons=tuple("stop" for _ in range(ROWS)),
+        texts=("",) * ROWS,
+        log_probs=torch.zeros(mask.shape),
+        sampling_log_probs=torch.zeros(mask.shape),
+        weight_version=0,
+    )
+
+
+def hard_batch(tiny: TinyAudioLLM) -> RolloutBatch:
+    """A scored batch with the hard cases; the old policy and the references differ from the policy a little."""
+    sequences = token_batch(hard_rollouts(tiny), pad_id=tiny.token_id(PAD))
+    special = SpecialTokens.from_tokenizer(tiny.tokenizer)
+    reference = FrozenReference(tiny.model, special, keep_placeholders=False, batching=MicroBatching(rows=ROWS))
+    generator = torch.Generator().manual_seed(4)
+    mask = response_mask(sequences.completion_lengths, max(LENGTHS))
+    log_probs = reference.log_probs(sequences)
+
+    def near(values: Tensor) -> Tensor:
+        return (values + 0.3 * torch.randn(mask.shape, generator=generator)).masked_fill(~mask, 0.0)
+
+    advantages = torch.randn(ROWS, generator=generator)
+    advantages[EQUAL_REWARDS * GROUP_SIZE : (EQUAL_REWARDS + 1) * GROUP_SIZE] = 0.0
+    gate = torch.rand(mask.shape, generator=generator) < 0.6
+    gate[NO_SUBSTANTIVE_TOKEN] = False
+    return RolloutBatch(
+        sequences=sequences,
+        response_mask=mask,
+        old_log_probs=near(log_probs),
+        ref_log_probs=near(log_probs),
+        text_ref_entropy_nats=near(reference.text_entropy(sequences)).clamp(min=0.0),
+        pos_gate=gate & mask,
+        advantages=advantages,
+        accuracy_rewards=(torch.rand(ROWS, generator=generator) < 0.5).float(),
+        finished=torch.ones(ROWS, dtype=torch.bool),
+    )
+
+
+def one_step(layout: Layout, base: ModelConfig, start: str, gradients: str, batch: RolloutBatch) -> Outcome:
+    """On every rank: load the checkpoint, compute the step's loss and gradient, and save the gradient.
+
+    The gradient is saved cut like the weights, so whoever loads it in another layout has it gathered.
+    """
+    actor = build_actor(layout, base, start)
+    share = batch_share(batch)
+    actor.wrapped.zero_grad_buffer()
+    loss, metrics = actor.get_loss_and_metrics(share, forward_only=False)
+    parameters = dict(trainable_parameters(actor.policy))
+    _make_folder(gradients)
+    dist_checkpointing.save(sharded_gradients(actor.policy), gradients)
+    return Outcome(
+        loss=loss,
+        metrics=metrics,
+        grad_norm=float(global_gradient_norm(parameters)),
+        replicas_differ=replicas_differ(actor.policy),
+        winners=head_winners(actor.policy),
+    )
+
+
+def build_actor(layout: Layout, base: ModelConfig, start: str) -> MapoActor:
+    """The policy of this rank, with the checkpoint's weights."""
+    config = layout.config(base)
+    model = build(config, seed=99, dtype=layout.dtype)
+    load_checkpoint(Path(start), model)
+    reference = build(config, seed=98, dtype=layout.dtype)
+    load_checkpoint(Path(start), reference)
+    tokenizer = tiny_tokenizer()
+    batching = MicroBatching(rows=layout.rows, packed_tokens=config.packed_tokens)
+    return MapoActor(
+        wrap_data_parallel(model.train()),
+        MegatronRollout(model, tokenizer, batch_size=ROWS),
+        FrozenReference(reference, SpecialTokens.from_tokenizer(tokenizer), keep_placeholders=False, batching=batching),
+        layout.objective,
+        batching,
+    )
+
+
+def batch_share(batch: RolloutBatch) -> RolloutBatch:
+    """This data-parallel rank's rows."""
+    prompts = data_parallel_prompts(NUM_PROMPTS, 1)
+    return select_batch(batch, [prompt * GROUP_SIZE + member for prompt in prompts for member in range(GROUP_SIZE)])
+
+
+def sharded_gradients(model: AudioLLM) -> dict[str, Any]:
+    """The gradient buffers, each cut like its weight."""
+    parameters = dict(trainable_parameters(model))
+    by_id = get_param_id_to_sharded_param_map(model.sharded_state_dict(), iter(parameters.values()))
+    assert len(by_id) == len(parameters)
+    return {
+        name: make_sharded_optimizer_tensor(by_id[index], gradient_of(parameter), "gradient")
+        for index, (name, parameter) in enumerate(parameters.items())
+    }
+
+
+def whole_gradients(base: ModelConfig, folder: str) -> dict[str, Tensor]:
+    """In one process: the gradient that `one_step` saved, by parameter."""
+    model = build(base)
+    wrap_data_parallel(model)
+    gradients: dict[str, Tensor] = dist_checkpointing.load(sharded_gradients(model), folder)
+    return gradients
+
+
+def _make_folder(folder: str) -> None:
+    if dist.get_rank() == 0:
+        Path(folder).mkdir(parents=True)
+    dist.barrier()
+
+
+def replicas_differ(model: AudioLLM) -> float:
+    """Largest difference of a gradient between ranks that hold the same weight: only one of them is saved."""
+    worst = 0.0
+    for _, parameter in trainable_parameters(model):
+        groups = []
+        if not vars(parameter).get("tensor_model_parallel", False):
+            groups.append(parallel_state.get_tensor_model_parallel_group())
+        if vars(parameter).get("allreduce", True):
+            groups.append(parallel_state.get_data_parallel_group())
+        if vars(parameter).get("shared_embedding", False):
+            groups.append(parallel_state.get_embedding_group())
+        for group in groups:
+            gradient = gradient_of(parameter)
+            ranks = [torch.empty_like(gradient) for _ in range(group.size())]
+            dist.all_gather(ranks, gradient.contiguous(), group=group)
+            worst = max(worst, *(float((other - ranks[0]).abs().max()) for other in ranks))
+    return worst
+
+
+def head_winners(model: AudioLLM) -> float:
+    """Share of queries that see audio whose largest head is on this rank, in the last forward."""
+    if not model.post_process:
+        return 0.0
+    local = torch.stack(list(model.session.layer_head_masses().values())).detach().amax(2)
+    if model.tensor_group is None:
+        return 1.0
+    ranks = [torch.empty_like(local) for _ in range(model.tensor_group.size())]
+    dist.all_gather(ranks, local.contiguous(), group=model.tensor_group)
+    largest = torch.stack(ranks).amax(0)
+    return float((local == largest)[largest > 0].float().mean())
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """|value - expected| / |expected|, norms over the tensor."""
+    return float((value - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def relative_figure(value: float, expected: float, scale: float) -> float:
+    """|value - expected| relative to the expected figure, or to `scale` where that is larger."""
+    return 0.0 if value == expected else abs(value - expected) / max(abs(expected), scale)

@@ -1,0 +1,97 @@
+"""Run a function on several gloo ranks of this machine: for tests of what a split model computes."""
+
+import multiprocessing
+import multiprocessing.connection
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+TIMEOUT = timedelta(minutes=2)
+_GOODBYE_SECONDS = 5.0
+
+
+def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """Call `function(*arguments)` on every rank, in processes of their own; return what each gave, by rank.
+
+    The function must be importable by its name. It finds torch.distributed started, and no Megatron groups.
+
+    Raises:
+        RuntimeError: with the traceback of the first rank that failed.
+    """
+    context = _context()
+    # By plain pickle: that of multiprocessing would share tensors with a process that may be gone.
+    call = pickle.dumps((function, arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+        ranks = [
+            context.Process(target=_work, args=(rank, world_size, folder, sender, call))
+            for rank, (_, sender) in enumerate(pipes)
+        ]
+        for rank, (_, sender) in zip(ranks, pipes, strict=True):
+            rank.start()
+            # Ours, so that the end of a rank that dies is noticed.
+            sender.close()
+        try:
+            return _collect([receiver for receiver, _ in pipes])
+        finally:
+            for rank in ranks:
+                # Ranks that are done end by themselves, and with them what they started.
+                rank.join(timeout=_GOODBYE_SECONDS)
+                rank.terminate()
+                rank.join()
+
+
+def _collect(receivers: list[Connection]) -> list[Any]:
+    results: list[Any] = [None] * len(receivers)
+    waiting = dict(enumerate(receivers))
+    deadline = TIMEOUT.total_seconds()
+    while waiting:
+        ready = multiprocessing.connection.wait(waiting.values(), timeout=deadline)
+        if not ready:
+            raise RuntimeError(f"ranks {sorted(waiting)} gave no result within {TIMEOUT}")
+        for rank in [rank for rank, receiver in waiting.items() if receiver in ready]:
+            try:
+                succeeded, value = pickle.loads(waiting.pop(rank).recv_bytes())
+            except EOFError as error:
+                raise RuntimeError(f"rank {rank} died; what it wrote to stderr says why") from error
+            if not succeeded:
+                raise RuntimeError(f"rank {rank} failed:\n{value}")
+            results[rank] = value
+    return results
+
+
+@cache
+def _context() -> ForkServerContext:
+    """Ranks are forks of one clean process that has imported everything: importing takes longer than most tests."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nemo_mapo.testing.layouts"])
+    return context
+
+
+def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:
+    torch.set_num_threads(1)
+    try:
+        function, arguments = pickle.loads(call)
+        store = FileStore(str(Path(folder, "rendezvous")), world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        message = (True, function(*arguments))
+    # Whatever happened is told to the parent, which raises it.
+    except BaseException:
+        message = (False, traceback.format_exc())
+    sender.send_bytes(pickle.dumps(message))
+    sender.close()
+    # A rank that failed must not wait for the others.
+    if message[0]:
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,89 @@
+"""What the ranks of a run tell each other outside the model: shares of the work, and figures about it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from nemo_mapo.types import Metric
+
+
+def is_main_rank() -> bool:
+    """Whether this rank writes the run directory and talks to the user."""
+    return dist.get_rank() == 0
+
+
+def data_parallel_prompts(num_prompts: int, optimizer_steps: int) -> list[int]:
+    """Numbers of the prompts of a rollout batch that this data-parallel rank works on.
+
+    Optimiser step k trains on the k-th of `optimizer_steps` equal runs of prompts, and each run is shared out over the
+    ranks: whatever their number, a step sees the same completions, and a group stays on one rank.
+    """
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    if size == 1:
+        return list(range(num_prompts))
+    per_step = num_prompts // optimizer_steps
+    assert per_step * optimizer_steps == num_prompts and per_step % size == 0, "the config makes them divisible"
+    share = per_step // size
+    first = [step * per_step + rank * share for step in range(optimizer_steps)]
+    return [prompt for start in first for prompt in range(start, start + share)]
+
+
+def sum_over_data_parallel(value: int) -> int:
+    """Sum of a count over the data-parallel ranks."""
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return value
+    total = torch.tensor(value, device=torch.cuda.current_device())
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    return int(total)
+
+
+def gather_metrics(parts: list[dict[str, Metric]]) -> list[dict[str, Metric]]:
+    """The parts of all data-parallel ranks, on all ranks; the last pipeline stage has them at first."""
+    parts = _broadcast_from_last_stage(parts)
+    return [part for rank_parts in _all_gather(parts) for part in rank_parts]
+
+
+def mean_over_data_parallel(figures: dict[str, float], *, maxima: Iterable[str]) -> dict[str, float]:
+    """Figures of equally many rows per rank, averaged over ranks; those named in `maxima` are maximised."""
+    ranks = _all_gather(figures)
+    if len(ranks) == 1:
+        return figures
+    largest = frozenset(maxima)
+    merged = {}
+    for name in dict.fromkeys(name for rank in ranks for name in rank):
+        values = [rank[name] for rank in ranks if name in rank]
+        merged[name] = max(values) if name in largest else sum(values) / len(values)
+    return merged
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up on at least one rank; the same answer on all of them."""
+    if dist.get_world_size() == 1:
+        return flag
+    raised = torch.tensor(float(flag), device=torch.cuda.current_device())
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised)
+
+
+def _broadcast_from_last_stage(value: Any) -> Any:
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(
+        held,
+        src=parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+    return held[0]
+
+
+def _all_gather(value: Any) -> list[Any]:
+    size = parallel_state.get_data_parallel_world_size()
+    if size == 1:
+        return [value]
+    gathered: list[Any] = [None] * size
+    dist.all_gather_object(gathered, value, group=parallel_state.get_data_parallel_group())
+    return gathered
