@@ -10,16 +10,17 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, make_sharded_optimizer_tensor
 from torch import Tensor
 
-from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
+from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig, OptimizerConfig
 from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import AUDIO, PAD, SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
 from nemo_mapo.training.actor import MapoActor
-from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
-from nemo_mapo.training.optimizer import global_gradient_norm, gradient_of, trainable_parameters, wrap_data_parallel
+from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
+from nemo_mapo.training.optimizer import build_optimizer, global_gradient_norm, gradient_of, trainable_parameters, wrap_data_parallel
 from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.sequences import response_mask, select_batch, token_batch
@@ -286,3 +287,44 @@ def relative(value: Tensor, expected: Tensor) -> float:
 def relative_figure(value: float, expected: float, scale: float) -> float:
     """|value - expected| relative to the expected figure, or to `scale` where that is larger."""
     return 0.0 if value == expected else abs(value - expected) / max(abs(expected), scale)
+
+
+def train(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch, steps: int, save: str) -> list[float]:
+    """On every rank: continue from a checkpoint, with its optimiser state if it has any, and save; the losses."""
+    actor = build_actor(layout, base, start)
+    optimizer = build_optimizer(actor.wrapped, OptimizerConfig(lr=1e-2, weight_decay=0.01))
+    if read_checkpoint(Path(start)).state:
+        load_checkpoint(Path(start), actor.policy, optimizer=optimizer)
+    share, losses = batch_share(batch), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss, _ = actor.get_loss_and_metrics(share, forward_only=False)
+        taken = optimizer.step(lr=1e-2, max_norm=1.0)
+        assert taken.fault is None
+        losses.append(loss)
+    write_checkpoint(Path(save), actor.policy, optimizer=optimizer, state={"steps": steps})
+    return losses
+
+
+def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingConfig) -> Rollouts:
+    """On every rank: completions of the hard prompts."""
+    actor = build_actor(layout, base, start)
+    tiny = TinyAudioLLM(config=base, model=actor.policy, tokenizer=tiny_tokenizer())
+    prompts = tiny_prompt_batch(tiny, num_prompts=NUM_PROMPTS, without_audio=(WITHOUT_AUDIO,))
+    seeds = torch.arange(ROWS)
+    rollouts = actor.rollout.generate(prompts, sampling, group_size=GROUP_SIZE, seeds=seeds)
+    assert actor.policy.config.sequence_parallel == layout.config(base).sequence_parallel, "switched back on"
+    return rollouts
+
+
+def reference_signals(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch) -> tuple[Tensor, ...]:
+    """On every rank: log pi_old, the audio mass, log pi_ref and the text reference's entropies of all rows."""
+    actor = build_actor(layout, base, start)
+    signals = actor.get_inference_signals(batch.sequences)
+    assert signals.audio_mass is not None
+    return (
+        signals.log_probs,
+        signals.audio_mass,
+        actor.get_init_policy_logprobs(batch.sequences),
+        actor.reference.text_entropy(batch.sequences),
+    )
