@@ -2,7 +2,7 @@
 
 import sys
 
-from nemo_mapo.console import quiet_upstream, show_own_messages
+from nemo_mapo.console import is_first_process, quiet_upstream, show_own_messages
 from nemo_mapo.platform import hide_cuda_devices
 
 hide_cuda_devices()
@@ -31,7 +31,8 @@ def main(composed: DictConfig) -> None:
         directory = run(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"report: {directory / 'report.html'}")
+    if is_first_process():
+        print(f"report: {directory / 'report.html'}")
 
 
 if __name__ == "__main__":

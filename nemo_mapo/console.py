@@ -24,13 +24,18 @@ def quiet_upstream() -> None:
     warnings.simplefilter("ignore")
 
 
+def is_first_process() -> bool:
+    """Whether this process talks to the user; known from the launcher before torch.distributed starts."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def show_own_messages() -> logging.Logger:
-    """Send what this package logs to the terminal, once."""
+    """Send what this package logs to the terminal, once; of several processes only the first one speaks."""
     logger = logging.getLogger("nemo_mapo")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_first_process() else logging.CRITICAL)
     return logger

@@ -26,6 +26,8 @@ from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRoll
 from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.types import Rollouts
 
+logger = logging.getLogger(__name__)
+
 _SEEDS_PER_STEP = 2**20
 """Rows of a step get consecutive seeds; steps are this far apart."""
 _SEEDS_PER_RUN = 2**44
@@ -167,7 +169,7 @@ class MapoTrainer:
             self.skipped_in_a_row = 0
             return
         self.skipped_in_a_row += 1
-        logging.warning(
+        logger.warning(
             f"step {self.step}: the gradient of {taken.fault} is not finite (loss {loss:.4g}); the update was skipped"
         )
         if self.skipped_in_a_row >= self.cfg.max_skipped_steps:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.testing.layouts import Layout, dense_config, moe_config, relative_figure, train, write_start
 from nemo_mapo.testing.ranks import run_on_ranks

@@ -55,6 +55,13 @@ def train(corpus: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedP
     )
 
 
+def train_on_ranks(ranks: int, corpus: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """The same command on several processes of this machine, as torchrun starts them."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    arguments = [*command(corpus, run_dir, *overrides)[1:], f"trainer.devices={ranks}"]
+    return subprocess.run([*launcher, *arguments], capture_output=True, text=True, check=False, env=environment())
+
+
 def environment() -> dict[str, str]:
     """One thread, no network."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
