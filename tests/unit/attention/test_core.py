@@ -128,6 +128,19 @@ def test_one_forward_spans_all_decoding_steps_when_nothing_is_captured() -> None
         torch.testing.assert_close(torch.cat(steps), attention(query, key, value, None))
 
 
+def test_a_decoding_step_over_left_padding_sees_what_the_full_pass_sees() -> None:
+    """Where nothing is captured one query takes a kernel of its own."""
+    session = AttentionSession([0])
+    query, key, value = projections(8)
+    attention = core_attention(session)
+    segment_ids = torch.ones(BATCH, 8, dtype=torch.long)
+    segment_ids[0, :3] = 0
+    full = attention(query, key, value, segment_ids)
+    last = attention(query[7:], key, value, segment_ids, attn_mask_type=AttnMaskType.no_mask)
+    torch.testing.assert_close(last, full[7:])
+    torch.testing.assert_close(full, dense_output(query, key, value, segment_ids=segment_ids))
+
+
 def test_outside_a_forward_attention_is_the_same_and_reports_nothing() -> None:
     """As when activation recompute runs a layer again in the backward pass."""
     session = AttentionSession([1])

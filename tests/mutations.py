@@ -1,0 +1,208 @@
+"""Plant one known fault after the other and see that a test fails: `python tests/mutations.py [name ...]`.
+
+The faults are the traps of the method that other code has fallen into, and what goes wrong when a model is split. Each
+is planted in a copy of the repository; this one is not touched. Takes about half a minute a fault.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("nemo_mapo", "tests", "conf", "pyproject.toml", "README.md")
+LAYOUTS = "tests/distributed/test_layouts.py"
+TESTS_FAILED = 1
+"""Exit status of pytest when it ran and a test failed; anything else above 0 is a broken command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A change of one place that must not go unnoticed."""
+
+    name: str
+    file: str
+    right: str
+    """As the code is; stands in the file exactly once."""
+    wrong: str
+    tests: tuple[str, ...]
+    """pytest arguments; at least one test of these fails."""
+
+
+FAULTS = (
+    Fault(
+        name="1 policy gradient: the all-reduce over vocabulary shards counted again in the backward pass",
+        file="nemo_mapo/objective/logprobs.py",
+        right="        grad_log_probs = grad_log_probs.masked_fill(impossible, 0.0)\n",
+        wrong="        grad_log_probs = grad_log_probs.masked_fill(impossible, 0.0) * (1 if ctx.whole else 2)\n",
+        tests=("tests/numerics/test_objective_vocab_parallel.py",),
+    ),
+    Fault(
+        name="2 attention captured without causal mask",
+        file="nemo_mapo/attention/mass.py",
+        right="is_causal=aligned and time_q > 1",
+        wrong="is_causal=False",
+        tests=("tests/unit/attention/test_mass.py",),
+    ),
+    Fault(
+        name="2 attention captured without segment boundaries",
+        file="nemo_mapo/attention/core.py",
+        right="bounds = packed.cu_seqlens_q.tolist()",
+        wrong="bounds = [0, query.shape[0]]",
+        tests=("tests/unit/attention/test_core.py",),
+    ),
+    Fault(
+        name="3 audio keys of a packed row misaligned",
+        file="nemo_mapo/attention/core.py",
+        right="audio[:, start:end]",
+        wrong="audio[:, : end - start]",
+        tests=("tests/unit/attention/test_core.py",),
+    ),
+    Fault(
+        name="3 frames of a packed row's clips in the wrong places",
+        file="nemo_mapo/models/audio_llm.py",
+        right="    rows = audio_row[wanted > 0]\n",
+        wrong="    rows = audio_row[wanted > 0].flip(0)\n",
+        tests=(LAYOUTS, "-k", "packed"),
+    ),
+    Fault(
+        name="4 reference passes without packing boundaries",
+        file="nemo_mapo/models/audio_llm.py",
+        right="    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)\n",
+        wrong=(
+            "    if not torch.is_grad_enabled():\n        lengths = lengths.sum(0, keepdim=True)\n"
+            "    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)\n"
+        ),
+        tests=("tests/distributed/test_inference.py", "-k", "packed"),
+    ),
+    Fault(
+        name="5 signals read at the token instead of the position that predicts it",
+        file="nemo_mapo/training/sequences.py",
+        right="first = sequences.prompt_lengths[:, None] - 1",
+        wrong="first = sequences.prompt_lengths[:, None]",
+        tests=("tests/unit/training/test_sequences.py",),
+    ),
+    Fault(
+        name="6 eta = 0 cannot run without a mass",
+        file="nemo_mapo/objective/mapo.py",
+        right="    if cfg.eta > 0 and inputs.audio_mass is None:\n",
+        wrong="    if inputs.audio_mass is None:\n",
+        tests=("tests/numerics/test_objective_mapo_loss.py",),
+    ),
+    Fault(
+        name="7 head maximum of this rank's heads",
+        file="nemo_mapo/attention/session.py",
+        right="return largest if head_group is None else",
+        wrong="return largest if True else",
+        tests=(LAYOUTS, "-k", "tensor and 2 and not data and not pipeline and not recompute"),
+    ),
+    Fault(
+        name="7 every rank's largest head gets the gradient of the maximum",
+        file="nemo_mapo/attention/session.py",
+        right="        return grads[0] * won, None\n",
+        wrong="        return grads[0], None\n",
+        tests=(LAYOUTS, "-k", "tensor and 2 and not data and not pipeline and not recompute"),
+    ),
+    Fault(
+        name="8 boolean mask added to the scores",
+        file="nemo_mapo/attention/mass.py",
+        right="        attn_mask=visible,\n        scale=scale,\n",
+        wrong="        attn_mask=visible.to(query.dtype),\n        scale=scale,\n",
+        tests=("tests/unit/attention",),
+    ),
+    Fault(
+        name="9 selective recompute of a target layer's attention",
+        file="nemo_mapo/models/decoder.py",
+        right="            self.checkpoint_core_attention = False\n",
+        wrong="            pass\n",
+        tests=(LAYOUTS, "-k", "selective and not experts"),
+    ),
+    Fault(
+        name="9 full recompute of target layers",
+        file="nemo_mapo/config/model.py",
+        right="        first_target = self.resolved_target_layers[0]\n",
+        wrong="        first_target = self.decoder.num_layers\n",
+        tests=(LAYOUTS, "-k", "full and not tensor and not pipeline"),
+    ),
+    Fault(
+        name="data parallel: denominators of this rank's rows",
+        file="nemo_mapo/training/actor.py",
+        right="global_sequences = sum_over_data_parallel(len(batch.advantages))",
+        wrong="global_sequences = len(batch.advantages)",
+        tests=(LAYOUTS, "-k", "data and not tensor and not experts and not packed"),
+    ),
+    Fault(
+        name="micro-batches: loss averaged instead of summed",
+        file="nemo_mapo/training/actor.py",
+        right="        scale = len(parts) * parallel_state",
+        wrong="        scale = 1 * parallel_state",
+        tests=(LAYOUTS, "-k", "micro-batches"),
+    ),
+    Fault(
+        name="sequence parallel: norms see their own positions only",
+        file="nemo_mapo/models/decoder.py",
+        right="        self.weight.sequence_parallel = config.sequence_parallel",
+        wrong="        self.weight.sequence_parallel = False",
+        tests=(LAYOUTS, "-k", "sequence and not experts and not packed and not pipeline and not data"),
+    ),
+    Fault(
+        name="pipeline parallel: layers counted from the stage's first",
+        file="nemo_mapo/attention/core.py",
+        right="(get_transformer_layer_offset(config) if staged else 0)",
+        wrong="0",
+        tests=(LAYOUTS, "-k", "pipeline and not tensor and not packed and not recompute and not experts"),
+    ),
+    Fault(
+        name="vocabulary padding can be drawn and weighs in the softmax",
+        file="nemo_mapo/models/audio_llm.py",
+        right="            logits[..., max(real, 0) :] = -torch.inf\n",
+        wrong="            logits[..., max(real, 0) :] += 0.0\n",
+        tests=(LAYOUTS, "-k", "tensor and 4"),
+    ),
+)
+
+
+def main() -> None:
+    """Plant and test; exit with 1 where a fault survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of names; all faults without")
+    wanted = tuple(parser.parse_args().names)
+    chosen = [fault for fault in FAULTS if not wanted or fault.name.startswith(wanted)]
+    survivors = []
+    for fault in tqdm(chosen, unit="fault"):
+        noticed = is_noticed(fault)
+        tqdm.write(f"{'noticed ' if noticed else 'SURVIVED'}  {fault.name}")
+        survivors += [] if noticed else [fault.name]
+    sys.exit(f"{len(survivors)} of {len(chosen)} faults went unnoticed" if survivors else 0)
+
+
+def is_noticed(fault: Fault) -> bool:
+    """Whether a test fails with the fault planted."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, Path(folder, name))
+        planted = Path(folder, fault.file)
+        planted.write_text(with_fault(planted.read_text(), fault))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *fault.tests]
+        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if finished.returncode not in (0, TESTS_FAILED):
+        sys.exit(f"{fault.name}: pytest could not run\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}")
+    return finished.returncode == TESTS_FAILED
+
+
+def with_fault(text: str, fault: Fault) -> str:
+    """The file with the fault in it; ValueError where its place is not found exactly once."""
+    if text.count(fault.right) != 1:
+        raise ValueError(f"{fault.name}: {fault.file} has {text.count(fault.right)} places like {fault.right!r}")
+    return text.replace(fault.right, fault.wrong)
+
+
+if __name__ == "__main__":
+    main()
