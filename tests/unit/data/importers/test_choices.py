@@ -38,6 +38,14 @@ def test_an_answer_that_names_no_choice_is_refused(answer):
         answer_choice(Row(where="f:1", number=1, fields={"answer": answer}), "answer", ["C", "C#"])
 
 
+def test_a_number_that_may_be_index_or_text_is_refused_unless_the_corpus_counts_from_zero():
+    row = Row(where="f:1", number=1, fields={"answer": 1})
+    assert answer_choice(row, "answer", ["0", "1"]) == "1"
+    assert answer_choice(row, "answer", ["1", "2"], counts_from_zero=True) == "2"
+    with pytest.raises(InvalidRecord, match="or several"):
+        answer_choice(row, "answer", ["1", "2"])
+
+
 def test_drawn_choices_are_distinct_allowed_and_the_same_for_the_same_seed():
     pool = list("abcdefaa")
     drawn = [draw(pool, 3, randomness(0, str(name)), lambda one: one != "b") for name in range(50)]

@@ -161,6 +161,14 @@ def test_audio_inside_tables_becomes_flac_files(corpus, run):
     assert kept.recording.sources[0].source.endswith("corpus/test/3.wav")
 
 
+def test_a_damaged_parquet_file_is_one_error(corpus, run):
+    source = corpus("hf_folder")
+    (path,) = source.path.rglob("*.parquet")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"train-00000-of-00001.parquet: not a Parquet file"):
+        run("hf_folder", source)
+
+
 def test_a_nemo_line_keeps_its_offset(corpus, run):
     _, output = run("nemo", corpus("nemo"))
     cuts = cuts_of(output, "train")

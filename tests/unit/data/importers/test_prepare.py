@@ -94,7 +94,17 @@ def test_the_report_has_counts_durations_and_answer_places(tmp_path, run):
         "answer_places": {"0": 1, "1": 1},
         "duration_histogram": [1, 1, 0, 0, 0, 0, 0, 0, 0],
     }
-    assert "0-1 s" in report.table() and "dropped: 0" in report.table()
+    assert report.table().splitlines() == [
+        "multiple_choice",
+        "                       train",
+        "questions                  2",
+        "audio files                2",
+        "hours of audio          0.00",
+        "  0-1 s                    1",
+        "  1-2 s                    1",
+        "audio in several splits: 0 files",
+        "dropped: 0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +150,11 @@ def test_a_line_cut_in_half_is_an_error_or_a_drop(tmp_path, run):
     assert "all.jsonl:2: not a JSON line" in refusal(run, source)
     report, _ = run("multiple_choice", source, skip_invalid=True)
     assert dict(report.dropped) == {"not JSON": 1}
+
+
+def test_a_file_that_is_no_text_is_one_error(tmp_path, run):
+    (tmp_path / "all.jsonl").write_bytes(b"\xff\xfe\x00")
+    assert "all.jsonl: not UTF-8 text" in refusal(run, Source(path=tmp_path / "all.jsonl"))
 
 
 def test_a_stretch_beyond_its_file_is_an_error(tmp_path, run):

@@ -1,0 +1,99 @@
+"""Write a page with samples of Lhotse manifests: questions, choices, players and spectrograms."""
+
+import argparse
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from nemo_mapo.console import quiet_upstream
+
+quiet_upstream()
+
+from lhotse.cut import Cut  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from nemo_mapo.data.dataset import load_waveform  # noqa: E402
+from nemo_mapo.data.manifests import example_from_cut, load_cuts  # noqa: E402
+from nemo_mapo.reports.data_page import ClipSample, write_data_page  # noqa: E402
+
+
+def main() -> None:
+    """Choose cuts, read their audio and write the page."""
+    arguments = _arguments()
+    try:
+        cuts = [(_split(path), cut) for path in _manifests(arguments.input) for cut in load_cuts(path)]
+        if arguments.task is not None:
+            cuts = [(split, cut) for split, cut in cuts if example_from_cut(cut).task == arguments.task]
+        if not cuts:
+            raise ValueError(
+                f"{arguments.input}: no question" + (f" of task {arguments.task}" if arguments.task else "")
+            )
+        chosen = _choose(cuts, arguments.samples, arguments.seed)
+        samples = [_sample(split, cut) for split, cut in tqdm(chosen, desc="reading audio", unit="clip")]
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_data_page(arguments.output, title=f"Data in {arguments.input}", facts=_facts(cuts), samples=samples)
+    print(f"written: {arguments.output}")
+
+
+def _manifests(path: Path) -> list[Path]:
+    found = sorted(path.glob("cuts_*.jsonl*")) if path.is_dir() else [path]
+    if not found:
+        raise ValueError(
+            f"{path}: no cuts_*.jsonl.gz in this directory: give a manifest, or what prepare_data.py wrote"
+        )
+    return found
+
+
+def _split(path: Path) -> str:
+    return path.name.split(".")[0].removeprefix("cuts_")
+
+
+def _choose(cuts: list[tuple[str, Cut]], count: int, seed: int) -> list[tuple[str, Cut]]:
+    """Draw `count` cuts, as evenly over splits and tasks as there are cuts."""
+    groups: dict[tuple[str, str], list[tuple[str, Cut]]] = defaultdict(list)
+    for split, cut in cuts:
+        groups[split, example_from_cut(cut).task].append((split, cut))
+    generator = random.Random(seed)
+    shuffled = [generator.sample(group, len(group)) for group in groups.values()]
+    rounds = (group[turn] for turn in range(count) for group in shuffled if turn < len(group))
+    chosen = [pair for pair, _ in zip(rounds, range(count), strict=False)]
+    return sorted(chosen, key=lambda pair: (pair[0], example_from_cut(pair[1]).task, pair[1].id))
+
+
+def _sample(split: str, cut: Cut) -> ClipSample:
+    example = example_from_cut(cut)
+    return ClipSample(
+        id=example.id,
+        split=split,
+        task=example.task,
+        question=example.question,
+        choices=example.choices,
+        answer=example.answer,
+        samples=load_waveform(cut).numpy(),
+        sample_rate=cut.sampling_rate,
+    )
+
+
+def _facts(cuts: list[tuple[str, Cut]]) -> list[tuple[str, str]]:
+    splits = Counter(split for split, _ in cuts)
+    tasks = Counter(example_from_cut(cut).task for _, cut in cuts)
+    seconds = sorted(cut.duration for _, cut in cuts)
+    facts = [(f"Questions, {split}", f"{count:,}") for split, count in splits.items()]
+    facts += [(f"Questions, {task}", f"{count:,}") for task, count in tasks.most_common(4)]
+    return [*facts, ("Seconds a clip, median", f"{seconds[len(seconds) // 2]:.1f}"), ("Longest", f"{seconds[-1]:.1f}")]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input", type=Path, help="a cuts manifest, or a directory with cuts_<split>.jsonl.gz")
+    parser.add_argument("--output", type=Path, default=Path("data_page.html"), help="default: data_page.html")
+    parser.add_argument("--samples", type=int, default=16, help="clips on the page (default 16)")
+    parser.add_argument("--task", help="show only this task")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (default 0)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

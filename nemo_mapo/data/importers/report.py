@@ -1,0 +1,109 @@
+"""What a prepared corpus holds and what was left out: the record for `prepare_report.json` and the printed table."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from nemo_mapo.data.synthetic import SPLITS
+
+BIN_EDGES_SECONDS = (0, 1, 2, 5, 10, 20, 30, 60, 120)
+"""Of the duration histogram; the last bin is open."""
+
+EXAMPLES = 5
+"""Messages kept of each reason for dropping, and audio files of those in several splits."""
+
+
+@dataclass(kw_only=True)
+class SplitFigures:
+    """One split."""
+
+    durations_seconds: list[float] = field(default_factory=list)
+    tasks: Counter[str] = field(default_factory=Counter)
+    answer_places: Counter[int] = field(default_factory=Counter)
+    """How often the right choice is the first, the second...: even, unless place alone gives it away."""
+    stretches: dict[tuple[str, float], float] = field(default_factory=dict)
+    """Seconds of every distinct stretch of audio, by file and start."""
+
+    def add(self, *, digest: str, start: float, duration: float, task: str, place: int) -> None:
+        """Count one question."""
+        self.durations_seconds.append(duration)
+        self.tasks[task] += 1
+        self.answer_places[place] += 1
+        self.stretches[digest, start] = max(duration, self.stretches.get((digest, start), 0.0))
+
+    def histogram(self) -> list[int]:
+        """Questions by duration, in the bins of `BIN_EDGES_SECONDS`."""
+        counts, _ = np.histogram(self.durations_seconds, bins=[*BIN_EDGES_SECONDS, np.inf])
+        return [int(count) for count in counts]
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "questions": len(self.durations_seconds),
+            "audio_files": len({digest for digest, _ in self.stretches}),
+            "audio_hours": round(sum(self.stretches.values()) / 3600, 6),
+            "tasks": dict(sorted(self.tasks.items())),
+            "answer_places": {str(place): count for place, count in sorted(self.answer_places.items())},
+            "duration_histogram": self.histogram(),
+        }
+
+
+class Report:
+    """Figures of one preparation."""
+
+    def __init__(self, corpus: str) -> None:
+        self.corpus = corpus
+        self.splits: dict[str, SplitFigures] = {}
+        self.dropped: Counter[str] = Counter()
+        self.messages: dict[str, list[str]] = defaultdict(list)
+        self.shared_audio: list[dict[str, str]] = []
+        """Audio found in several splits: by split, the place of a question about it."""
+
+    def drop(self, reason: str, message: str) -> None:
+        """Count a line that gave no question."""
+        self.dropped[reason] += 1
+        if len(self.messages[reason]) < EXAMPLES:
+            self.messages[reason].append(message)
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "corpus": self.corpus,
+            "splits": {name: figures.as_plain() for name, figures in self.splits.items()},
+            "duration_bin_edges_seconds": list(BIN_EDGES_SECONDS),
+            "dropped": {
+                reason: {"count": count, "examples": self.messages[reason]}
+                for reason, count in self.dropped.most_common()
+            },
+            "audio_in_several_splits": {"files": len(self.shared_audio), "examples": self.shared_audio[:EXAMPLES]},
+        }
+
+    def table(self) -> str:
+        """For people."""
+        names = [name for name in SPLITS if name in self.splits]
+        plain = {name: self.splits[name].as_plain() for name in names}
+        bins = [f"{low}-{high} s" for low, high in pairwise(BIN_EDGES_SECONDS)] + [f"from {BIN_EDGES_SECONDS[-1]} s"]
+        counts = {
+            label: [plain[name]["duration_histogram"][place] for name in names] for place, label in enumerate(bins)
+        }
+        rows = [
+            ("", *names),
+            ("questions", *(f"{plain[name]['questions']:,}" for name in names)),
+            ("audio files", *(f"{plain[name]['audio_files']:,}" for name in names)),
+            ("hours of audio", *(f"{plain[name]['audio_hours']:.2f}" for name in names)),
+            *((f"  {label}", *(f"{count:,}" for count in row)) for label, row in counts.items() if any(row)),
+        ]
+        lines = [self.corpus, *_aligned(rows), f"audio in several splits: {len(self.shared_audio)} files"]
+        lines.append(f"dropped: {self.dropped.total()}")
+        lines += [
+            f"  {count:,} {reason}, e.g. {self.messages[reason][0]}" for reason, count in self.dropped.most_common()
+        ]
+        return "\n".join(lines)
+
+
+def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"{first:<16}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in rows]

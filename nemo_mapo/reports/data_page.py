@@ -1,0 +1,147 @@
+"""A page of samples of a corpus: question, choices, player and spectrogram of each, and figures of the whole."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nemo_mapo.reports.theme import MUTED, page
+
+WINDOW_SECONDS = 0.025
+HOP_SECONDS = 0.010
+DYNAMIC_RANGE_DB = 80.0
+"""Below the loudest point the picture is black: quieter parts are the noise floor of 16-bit audio."""
+
+MAX_FRAMES = 1000
+"""More than the picture has pixels across; longer clips take longer hops."""
+
+FIGURE_SIZE_INCHES = (5.2, 1.9)
+PICTURE_DPI = 100
+
+STYLE = """
+.clips{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px;margin-top:18px}
+.sample{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;min-width:0}
+.sample header{font-size:.84rem;color:var(--muted);overflow-wrap:anywhere}
+.sample audio{width:100%;margin:8px 0 4px}.sample img{display:block;width:100%;height:auto}
+.sample ol{margin:6px 0 0;padding-left:1.6em;list-style:upper-alpha}
+.sample li{overflow-wrap:anywhere}.sample li.right{font-weight:600;color:#0b6e4f}
+.question{margin:8px 0 2px}
+@media(max-width:760px){.clips{grid-template-columns:minmax(0,1fr)}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSample:
+    """One question with its audio."""
+
+    id: str
+    split: str
+    task: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    samples: Float[NDArray[Any], " samples"]
+    """Full scale = 1."""
+    sample_rate: int
+    """Hz."""
+
+
+def write_data_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], samples: Sequence[ClipSample]) -> None:
+    """Write the page, whole or not at all; it loads nothing: audio and pictures are inside.
+
+    Args:
+        path: the .html file.
+        title: heading, plain text.
+        facts: name and value of the figures above the samples, plain text.
+        samples: what to show, in this order.
+    """
+    cards = "".join(
+        f'<div class="card"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div></div>'
+        for name, value in facts
+    )
+    lead = "The right choice is green. In the pictures louder is brighter."
+    clips = "\n".join(_clip(sample) for sample in samples)
+    body = (
+        f'<h1>{escape(title)}</h1>\n<p class="sub">{lead}</p>\n<div class="cards">{cards}</div>\n'
+        f'<div class="clips">\n{clips}\n</div>'
+    )
+    partial = path.with_suffix(".html.partial")
+    partial.write_text(page(title=title, body=body, style=STYLE), encoding="utf-8")
+    partial.replace(path)
+
+
+def spectrogram_db(
+    samples: Float[NDArray[Any], " samples"], sample_rate: int
+) -> Float[NDArray[Any], "frequency frame"]:
+    """Power of Hann-windowed frames of 25 ms, dB relative to the loudest point, floor at -`DYNAMIC_RANGE_DB`.
+
+    Bins go from 0 Hz to half the sample rate. A clip shorter than a frame is padded with silence to one.
+    """
+    window = max(2, round(WINDOW_SECONDS * sample_rate))
+    padded = np.pad(samples, (0, max(0, window - len(samples))))
+    hop = max(round(HOP_SECONDS * sample_rate), -(-len(padded) // MAX_FRAMES))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * np.hanning(window)
+    power = np.abs(np.fft.rfft(frames, axis=1)).T ** 2
+    loudest = power.max()
+    if loudest == 0:
+        return np.full(power.shape, -DYNAMIC_RANGE_DB)
+    floor = loudest * 10 ** (-DYNAMIC_RANGE_DB / 10)
+    decibels: NDArray[np.float64] = 10 * np.log10(np.maximum(power, floor) / loudest)
+    return decibels
+
+
+def _clip(sample: ClipSample) -> str:
+    seconds = len(sample.samples) / sample.sample_rate
+    head = " · ".join((sample.split, sample.task, f"{seconds:.1f} s", sample.id))
+    choices = "".join(
+        f'<li class="{"right" if choice == sample.answer else "wrong"}">{escape(choice)}</li>'
+        for choice in sample.choices
+    )
+    return (
+        f'<article class="sample"><header>{escape(head)}</header>'
+        f'<audio controls preload="none" src="{_player_source(sample)}"></audio>'
+        f'<img alt="spectrogram of {escape(sample.id)}" src="{_picture_source(sample)}">'
+        f'<p class="question">{escape(sample.question)}</p><ol>{choices}</ol></article>'
+    )
+
+
+def _player_source(sample: ClipSample) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, sample.samples, sample.sample_rate, format="FLAC", subtype="PCM_16")
+    return _data_uri("audio/flac", file.getvalue())
+
+
+def _picture_source(sample: ClipSample) -> str:
+    figure = Figure(figsize=FIGURE_SIZE_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(
+        spectrogram_db(sample.samples, sample.sample_rate),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=-DYNAMIC_RANGE_DB,
+        vmax=0.0,
+        extent=(0.0, len(sample.samples) / sample.sample_rate, 0.0, sample.sample_rate / 2000),
+    )
+    axes.set_xlabel("s", fontsize=8, color=MUTED)
+    axes.set_ylabel("kHz", fontsize=8, color=MUTED)
+    axes.tick_params(labelsize=8, colors=MUTED)
+    axes.spines[:].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=PICTURE_DPI)
+    return _data_uri("image/png", file.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
