@@ -1,7 +1,7 @@
 """Held-out accuracy with and without ears, and how the model listens along its completions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.training.ranks import data_parallel_share, gather_over_data_parallel, shares_experts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.samples import sample_record
 from nemo_mapo.training.scoring import score_rollouts
@@ -55,6 +56,28 @@ class Evaluation:
         return flat | {f"val/accuracy_{task}": value for task, value in self.accuracy_by_task.items()}
 
 
+@dataclass
+class _Found:
+    """What is counted while batches are evaluated."""
+
+    correct: list[float] = field(default_factory=list)
+    silent: list[float] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    profile: PositionProfile = field(default_factory=PositionProfile)
+
+    @classmethod
+    def merged(cls, parts: "list[_Found]") -> "_Found":
+        """What all of them have counted."""
+        whole = cls(profile=PositionProfile.merged(part.profile for part in parts))
+        for name in ("correct", "silent", "totals", "tasks", "words", "lengths", "records"):
+            vars(whole)[name] = [item for part in parts for item in vars(part)[name]]
+        return whole
+
+
 class Evaluator:
     """Evaluates a policy on the batches of one split; greedy, with the silent control."""
 
@@ -69,7 +92,9 @@ class Evaluator:
         detailed: bool = False,
     ) -> None:
         """`detailed` also measures the mean over heads, which costs another pass."""
-        self.batches = tuple(batches)
+        # Ranks that share out experts have to make the same calls.
+        self.shared_out = not shares_experts()
+        self.batches = data_parallel_share(tuple(batches)) if self.shared_out else tuple(batches)
         self.detailed = detailed
         self.rewards = rewards
         self.sampling = replace(sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
@@ -78,42 +103,41 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, policy: AudioLLM, backend: RolloutBackend, *, step: int, split: str) -> Evaluation:
-        """Evaluate; the policy is left in training mode as it was found."""
+        """Evaluate; the policy is left in training mode as it was found. Data-parallel ranks share out the batches."""
         was_training = policy.training
         policy.eval()
-        correct: list[float] = []
-        silent: list[float] = []
-        totals: list[float] = []
-        tasks: list[str] = []
-        words: list[int] = []
-        lengths: list[Tensor] = []
-        records: list[dict[str, Any]] = []
-        profile = PositionProfile()
+        found = _Found()
         for prompts in self.batches:
-            seeds = torch.zeros(len(prompts), dtype=torch.int64)
-            rollouts = backend.generate(prompts, self.sampling, group_size=1, seeds=seeds)
-            table = score_rollouts(rollouts, self.rewards)
-            correct += table.accuracy
-            totals += table.total
-            tasks += [example.task for example in prompts.examples]
-            words += [reasoning_words(text) for text in rollouts.texts]
-            lengths.append(rollouts.completion_lengths)
-            records += [sample_record(step, split, row, rollouts, table) for row in range(min(2, len(prompts)))]
-            deaf = backend.generate(_silenced(prompts), self.sampling, group_size=1, seeds=seeds)
-            silent += score_rollouts(deaf, self.rewards).accuracy
-            self._add_profile(profile, policy, token_batch(rollouts, pad_id=self.special.pad_id))
+            self._evaluate(prompts, policy, backend, found, step=step, split=split)
         policy.train(was_training)
+        found = _Found.merged(gather_over_data_parallel(found) if self.shared_out else [found])
         return Evaluation(
-            accuracy=_mean(correct),
-            accuracy_silent=_mean(silent),
-            reward=_mean(totals),
-            completion_tokens=float(torch.cat(lengths).float().mean()),
-            reasoning_words=_mean(words),
-            samples=len(correct),
-            profile=profile,
-            accuracy_by_task=_by_task(tasks, correct),
-            records=tuple(records),
+            accuracy=_mean(found.correct),
+            accuracy_silent=_mean(found.silent),
+            reward=_mean(found.totals),
+            completion_tokens=_mean(found.lengths),
+            reasoning_words=_mean(found.words),
+            samples=len(found.correct),
+            profile=found.profile,
+            accuracy_by_task=_by_task(found.tasks, found.correct),
+            records=tuple(found.records),
         )
+
+    def _evaluate(
+        self, prompts: PromptBatch, policy: AudioLLM, backend: RolloutBackend, found: "_Found", *, step: int, split: str
+    ) -> None:
+        seeds = torch.zeros(len(prompts), dtype=torch.int64)
+        rollouts = backend.generate(prompts, self.sampling, group_size=1, seeds=seeds)
+        table = score_rollouts(rollouts, self.rewards)
+        found.correct += table.accuracy
+        found.totals += table.total
+        found.tasks += [example.task for example in prompts.examples]
+        found.words += [reasoning_words(text) for text in rollouts.texts]
+        found.lengths += rollouts.completion_lengths.tolist()
+        found.records += [sample_record(step, split, row, rollouts, table) for row in range(min(2, len(prompts)))]
+        deaf = backend.generate(_silenced(prompts), self.sampling, group_size=1, seeds=seeds)
+        found.silent += score_rollouts(deaf, self.rewards).accuracy
+        self._add_profile(found.profile, policy, token_batch(rollouts, pad_id=self.special.pad_id))
 
     def _add_profile(self, profile: PositionProfile, policy: AudioLLM, sequences: TokenBatch) -> None:
         signals = self._signals(policy, sequences, "max")

@@ -1,5 +1,6 @@
 """Signals along completions of unequal length, by relative position (the curves of the paper's Fig. 2)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ class PositionProfile:
         for name, values in signals.items():
             total = self.sums.setdefault(name, torch.zeros(NUM_BINS, dtype=torch.float64))
             total.index_add_(0, bins, values[mask].double())
+
+    @classmethod
+    def merged(cls, parts: Iterable["PositionProfile"]) -> "PositionProfile":
+        """The profile of all tokens that the parts have counted."""
+        whole = cls()
+        for part in parts:
+            whole.count += part.count
+            whole.third_counts += part.third_counts
+            whole.third_mass += part.third_mass
+            for name, values in part.sums.items():
+                whole.sums[name] = whole.sums.get(name, torch.zeros(NUM_BINS, dtype=torch.float64)) + values
+        return whole
 
     def mean(self, name: str) -> Float[Tensor, " bins"]:
         """Mean of a signal per bin; bins without a token are NaN."""

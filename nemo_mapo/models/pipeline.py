@@ -1,4 +1,4 @@
-"""One forward pass without gradient, whatever pipeline stages and sequence shards the model is cut into."""
+"""Forward passes without gradient, whatever stages, sequence shards and experts the model is cut into."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +37,16 @@ def from_last_stage(tensor: Tensor | None, shape: tuple[int, ...], like: Tensor)
         group=parallel_state.get_pipeline_model_parallel_group(),
     )
     return received
+
+
+def any_expert_rank(flag: bool) -> bool:
+    """Whether the flag is up on any rank that shares out the same experts: none of them can run a layer alone."""
+    group = parallel_state.get_expert_model_parallel_group()
+    if group.size() == 1:
+        return flag
+    raised = torch.tensor(float(flag), device=torch.cuda.current_device())
+    torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX, group=group)
+    return bool(raised)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage, whole_sequences
+from nemo_mapo.models.pipeline import any_expert_rank, forward_all_stages, from_last_stage, whole_sequences
 from nemo_mapo.rollout.kv_cache import take_rows
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
 from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
@@ -206,10 +206,11 @@ class MegatronRollout:
             going_on = ~samples.stopped[live.rows]
             # The only synchronisation with the device per token.
             remaining = int(going_on.sum())
-            if remaining == 0 or step + 1 == sampling.max_new_tokens:
+            if not any_expert_rank(remaining > 0) or step + 1 == sampling.max_new_tokens:
                 return
             if remaining <= COMPACTION_SHARE * len(live.rows):
-                kept = going_on.nonzero().flatten()
+                # A row that has stopped stands in where other ranks still need this one's experts.
+                kept = going_on.nonzero().flatten() if remaining else torch.zeros_like(live.rows[:1])
                 live, tokens = _keep(live, kept), tokens[kept]
             live = self._advance(live, tokens)
 

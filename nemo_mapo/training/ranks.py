@@ -1,13 +1,15 @@
 """What the ranks of a run tell each other outside the model: shares of the work, and figures about it."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_mapo.types import Metric
+
+Item = TypeVar("Item")
 
 
 def is_main_rank() -> bool:
@@ -29,6 +31,21 @@ def data_parallel_prompts(num_prompts: int, optimizer_steps: int) -> list[int]:
     share = per_step // size
     first = [step * per_step + rank * share for step in range(optimizer_steps)]
     return [prompt for start in first for prompt in range(start, start + share)]
+
+
+def data_parallel_share(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Every so many-th of the items, so that the data-parallel ranks have them all between them."""
+    return items[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+
+
+def gather_over_data_parallel(value: Item) -> list[Item]:
+    """What every data-parallel rank has, by rank."""
+    return _all_gather(value)
+
+
+def shares_experts() -> bool:
+    """Whether data-parallel ranks hold different experts, so that each needs the others in every layer."""
+    return bool(parallel_state.get_expert_model_parallel_world_size() > 1)
 
 
 def sum_over_data_parallel(value: int) -> int:

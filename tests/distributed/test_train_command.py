@@ -67,6 +67,19 @@ def test_two_processes_learn_what_one_learns(corpus, start, one_process, tmp_pat
     assert finished.stdout.count("report: ") == 1, "one rank talks to the user"
 
 
+def test_two_processes_that_share_out_experts_learn_what_one_learns(corpus, tmp_path) -> None:
+    """Their completions end at different lengths, and neither may leave the other waiting."""
+    experts = ("model.decoder.num_moe_experts=4", "model.decoder.moe_ffn_hidden_size=16", *HALVES)
+    first = train(corpus, tmp_path / "start", *experts, "trainer.mapo.max_steps=2", "data.test_ds=null")
+    assert first.returncode == 0, first.stderr[-3000:]
+    start = f"pretrained_checkpoint.restore_from_path={tmp_path}/start/checkpoints/step_000002"
+    one = train(corpus, tmp_path / "one", start, *experts)
+    assert one.returncode == 0, one.stderr[-3000:]
+    two = train_on_ranks(2, corpus, tmp_path / "two", start, *experts, "model.expert_model_parallel_size=2")
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert_same_course(tmp_path / "two", tmp_path / "one")
+
+
 def test_a_run_of_two_processes_is_continued_by_one(corpus, start, one_process, tmp_path) -> None:
     run_dir = tmp_path / "changed"
     first = train_on_ranks(2, corpus, run_dir, start, *HALVES, "trainer.mapo.max_steps=2")
