@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("nemo_mapo", "tests", "conf", "pyproject.toml", "README.md")
+COPIED = ("nemo_mapo", "benchmarks", "tests", "conf", "pyproject.toml", "README.md")
 LAYOUTS = "tests/distributed/test_layouts.py"
 TESTS_FAILED = 1
 """Exit status of pytest when it ran and a test failed; anything else above 0 is a broken command."""

@@ -25,15 +25,16 @@ def log_probs_and_entropy(
 
     log p(y) = z_y - log sum_v e^{z_v};   H = log sum_v e^{z_v} - sum_v p_v z_v   (full vocabulary, temperature 1).
 
-    At most `chunk_size` rows of the vocabulary are upcast at a time, in the forward pass and in the backward pass,
-    which recomputes the softmax and returns a gradient of the logits' dtype. Any memory layout of `logits` will do; no
+    Both passes work through the positions in a workspace of `chunk_size` rows of the vocabulary. The backward pass
+    recomputes the softmax and returns a gradient of the logits' dtype. Any memory layout of `logits` will do; no
     contiguous copy is made.
 
     Args:
         logits: next-token logits at the positions that predict the targets. With `process_group`, this rank's shard of
             the vocabulary. An entry of -inf has probability zero; columns that only pad the vocabulary must be -inf.
         targets: ids in the whole vocabulary; padding needs a valid id too.
-        chunk_size: rows (token positions) upcast together.
+        chunk_size: rows of the vocabulary that the float32 (or float64) workspace holds. The forward pass needs two
+            for each position, and takes two where this is 1. On a CPU fastest where it fits a core's cache.
         process_group: ranks that hold the shards of the vocabulary, every one with the same `targets`. The sums over
             the vocabulary are reduced here (twice, whatever the number of chunks). The gradient of each shard is
             complete without communication, given that every rank back-propagates the same loss.
@@ -74,7 +75,8 @@ class _LogProbsAndEntropy(torch.autograd.Function):
         vocab_start: int,
     ) -> tuple[Tensor, Tensor]:
         targets = targets.long()
-        sums = _sum_over_shard(logits, targets - vocab_start, chunk_size, whole=process_group is None)
+        column, owned = _locate(targets - vocab_start, logits.shape[-1], whole=process_group is None)
+        sums = _sum_over_shard(logits, column, owned, chunk_size)
         if process_group is not None:
             sums = _sum_over_ranks(sums, process_group)
         ctx.save_for_backward(logits, targets, sums.peak, sums.exp_sum)
@@ -91,16 +93,20 @@ class _LogProbsAndEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_probs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, peak, exp_sum = ctx.saved_tensors
+        column, owned = _locate(targets - ctx.vocab_start, logits.shape[-1], whole=ctx.whole)
         impossible = exp_sum == 0
         grad_log_probs = grad_log_probs.masked_fill(impossible, 0.0)
         softmax_factor = -grad_log_probs / exp_sum.masked_fill(impossible, 1.0)
+        target_grad = grad_log_probs * owned
         grad_logits = torch.empty_like(logits)
+        in_place = logits.dtype == peak.dtype
+        workspace = _workspace(logits, 0 if in_place else ctx.chunk_size, peak.dtype)
         for block in _blocks(targets.shape, ctx.chunk_size):
-            column, owned = _locate(targets[block] - ctx.vocab_start, logits.shape[-1], whole=ctx.whole)
-            grad = logits[block].to(peak.dtype, copy=True)
-            grad.sub_(peak[block].unsqueeze(-1)).exp_().mul_(softmax_factor[block].unsqueeze(-1))
-            grad.scatter_add_(-1, column.unsqueeze(-1), (grad_log_probs[block] * owned).unsqueeze(-1))
-            grad_logits[block] = grad
+            grad = grad_logits[block] if in_place else _rows_like(logits[block], workspace)
+            grad.copy_(logits[block]).sub_(peak[block].unsqueeze(-1)).exp_().mul_(softmax_factor[block].unsqueeze(-1))
+            grad.scatter_add_(-1, column[block].unsqueeze(-1), target_grad[block].unsqueeze(-1))
+            if not in_place:
+                grad_logits[block] = grad
         return grad_logits, None, None, None, None
 
 
@@ -118,28 +124,29 @@ class _VocabSums:
     """Shards that hold the target: one, or the target is no id of the vocabulary."""
 
 
-def _sum_over_shard(logits: Tensor, shard_targets: Tensor, chunk_size: int, *, whole: bool) -> _VocabSums:
+def _sum_over_shard(logits: Tensor, column: Tensor, owned: Tensor, chunk_size: int) -> _VocabSums:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    # Finite, so that differences with it are finite even where a whole shard is -inf; halved, so that they fit.
+    # Finite, so that differences with it are no NaN where a whole shard is -inf; halved, so that they fit.
     floor = torch.finfo(dtype).min / 2
-    peak, exp_sum, weighted_sum, target_logit, owners = torch.empty(
-        5, *shard_targets.shape, dtype=dtype, device=logits.device
-    )
-    for block in _blocks(shard_targets.shape, chunk_size):
-        column, owned = _locate(shard_targets[block], logits.shape[-1], whole=whole)
-        # Upcast once, into a copy that the steps below may overwrite.
-        shifted = logits[block].to(dtype, copy=True)
-        target = shifted.gather(-1, column.unsqueeze(-1)).squeeze(-1)
-        # Not `target * owned`: 0 * -inf is NaN.
-        target_logit[block] = target.masked_fill(~owned, 0.0)
-        owners[block] = owned.to(dtype)
-        peak[block] = shifted.amax(-1).clamp(min=floor)
-        # Clamped, because 0 * -inf would be NaN in the weighted sum too.
-        shifted.sub_(peak[block].unsqueeze(-1)).clamp_(min=floor)
-        exp = shifted.exp()
+    peak, exp_sum, weighted_sum = torch.empty(3, *column.shape, dtype=dtype, device=logits.device)
+    positions = max(chunk_size // 2, 1)
+    workspaces = [_workspace(logits, positions, dtype) for _ in range(2)]
+    for block in _blocks(column.shape, positions):
+        shifted, exp = (_rows_like(logits[block], workspace) for workspace in workspaces)
+        peak[block] = shifted.copy_(logits[block]).amax(-1).clamp_(min=floor)
+        torch.exp(shifted.sub_(peak[block].unsqueeze(-1)), out=exp)
         exp_sum[block] = exp.sum(-1)
-        weighted_sum[block] = exp.mul_(shifted).sum(-1)
-    return _VocabSums(peak=peak, exp_sum=exp_sum, weighted_sum=weighted_sum, target_logit=target_logit, owners=owners)
+        # The NaN of an entry that is -inf, 0 * -inf, counts as its limit 0; any other NaN is in exp_sum too.
+        weighted_sum[block] = exp.mul_(shifted).nansum(-1)
+    target = logits.gather(-1, column.unsqueeze(-1)).squeeze(-1).to(dtype)
+    return _VocabSums(
+        peak=peak,
+        exp_sum=exp_sum,
+        weighted_sum=weighted_sum,
+        # Not `target * owned`: 0 * -inf is NaN.
+        target_logit=target.masked_fill(~owned, 0.0),
+        owners=owned.to(dtype),
+    )
 
 
 def _sum_over_ranks(local: _VocabSums, process_group: dist.ProcessGroup) -> _VocabSums:
@@ -177,3 +184,16 @@ def _blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
         columns = chunk_size // rows
         for first_column in range(0, time, columns):
             yield slice(first_row, first_row + rows), slice(first_column, first_column + columns)
+
+
+def _workspace(logits: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised rows of the vocabulary for so many positions, or for all where they are fewer.
+
+    One allocation serves all blocks: fresh pages for every block cost a CPU more than the arithmetic.
+    """
+    return torch.empty(min(positions, logits.shape[:-1].numel()), logits.shape[-1], dtype=dtype, device=logits.device)
+
+
+def _rows_like(block: Tensor, workspace: Tensor) -> Tensor:
+    """The workspace's first rows in the shape of a block of logits."""
+    return workspace[: block.shape[:-1].numel()].view(block.shape)

@@ -22,8 +22,11 @@ from nemo_mapo.training.sequences import (
 )
 from nemo_mapo.types import AudioBatch, TokenBatch
 
-LOGIT_ROWS_PER_CHUNK = 4096
-"""Positions whose logits are upcast together; bounds the extra memory at 4096 x vocabulary x 4 bytes."""
+LOGIT_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+"""Logits upcast together, by kind of device: what stays in a core's cache (1 MiB of float32; measured, see
+docs/benchmarks.md), and enough to keep a GPU busy (256 MiB; not measured)."""
+_FEWEST_ROWS = 2
+"""The least that the pass takes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ def read_signals(model: AudioLLM, output: AudioLLMOutput, inputs: ModelInputs, s
     log_probs, entropy = log_probs_and_entropy(
         output.logits,
         next_tokens(inputs.tokens),
-        chunk_size=LOGIT_ROWS_PER_CHUNK,
+        chunk_size=max(_FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS[output.logits.device.type] // output.logits.shape[-1]),
         process_group=model.tensor_group,
         vocab_start=model.vocab_start,
     )

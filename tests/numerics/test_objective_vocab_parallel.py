@@ -34,7 +34,8 @@ def case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def run(logits: Tensor, targets: Tensor, upstream: Tensor, **shard: object) -> dict[str, Tensor]:
     leaf = logits.clone().requires_grad_()
     log_probs, entropy_nats = log_probs_and_entropy(leaf, targets, chunk_size=CHUNK_SIZE, **shard)  # type: ignore[arg-type]
-    log_probs.backward(upstream.to(log_probs.dtype))
+    # The entropy is in the loss too, where it must add nothing to the gradient.
+    (log_probs * upstream + entropy_nats).sum().backward()
     assert leaf.grad is not None
     return {"log_probs": log_probs.detach(), "entropy_nats": entropy_nats, "grad": leaf.grad}
 
@@ -90,6 +91,24 @@ def test_two_shards_equal_one_process(
     assert whole["log_probs"][1, 2] == -torch.inf
     assert whole["entropy_nats"].isfinite().all()
     assert grad.isfinite().all()
+
+
+@pytest.mark.distributed
+def test_a_shard_gets_the_dense_gradient_of_targets_that_the_other_shard_holds(
+    shards: list[dict[object, dict[str, Tensor]]],
+) -> None:
+    logits, targets, upstream = case(torch.float64)
+    leaf = logits.clone().requires_grad_()
+    dense = leaf.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    possible = logits.isfinite().any(-1)
+    (dense * upstream)[possible].sum().backward()
+    assert leaf.grad is not None
+    for rank, (start, end) in enumerate(SHARDS):
+        elsewhere = possible & ~((targets >= start) & (targets < end))
+        assert elsewhere.any()
+        expected = leaf.grad[..., start:end][elsewhere]
+        assert (expected != 0).any()
+        torch.testing.assert_close(shards[rank][torch.float64]["grad"][elsewhere], expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.distributed

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.logprob_entropy import PER_TOKEN_BYTES, chunked, extra_bytes, make_case
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
 
 
@@ -28,6 +29,18 @@ def test_entropy_carries_no_gradient() -> None:
     log_probs, entropy_nats = log_probs_and_entropy(logits, torch.zeros(2, 3, dtype=torch.long), chunk_size=2)
     assert log_probs.requires_grad
     assert not entropy_nats.requires_grad
+    assert entropy_nats.grad_fn is None
+
+
+def test_an_entropy_in_the_loss_leaves_the_gradient_as_it_is() -> None:
+    logits, targets = torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.long)
+    grads = []
+    for entropy_weight in (0.0, 7.0):
+        leaf = logits.clone().requires_grad_()
+        log_probs, entropy_nats = log_probs_and_entropy(leaf, targets, chunk_size=2)
+        (log_probs + entropy_weight * entropy_nats).sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5, 7, 100])
@@ -42,8 +55,8 @@ def test_chunk_size_changes_neither_value_nor_gradient(chunk_size: int) -> None:
         log_probs, entropy_nats = log_probs_and_entropy(leaf, targets, chunk_size=size)
         (weights * log_probs).sum().backward()
         results.append((log_probs.detach(), entropy_nats, leaf.grad))
-    for chunked, whole in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+    for part, whole in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-6, atol=1e-6)
 
 
 def test_layout_of_megatron_gives_the_same_as_a_contiguous_copy() -> None:
@@ -82,6 +95,16 @@ def test_masked_target_is_impossible_but_the_entropy_stands() -> None:
     log_probs, entropy_nats = log_probs_and_entropy(logits, torch.tensor([[1]]), chunk_size=1)
     assert log_probs.item() == -torch.inf
     assert entropy_nats.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_a_difference_of_logits_that_overflows_is_probability_zero() -> None:
+    logits = torch.tensor([[[3e38, -3e38, 3e38]]], requires_grad=True)
+    log_probs, entropy_nats = log_probs_and_entropy(logits, torch.tensor([[2]]), chunk_size=1)
+    assert log_probs.item() == pytest.approx(-math.log(2), rel=1e-6)
+    assert entropy_nats.item() == pytest.approx(math.log(2), rel=1e-6)
+    log_probs.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[[-0.5, 0.0, 0.5]]]
 
 
 def test_no_finite_logit_gives_impossible_target_zero_entropy_and_zero_gradient() -> None:
@@ -139,27 +162,19 @@ def test_gradient_of_bfloat16_logits_is_rounded_once() -> None:
     torch.testing.assert_close(logits.grad.double(), exact, rtol=2**-8, atol=0)
 
 
-def test_only_a_chunk_is_ever_upcast() -> None:
-    largest = _LargestFloat32()
-    logits = torch.randn(4, 64, 512).bfloat16().requires_grad_()
-    targets = torch.randint(0, 512, (4, 64))
-    with largest:
-        log_probs, _ = log_probs_and_entropy(logits, targets, chunk_size=8)
-        log_probs.sum().backward()
-    assert largest.numel == 8 * 512
-
-
-class _LargestFloat32(torch.utils._python_dispatch.TorchDispatchMode):
-    """Watches every operation for the largest float32 tensor it returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
-                self.numel = max(self.numel, tensor.numel())
-        return result
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("chunk_size", [2, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_beside_the_gradient_both_passes_take_no_more_memory_than_one_chunk(
+    dtype: str, chunk_size: int, time_major: bool
+) -> None:
+    logits, targets = make_case(tokens := 32, vocab := 4096, dtype)
+    if time_major:
+        logits, targets = logits.view(8, 4, vocab).transpose(0, 1), targets.view(8, 4).transpose(0, 1)
+    logits = logits.detach().requires_grad_()
+    chunk = chunk_size * vocab * torch.float32.itemsize
+    extra = extra_bytes(chunked, logits, targets, chunk_size)
+    assert chunk <= extra <= chunk + tokens * PER_TOKEN_BYTES < 2 * chunk
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
