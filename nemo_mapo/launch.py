@@ -22,6 +22,7 @@ from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import add_lora, freeze
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -143,14 +144,8 @@ class Assembly:
         self.batching = MicroBatching(rows=config.model.micro_batch_size, packed_tokens=config.model.packed_tokens)
         self.policy = self._build_model()
         self._check_positions()
-        self.reference_model = self._build_model()
         self._load_start_weights()
-        self.reference = FrozenReference(
-            self.reference_model,
-            self.special,
-            keep_placeholders=config.objective.keep_placeholders,
-            batching=self.batching,
-        )
+        self.reference = self._build_reference()
         self.validator = self._evaluator(config.data.validation_ds)
         self.trainer = self._build_trainer()
 
@@ -159,9 +154,9 @@ class Assembly:
         assert self.config.data.test_ds is not None
         evaluator = self._evaluator(self.config.data.test_ds, detailed=True)
         step = self.trainer.step
-        before = evaluator(self.reference_model, self._backend(self.reference_model), step=0, split="test")
+        with self.reference.start_policy() as start:
+            before = evaluator(start, self._backend(start), step=0, split="test")
         after = evaluator(self.policy, self._backend(self.policy), step=step, split="test")
-        self.reference_model.eval()
         if is_main_rank():
             self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
         return test_summary(before, after)
@@ -206,7 +201,25 @@ class Assembly:
                        model_seed=self.config.warm_start.seed)  # fmt: skip
         else:
             logger.warning("no warm start and no pretrained_checkpoint.restore_from_path: training starts from noise")
-        self.reference_model.load_state_dict(self.policy.state_dict())
+
+    def _build_reference(self) -> FrozenReference:
+        """The policy as it is now, before training; gives it its adapters and freezes what is not to be trained."""
+        config = self.config.model
+        start = self.policy
+        if config.lora is None:
+            start = self._build_model()
+            start.load_state_dict(self.policy.state_dict())
+        else:
+            add_lora(self.policy.language_model, config.lora, seed=self.config.seed)
+        freeze(self.policy, config.freeze)
+        return FrozenReference(
+            start,
+            self.special,
+            keep_placeholders=self.config.objective.keep_placeholders,
+            batching=self.batching,
+            adapted=config.lora is not None,
+            offload=config.offload_reference,
+        )
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:
         return MegatronRollout(model, self.tokenizer, batch_size=self.config.rollout.batch_size)

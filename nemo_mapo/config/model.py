@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.config.base import config_class
 
 Count = Annotated[int, Field(ge=1)]
@@ -148,9 +149,15 @@ class ModelConfig:
     """Data-parallel ranks that share out the experts of a layer."""
     context_parallel_size: Count = 1
     """Only 1 is supported."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters; with them off the policy is its own reference. null trains the decoder's weights."""
+    freeze: FreezeConfig = FreezeConfig()
+    offload_reference: bool = False
+    """Keep the frozen copy that full fine-tuning needs in host memory, but for its passes (on a GPU)."""
     optim: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        self._check_trained()
         self._check_target_layers()
         self._check_layout()
         if self.global_batch_size % self.micro_batch_size:
@@ -158,6 +165,16 @@ class ModelConfig:
                 f"global_batch_size={self.global_batch_size} must be a multiple of "
                 f"micro_batch_size={self.micro_batch_size}"
             )
+
+    def _check_trained(self) -> None:
+        if self.lora is not None and self.offload_reference:
+            raise ValueError(
+                "offload_reference=true with lora: the policy without its adapters is the reference, there is no "
+                "copy to offload; set it to false"
+            )
+        freeze = self.freeze
+        if self.lora is None and freeze.perception and freeze.projector and freeze.decoder:
+            raise ValueError("freeze.{perception,projector,decoder}=true leaves nothing to train; set one to false")
 
     def _check_target_layers(self) -> None:
         beyond = [layer for layer in self.target_layers or () if not 0 <= layer < self.decoder.num_layers]

@@ -63,13 +63,18 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         self.max_positions = config.decoder.max_position_embeddings
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = language_model.pre_process, language_model.post_process
-        self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
         self.tensor_group = parallel_state.get_tensor_model_parallel_group() if shards > 1 else None
         self.vocab_start = parallel_state.get_tensor_model_parallel_rank() * (padded // shards)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Take the hidden states of the pipeline stage before, as Megatron's schedules hand them over."""
         self.language_model.set_input_tensor(input_tensor)
+
+    @property
+    def share_embeddings_and_output_weights(self) -> bool:
+        """Whether first and last stage hold a tied embedding that is trained: Megatron adds up its gradients."""
+        tied: bool = self.language_model.share_embeddings_and_output_weights
+        return tied and self.shared_embedding_or_output_weight().requires_grad
 
     def shared_embedding_or_output_weight(self) -> Tensor:
         """The tied embedding, for Megatron's reduction of its gradient over the first and the last stage."""

@@ -15,12 +15,19 @@ from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import AUDIO, PAD, SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import add_lora
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
-from nemo_mapo.training.optimizer import build_optimizer, global_gradient_norm, gradient_of, trainable_parameters, wrap_data_parallel
+from nemo_mapo.training.optimizer import (
+    build_optimizer,
+    global_gradient_norm,
+    gradient_of,
+    trainable_parameters,
+    wrap_data_parallel,
+)
 from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.sequences import response_mask, select_batch, token_batch
@@ -110,18 +117,25 @@ def build(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.floa
     )
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    return AudioLLM(
+    model = AudioLLM(
         config,
         vocab_size=len(tokenizer),
         audio_token_id=tokenizer.get_vocab()[AUDIO],
         sample_rate=SAMPLE_RATE,
         params_dtype=dtype,
     )
+    if config.lora is not None:
+        add_lora(model.language_model, config.lora, seed=seed)
+    return model
 
 
 def write_start(path: str, config: ModelConfig) -> RolloutBatch:
     """Save a checkpoint of random weights, written by one process; give rollouts to train on."""
     model = build(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_b"):
+            # Fresh adapters change nothing and leave A without gradient.
+            torch.nn.init.normal_(parameter, std=0.1)
     write_checkpoint(Path(path), model)
     tiny = TinyAudioLLM(config=config, model=model, tokenizer=tiny_tokenizer())
     return hard_batch(tiny)
@@ -203,14 +217,22 @@ def build_actor(layout: Layout, base: ModelConfig, start: str) -> MapoActor:
     config = layout.config(base)
     model = build(config, seed=99, dtype=layout.dtype)
     load_checkpoint(Path(start), model)
-    reference = build(config, seed=98, dtype=layout.dtype)
-    load_checkpoint(Path(start), reference)
+    reference = model
+    if config.lora is None:
+        reference = build(config, seed=98, dtype=layout.dtype)
+        load_checkpoint(Path(start), reference)
     tokenizer = tiny_tokenizer()
     batching = MicroBatching(rows=layout.rows, packed_tokens=config.packed_tokens)
     return MapoActor(
         wrap_data_parallel(model.train()),
         MegatronRollout(model, tokenizer, batch_size=ROWS),
-        FrozenReference(reference, SpecialTokens.from_tokenizer(tokenizer), keep_placeholders=False, batching=batching),
+        FrozenReference(
+            reference,
+            SpecialTokens.from_tokenizer(tokenizer),
+            keep_placeholders=False,
+            batching=batching,
+            adapted=config.lora is not None,
+        ),
         layout.objective,
         batching,
     )

@@ -1,4 +1,7 @@
-"""The frozen start policy, serving both references with one copy of its weights."""
+"""The start policy, serving both references with one set of weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -7,26 +10,50 @@ from torch import Tensor
 from nemo_mapo.data.prompts import drop_audio_span
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import adapters_off
+from nemo_mapo.platform import host_device
 from nemo_mapo.training.sequences import without_audio
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.training.signals import MicroBatching, TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch
 
 
 class FrozenReference:
-    """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one frozen model."""
+    """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one set of weights.
+
+    Either a frozen copy of the start policy, or the policy itself, which without its adapters is what it started from.
+    """
 
     def __init__(
-        self, model: AudioLLM, special: SpecialTokens, *, keep_placeholders: bool, batching: MicroBatching
+        self,
+        model: AudioLLM,
+        special: SpecialTokens,
+        *,
+        keep_placeholders: bool,
+        batching: MicroBatching,
+        adapted: bool = False,
+        offload: bool = False,
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        """Take a copy, which is frozen here, or an `adapted` policy; `offload` keeps a copy in host memory."""
+        self.model = model if adapted else model.eval().requires_grad_(False)
         self.special = special
         self.keep_placeholders = keep_placeholders
         self.batching = batching
+        self.adapted = adapted
+        self.offload = offload
+
+    @contextmanager
+    def start_policy(self) -> Iterator[AudioLLM]:
+        """The policy as it started, without gradient, for the time of the block."""
+        with torch.no_grad(), adapters_off(self.model) if self.adapted else nullcontext():
+            if self.offload:
+                self.model.to(host_device())
+            yield self.model
+            if self.offload:
+                self.model.to("cpu")
 
     def log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
         """log pi_ref of each completion token given text and audio, nats."""
-        signals = token_signals_in_parts(self.model, sequences, head_reduction=None, batching=self.batching)
-        return signals.log_probs
+        return self._signals(sequences).log_probs
 
     def text_entropy(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
         """H(pi_textref) in nats at each completion token, over the full vocabulary at temperature 1.
@@ -37,8 +64,11 @@ class FrozenReference:
         text_only = without_audio(sequences)
         if not self.keep_placeholders:
             text_only = drop_audio(text_only, self.special)
-        signals = token_signals_in_parts(self.model, text_only, head_reduction=None, batching=self.batching)
-        return signals.entropy_nats
+        return self._signals(text_only).entropy_nats
+
+    def _signals(self, sequences: TokenBatch) -> TokenSignals:
+        with self.start_policy() as model:
+            return token_signals_in_parts(model, sequences, head_reduction=None, batching=self.batching)
 
 
 def drop_audio(sequences: TokenBatch, special: SpecialTokens) -> TokenBatch:

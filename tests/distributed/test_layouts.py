@@ -1,11 +1,12 @@
 """In every layout a MAPO step has the loss, the metrics and the gradient of the plain run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
+from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.testing.layouts import (
     OBJECTIVE,
@@ -74,6 +75,15 @@ EXPERTS = [
 ]
 
 
+ADAPTERS = [
+    Layout(name="adapters, tensor 2", ranks=2, model=TENSOR_2),
+    Layout(name="adapters, tensor 2, sequence, packed", ranks=2, model=TENSOR_2 | SEQUENCE | PACKED),
+    Layout(name="adapters, pipeline 2", ranks=2, model=STAGES_2, rows=4),
+    Layout(name="adapters, data 2", ranks=2, rows=4),
+    Layout(name="adapters, full recompute", decoder={"recompute_granularity": "full"}),
+]
+
+
 @dataclass(frozen=True)
 class Start:
     """A checkpoint, rollouts, and what the plain run makes of them."""
@@ -113,6 +123,12 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Start:
     return prepare(tmp_path_factory.mktemp("experts"), config, Layout(name="experts, plain", rows=4))
 
 
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    config = replace(dense_config(), lora=LoraConfig(rank=4, alpha=8.0))
+    return prepare(tmp_path_factory.mktemp("adapters"), config, Layout(name="adapters, plain"))
+
+
 def largest_term(outcome: Outcome) -> float:
     """The loss is a sum of terms of both signs; it is as exact as its largest term, not as what is left of it."""
     return max(abs(outcome.metrics[f"train/{term}_loss"]) for term in ("policy", "kl", "attention"))
@@ -147,6 +163,13 @@ def test_a_dense_decoder_in_this_layout_equals_the_plain_run(dense, layout, tmp_
 @pytest.mark.parametrize("layout", EXPERTS, ids=lambda layout: layout.name)
 def test_a_decoder_with_experts_in_this_layout_equals_the_plain_run(experts, layout, tmp_path, comparison) -> None:
     check(experts, layout, tmp_path, comparison)
+
+
+@pytest.mark.parametrize("layout", ADAPTERS, ids=lambda layout: layout.name)
+def test_adapters_in_this_layout_equal_those_of_the_plain_run(adapters, layout, tmp_path, comparison) -> None:
+    trained = {name.rpartition(".")[2] for name in adapters.gradients if name.startswith("language_model")}
+    assert trained == {"lora_a", "lora_b"}
+    check(adapters, layout, tmp_path, comparison)
 
 
 def test_every_term_of_the_loss_counts_in_the_comparison(dense) -> None:
