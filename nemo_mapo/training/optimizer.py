@@ -1,5 +1,6 @@
 """The optimiser, chosen by the machine, behind one small interface; its schedule; gradients of a split model."""
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch.optim import AdamW
 
 from nemo_mapo.config.model import OptimizerConfig
 from nemo_mapo.models.audio_llm import AudioLLM
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,34 @@ class PolicyOptimizer(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what was loaded into `sharded_state_dict(..., loading=True)`."""
         ...
+
+
+class SkippedSteps:
+    """Steps in a row that were not taken because a gradient is not finite, up to a limit."""
+
+    def __init__(self, *, limit: int) -> None:
+        self.limit = limit
+        self.in_a_row = 0
+
+    def count(self, taken: OptimizerStep, loss: float, *, step: int) -> None:
+        """Note what became of an update.
+
+        Raises:
+            FloatingPointError: naming the first bad tensor, when the limit is reached.
+        """
+        if taken.fault is None:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        logger.warning(
+            f"step {step}: the gradient of {taken.fault} is not finite (loss {loss:.4g}); the update was skipped"
+        )
+        if self.in_a_row >= self.limit:
+            raise FloatingPointError(
+                f"step {step}: {self.in_a_row} updates in a row were skipped because the gradient is not finite, the "
+                f"first bad tensor being {taken.fault}; the last checkpoint is from before. Lower the learning rate, "
+                "or raise trainer.mapo.max_skipped_steps"
+            )
 
 
 def wrap_data_parallel(policy: AudioLLM, *, distributed_optimizer: bool = False) -> DistributedDataParallel:

@@ -1,6 +1,5 @@
 """The MAPO training loop, keeping NeMo-Aligner's trainer contract."""
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +17,13 @@ from nemo_mapo.config.run import RunConfig
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
-from nemo_mapo.training.optimizer import OptimizerStep, PolicyOptimizer, learning_rate
+from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
 from nemo_mapo.training.prompts import PromptStream
 from nemo_mapo.training.ranks import any_rank, data_parallel_prompts, is_main_rank, mean_over_data_parallel
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.types import Rollouts
-
-logger = logging.getLogger(__name__)
 
 _SEEDS_PER_STEP = 2**20
 """Rows of a step get consecutive seeds; steps are this far apart."""
@@ -71,7 +68,7 @@ class MapoTrainer:
         self.step = 0
         self.optimization_step = 0
         self.consumed_samples = 0
-        self.skipped_in_a_row = 0
+        self.skipped = SkippedSteps(limit=config.trainer.mapo.max_skipped_steps)
         self.max_steps = total_steps(config, prompts.batches_per_epoch)
         self.total_optimizer_steps = self.max_steps * config.steps_per_generation
         self.timer = ScopedTimer(reduction="mean", sync_cuda=torch.cuda.is_available(), buffer_size=1)
@@ -152,7 +149,7 @@ class MapoTrainer:
             self.actor.finish_training_step()
             lr = learning_rate(self.config.model.optim, self.optimization_step, self.total_optimizer_steps)
             taken = self.optimizer.step(lr=lr, max_norm=self.cfg.gradient_clip_val)
-            self._count_skipped(taken, loss)
+            self.skipped.count(taken, loss, step=self.step)
             metrics |= {
                 "train/grad_norm": taken.grad_norm,
                 "train/lr": lr,
@@ -164,21 +161,6 @@ class MapoTrainer:
         self.actor.finish_training()
         return _mean_over_steps(history)
 
-    def _count_skipped(self, taken: OptimizerStep, loss: float) -> None:
-        if taken.fault is None:
-            self.skipped_in_a_row = 0
-            return
-        self.skipped_in_a_row += 1
-        logger.warning(
-            f"step {self.step}: the gradient of {taken.fault} is not finite (loss {loss:.4g}); the update was skipped"
-        )
-        if self.skipped_in_a_row >= self.cfg.max_skipped_steps:
-            raise FloatingPointError(
-                f"step {self.step}: {self.skipped_in_a_row} updates in a row were skipped because the gradient is not "
-                f"finite, the first bad tensor being {taken.fault}; the last checkpoint is from before. Lower the "
-                "learning rate, or raise trainer.mapo.max_skipped_steps"
-            )
-
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimiser state."""
         return {
@@ -187,7 +169,7 @@ class MapoTrainer:
             "optimization_step": self.optimization_step,
             "epoch": self.prompts.epoch,
             "prompts": self.prompts.state_dict(),
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped_in_a_row": self.skipped.in_a_row,
             "pos_tagger": self.scorer.tagger.name,
         }
 
@@ -212,7 +194,7 @@ class MapoTrainer:
         self.consumed_samples = state["consumed_samples"]
         self.optimization_step = state["optimization_step"]
         self.prompts.load_state_dict(state["prompts"])
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.skipped.in_a_row = state["skipped_in_a_row"]
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Load weights, optimiser and state of a checkpoint."""

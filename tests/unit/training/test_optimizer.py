@@ -1,11 +1,15 @@
 """Clipped AdamW steps on float32 main weights, steps that are refused, and the learning rate."""
 
+import math
+
 import pytest
 import torch
 
 from nemo_mapo.config.model import OptimizerConfig, SchedulerConfig
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
 from nemo_mapo.training.optimizer import (
+    OptimizerStep,
+    SkippedSteps,
     build_optimizer,
     global_gradient_norm,
     learning_rate,
@@ -60,6 +64,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(bad):
     assert taken.fault == "perception.projection.1.weight"
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not optimizer.adamw.state
+
+
+def test_steps_that_are_skipped_in_a_row_end_the_run_naming_the_tensor():
+    bad, good = OptimizerStep(grad_norm=math.nan, fault="some.weight"), OptimizerStep(grad_norm=1.0, fault=None)
+    skipped = SkippedSteps(limit=3)
+    for taken in (bad, bad, good, bad, bad):
+        skipped.count(taken, math.nan, step=7)
+    assert skipped.in_a_row == 2
+    with pytest.raises(FloatingPointError, match=r"step 7: 3 updates in a row .* first bad tensor being some\.weight"):
+        skipped.count(bad, math.nan, step=7)
 
 
 def test_updates_too_small_for_bfloat16_add_up_in_the_main_weights():
