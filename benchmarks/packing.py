@@ -48,14 +48,16 @@ def main() -> None:
     for _ in range(arguments.pairs):
         for name, batching in ways.items():
             seconds[name].append(step(actor, batching, batch))
-    print(f"{arguments.rows} rows, {int(lengths.min())} to {int(lengths.max())} tokens, mean {lengths.float().mean():.0f}")
+    mean = lengths.float().mean()
+    print(f"{arguments.rows} rows, {int(lengths.min())} to {int(lengths.max())} tokens, mean {mean:.0f}")
     print(f"{'':<8}{'micro-batches':>14}{'tokens':>9}{'seconds':>9}")
     for name, batching in ways.items():
         parts = len(batching.split(batch.sequences))
         print(f"{name:<8}{parts:>14}{tokens[name]:>9}{statistics.median(seconds[name]):>9.2f}")
     faster = statistics.median(a / b for a, b in zip(seconds["padded"][1:], seconds["packed"][1:], strict=True))
     fewer = tokens["padded"] / tokens["packed"]
-    print(f"padded / packed: {fewer:.2f} of the tokens, {faster:.2f} of the time (median of {arguments.pairs - 1} pairs)")
+    pairs = arguments.pairs - 1
+    print(f"padded / packed: {fewer:.2f} of the tokens, {faster:.2f} of the time (median of {pairs} pairs)")
     if arguments.check and fewer < LEAST_GAIN:
         sys.exit(f"packing computes only {fewer:.2f} times fewer tokens; {LEAST_GAIN} is asked for")
 

@@ -5,7 +5,8 @@ import sys
 from nemo_mapo.console import is_first_process, quiet_upstream, show_own_messages
 from nemo_mapo.platform import hide_cuda_devices
 
-hide_cuda_devices()
+if "trainer.accelerator=gpu" not in sys.argv:
+    hide_cuda_devices()
 quiet_upstream()
 
 from nemo.core.config import hydra_runner  # noqa: E402

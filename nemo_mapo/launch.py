@@ -23,7 +23,7 @@ from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora, freeze
-from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor
@@ -245,7 +245,7 @@ class Assembly:
         batch_size = config.data.train_ds.batch_size
         mine = data_parallel_prompts(batch_size, config.steps_per_generation)
         prompts = PromptStream(self._dataloader(config.data.train_ds, drop_last=True, rows=mine), batch_size)
-        policy = wrap_data_parallel(self.policy)
+        policy = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
         actor = MapoActor(policy, self._backend(self.policy), self.reference, config.objective, self.batching)
         scorer = RolloutScorer(
             self.tokenizer, self.special, build_tagger(), config.rewards, config.objective, config.rollout
@@ -320,6 +320,8 @@ def peak_rss_gb() -> float:
 def _set_up_host(config: RunConfig) -> None:
     install_cpu_host()
     model = config.model
+    if config.trainer.accelerator == "gpu" and on_cpu_host():
+        raise ValueError("trainer.accelerator=gpu: torch finds no CUDA device here; set it to cpu")
     initialize_parallel(
         tensor=model.tensor_model_parallel_size,
         pipeline=model.pipeline_model_parallel_size,

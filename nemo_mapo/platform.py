@@ -23,8 +23,8 @@ _RANK_TIMEOUT = timedelta(minutes=10)
 def hide_cuda_devices() -> None:
     """Make this process, and those it starts, a CPU host even where there is a GPU.
 
-    Training on a GPU is not supported yet, and half of upstream would move there by itself. Call it before anything
-    asks torch for devices: entry points do so first of all.
+    Half of upstream would move to the GPU by itself. Call it before anything asks torch for devices: entry points do
+    so first of all, unless they are to train there.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -176,6 +176,8 @@ def initialize_parallel(*, tensor: int = 1, pipeline: int = 1, expert: int = 1, 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_initialized():
         backend = "gloo" if on_cpu_host() else "nccl"
+        if not on_cpu_host():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if world_size == 1:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=_RANK_TIMEOUT)
         else:

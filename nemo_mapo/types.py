@@ -1,7 +1,7 @@
 """The nouns that travel between the rooms of nemo-mapo: every arrow of a training step is one of these."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,6 +90,10 @@ class TokenBatch:
     audio: AudioBatch
     audio_row: Int[Tensor, " batch"]
 
+    def to(self, device: torch.device) -> "TokenBatch":
+        """Copy to `device`."""
+        return TokenBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
@@ -105,6 +109,13 @@ class RolloutBatch:
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
+
+    def to(self, device: torch.device) -> "RolloutBatch":
+        """Copy to `device`."""
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device) for name, value in vars(self).items()
+        }
+        return RolloutBatch(**moved)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.precision import PrecisionConfig
 
 Count = Annotated[int, Field(ge=1)]
 RecomputeModule = Literal["core_attn", "mlp", "moe", "layernorm"]
@@ -149,6 +150,9 @@ class ModelConfig:
     """Data-parallel ranks that share out the experts of a layer."""
     context_parallel_size: Count = 1
     """Only 1 is supported."""
+    attention_backend: Literal["sdpa", "transformer_engine"] = "sdpa"
+    """torch's attention, or Transformer Engine's linears, norms and attention (GPU; has not been run yet)."""
+    precision: PrecisionConfig = PrecisionConfig()
     lora: LoraConfig | None = None
     """Train low-rank adapters; with them off the policy is its own reference. null trains the decoder's weights."""
     freeze: FreezeConfig = FreezeConfig()

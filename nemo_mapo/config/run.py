@@ -147,16 +147,12 @@ class TrainerConfig:
     devices: Count = 1
     """Processes per machine; start as many, e.g. with torchrun --nproc-per-node."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    """Only `cpu` is supported yet."""
+    """`gpu` has not been run yet."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them."""
     num_threads: Count | None = None
     """torch threads on a CPU host; null leaves torch's choice."""
     mapo: MapoTrainerConfig = MapoTrainerConfig()
-
-    def __post_init__(self) -> None:
-        if self.accelerator != "cpu":
-            raise ValueError(f"accelerator={self.accelerator} is not supported yet; set it to cpu")
 
     @property
     def world_size(self) -> int:
@@ -252,6 +248,7 @@ class RunConfig:
                 f"{self.trainer.mapo.num_rollouts_per_prompt} = {completions} completions"
             )
         self._check_ranks()
+        self._check_backend()
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
@@ -273,6 +270,20 @@ class RunConfig:
             raise ValueError(
                 f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens} does not fit the position "
                 f"range: it must be below model.decoder.max_position_embeddings={longest}"
+            )
+
+    def _check_backend(self) -> None:
+        """ValueError where the attention backend does not run on the accelerator."""
+        if self.model.attention_backend == "sdpa":
+            if self.model.precision.fp8 is not None:
+                raise ValueError(
+                    f"model.precision.fp8={self.model.precision.fp8} needs model.attention_backend=transformer_engine"
+                )
+            return
+        if (self.trainer.accelerator, self.trainer.precision) != ("gpu", "bf16"):
+            raise ValueError(
+                "model.attention_backend=transformer_engine needs trainer.accelerator=gpu and trainer.precision=bf16, "
+                f"not {self.trainer.accelerator} and {self.trainer.precision}; or set it to sdpa"
             )
 
     def _check_ranks(self) -> None:

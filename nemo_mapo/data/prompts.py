@@ -24,8 +24,8 @@ class WithoutAudio(NamedTuple):
 def encode_prompt(example: Example, num_audio_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`.
 
-    A question without choices ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model. ValueError when the
-    question or a choice spells a special token of the audio span.
+    A question without choices ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of
+    a text-only model. ValueError when the question or a choice spells a special token of the audio span.
     """
     span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" if num_audio_tokens else ""
     choices = f" choices: {', '.join(example.choices)}." if example.choices else ""

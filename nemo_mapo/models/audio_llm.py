@@ -66,6 +66,12 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         self.tensor_group = parallel_state.get_tensor_model_parallel_group() if shards > 1 else None
         self.vocab_start = parallel_state.get_tensor_model_parallel_rank() * (padded // shards)
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's weights are."""
+        device: torch.device = next(self.parameters()).device
+        return device
+
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Take the hidden states of the pipeline stage before, as Megatron's schedules hand them over."""
         self.language_model.set_input_tensor(input_tensor)

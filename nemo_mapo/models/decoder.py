@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from nemo_mapo.attention.core import SDPACoreAttention
 from nemo_mapo.attention.session import AttentionSession
+from nemo_mapo.attention.te_support import Layout
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
+from nemo_mapo.models.te_spec import te_layer_specs, te_settings
 
 
 class RMSNorm(nn.Module):
@@ -105,6 +107,7 @@ def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> Transfo
         variable_seq_lengths=True,
         # Asked of dense decoders too: the other one wants rows of one length.
         moe_token_dispatcher_type="alltoall",
+        **(te_settings(model.precision) if model.attention_backend == "transformer_engine" else {}),
         **_expert_settings(config),
         **_recompute_settings(model),
     )
@@ -167,9 +170,14 @@ def build_decoder(
     """Build this rank's part of the decoder; `vocab_size` must be a multiple of the tensor-parallel size."""
     megatron_config = transformer_config(model, params_dtype)
     config = model.decoder
+    if model.attention_backend == "transformer_engine":
+        layout: Layout = "sbhd" if model.packed_tokens is None else "thd"
+        specs = te_layer_specs(megatron_config, session, layout=layout, self_attention=RotatedCacheSelfAttention)
+    else:
+        specs = decoder_layer_specs(megatron_config, session)
     return GPTModel(
         megatron_config,
-        decoder_layer_specs(megatron_config, session),
+        specs,
         vocab_size=vocab_size,
         max_sequence_length=config.max_position_embeddings,
         position_embedding_type="rope",

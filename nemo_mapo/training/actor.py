@@ -111,7 +111,7 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
         scale = len(parts) * parallel_state.get_data_parallel_world_size()
 
         def forward_step(batches: Iterator[RolloutBatch], model: DistributedDataParallel) -> tuple[Any, Any]:
-            part = next(batches)
+            part = next(batches).to(self.policy.device)
             inputs = ModelInputs.of(part.sequences, packed=self.batching.packed_tokens is not None)
             output = model(
                 inputs.tokens,

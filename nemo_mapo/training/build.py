@@ -19,10 +19,12 @@ def build_audio_llm(
     """Build with weights drawn from `seed`, whatever the state of the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AudioLLM(
+        model = AudioLLM(
             config,
             vocab_size=vocab_size,
             audio_token_id=special.audio_id,
             sample_rate=sample_rate,
             params_dtype=params_dtype,
         )
+    built: AudioLLM = model.to(torch.cuda.current_device())
+    return built

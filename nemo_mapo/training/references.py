@@ -11,7 +11,6 @@ from nemo_mapo.data.prompts import drop_audio_span
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import adapters_off
-from nemo_mapo.platform import host_device
 from nemo_mapo.training.sequences import without_audio
 from nemo_mapo.training.signals import MicroBatching, TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch
@@ -46,7 +45,7 @@ class FrozenReference:
         """The policy as it started, without gradient, for the time of the block."""
         with torch.no_grad(), adapters_off(self.model) if self.adapted else nullcontext():
             if self.offload:
-                self.model.to(host_device())
+                self.model.to(torch.cuda.current_device())
             yield self.model
             if self.offload:
                 self.model.to("cpu")

@@ -75,6 +75,7 @@ def token_signals(
 
     `head_reduction` None captures no audio mass.
     """
+    sequences = sequences.to(model.device)
     inputs = ModelInputs.of(sequences, packed=packed)
     output = model(
         inputs.tokens,
@@ -126,6 +127,7 @@ def _without_gradient(
     model: AudioLLM, sequences: TokenBatch, head_reduction: HeadReduction | None, *, packed: bool
 ) -> Float[Tensor, "signal batch time"]:
     """Log-probability, entropy and (if captured) mass, stacked, on every pipeline stage."""
+    sequences = sequences.to(model.device)
     inputs = ModelInputs.of(sequences, packed=packed)
     output = forward_all_stages(
         model,
@@ -141,4 +143,4 @@ def _without_gradient(
         found = (signals.log_probs, signals.entropy_nats, signals.audio_mass)
         stacked = torch.stack([signal for signal in found if signal is not None])
     shape = (2 if head_reduction is None else 3, len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
-    return from_last_stage(stacked, shape, torch.zeros(0))
+    return from_last_stage(stacked, shape, torch.zeros(0, device=model.device)).cpu()

@@ -161,9 +161,13 @@ def test_the_configuration_page_is_that_of_the_schema():
     )
 
 
-def test_a_gpu_is_not_supported_yet():
-    with pytest.raises(ConfigError, match="trainer: accelerator=gpu is not supported yet"):
-        run_config("trainer.accelerator=gpu")
+def test_transformer_engine_needs_a_gpu_and_bfloat16():
+    engine = "model.attention_backend=transformer_engine"
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu and trainer\.precision=bf16, not cpu and fp32"):
+        run_config(engine)
+    assert run_config(engine, "trainer.accelerator=gpu", "trainer.precision=bf16").model.precision.fp8 is None
+    with pytest.raises(ConfigError, match=r"model\.precision\.fp8=hybrid needs model\.attention_backend"):
+        run_config("model.precision.fp8=hybrid")
 
 
 def test_full_recompute_needs_a_layer_below_the_target_layers():

@@ -20,5 +20,5 @@ def test_megatron_may_choose_fused_attention_alone_so_that_nothing_slower_runs_s
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has what the test wants to be missing")
 def test_a_host_without_transformer_engine_is_refused_before_anything_is_built() -> None:
     config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
-    with pytest.raises(ValueError, match="needs the package transformer_engine|needs a CUDA device"):
+    with pytest.raises(ValueError, match=r"needs the package transformer_engine|needs a CUDA device"):
         te_layer_specs(config, AttentionSession([0]), layout="sbhd")
