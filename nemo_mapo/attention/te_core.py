@@ -95,7 +95,10 @@ class TECoreAttention(nn.Module):
         """Take Megatron's arguments, the model's `session` and `layout`; `engine` is looked up where it is None."""
         super().__init__()
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        _refuse_unsupported(config, attn_mask_type, attention_type, dropout)
+        # It refuses what neither backend can do.
+        self.generation = SDPACoreAttention(
+            config, layer_number, attn_mask_type, attention_type, dropout, softmax_scale, session=session
+        )
         engine = engine or transformer_engine()
         refuse_illegal(attention_cases(config, engine.machine, layout))
         self.session = session
@@ -112,9 +115,6 @@ class TECoreAttention(nn.Module):
             "softmax_scale": softmax_scale,
         }
         self.output_call = engine.attention(**arguments)
-        self.generation = SDPACoreAttention(
-            config, layer_number, attn_mask_type, attention_type, dropout, softmax_scale, session=session
-        )
         self.mass_call: nn.Module | None = None
         if self.layer in session.target_layers:
             self.mass_call = engine.attention(**arguments, k_channels=config.kv_channels, v_channels=MASS_WIDTH)
@@ -205,16 +205,3 @@ def mass_of_channels(channels: Float[Tensor, "time *batch hidden"], heads: int) 
     """The audio mass, float32, from the output of the mass call; a packed row becomes one row."""
     mass = channels.view(*channels.shape[:-1], heads, MASS_WIDTH)[..., 0].float()
     return mass.reshape(mass.shape[0], -1, heads).permute(1, 2, 0)
-
-
-def _refuse_unsupported(
-    config: TransformerConfig, attn_mask_type: AttnMaskType, attention_type: str, dropout: float
-) -> None:
-    if dropout != 0:
-        raise ValueError(f"attention_dropout={dropout} is not supported; set it to 0")
-    if attn_mask_type != AttnMaskType.causal or attention_type != "self":
-        raise ValueError(f"only causal self-attention is supported, not {attn_mask_type} {attention_type}-attention")
-    if config.context_parallel_size != 1:
-        raise ValueError(
-            f"context_parallel_size={config.context_parallel_size} is not supported by the audio mass; set it to 1"
-        )
