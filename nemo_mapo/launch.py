@@ -211,7 +211,7 @@ class Assembly:
             start.load_state_dict(self.policy.state_dict())
         else:
             add_lora(self.policy.language_model, config.lora, seed=self.config.seed)
-        freeze(self.policy, config.freeze)
+        freeze(self.policy, config.resolved_freeze)
         return FrozenReference(
             start,
             self.special,

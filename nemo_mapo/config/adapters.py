@@ -37,11 +37,11 @@ class LoraConfig:
 
 @config_class
 class FreezeConfig:
-    """Parts that are not trained."""
+    """Parts that are not trained; null is what the way of training needs: true with LoRA, false without."""
 
-    perception: bool = False
+    perception: bool | None = None
     """The audio encoder, without its projector."""
-    projector: bool = False
+    projector: bool | None = None
     """What brings the encoder's frames to the decoder's width: `projection` of the convolutional encoder, modality
     adapter and `proj` of NeMo's."""
     decoder: bool = False

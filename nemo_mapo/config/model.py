@@ -177,6 +177,11 @@ class ModelConfig:
                 "copy to offload; set it to false"
             )
         freeze = self.freeze
+        if self.lora is not None and (freeze.perception is False or freeze.projector is False):
+            raise ValueError(
+                "lora with freeze.perception=false or freeze.projector=false: the policy without its adapters would no "
+                "longer be what it started from, which is its reference; set them to true or null"
+            )
         if self.lora is None and freeze.perception and freeze.projector and freeze.decoder:
             raise ValueError("freeze.{perception,projector,decoder}=true leaves nothing to train; set one to false")
 
@@ -244,6 +249,17 @@ class ModelConfig:
                 f"packed_tokens={self.packed_tokens} with expert_model_parallel_size={ranks}: ranks would run unequal "
                 "numbers of micro-batches and wait for each other for ever; set one of them to null or 1"
             )
+
+    @property
+    def resolved_freeze(self) -> FreezeConfig:
+        """`freeze` with its defaults filled in."""
+        adapted = self.lora is not None
+        given = self.freeze
+        return FreezeConfig(
+            perception=adapted if given.perception is None else given.perception,
+            projector=adapted if given.projector is None else given.projector,
+            decoder=given.decoder,
+        )
 
     @property
     def recomputed_layers_per_stage(self) -> tuple[int, ...]:

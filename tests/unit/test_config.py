@@ -101,14 +101,23 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("model.decoder.num_moe_experts=1", ["model.decoder.num_moe_experts=1", "greater than or equal to 2"]),
         ("trainer.devices=3", ["global_batch_size=32", "3 data-parallel ranks", "= 24"]),
         ("trainer.devices=2", ["model.micro_batch_size=32", "2 data-parallel ranks"]),
+        # Adapters whose base would change under them, and nothing to train.
+        (
+            ["model.lora={rank: 4}", "model.freeze.projector=false"],
+            ["freeze.projector=false", "what it started from", "true or null"],
+        ),
+        (
+            ["model.freeze.perception=true", "model.freeze.projector=true", "model.freeze.decoder=true"],
+            ["leaves nothing to train"],
+        ),
         # Keys that are not there.
         ("~data.tokenizer", ["data.tokenizer", "missing"]),
         ("data.tokenizer=${nowhere}", ["data.tokenizer", "nowhere", "not found"]),
     ],
 )
-def test_a_bad_config_is_refused_with_path_value_and_remedy(override: str, said: list[str]) -> None:
+def test_a_bad_config_is_refused_with_path_value_and_remedy(override: str | list[str], said: list[str]) -> None:
     with pytest.raises(ConfigError) as refused:
-        run_config(override)
+        run_config(*([override] if isinstance(override, str) else override))
     message = str(refused.value)
     assert [part for part in said if part not in message] == [], message
 
