@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.lora import add_lora
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.references import FrozenReference, drop_audio
 from nemo_mapo.training.sequences import token_batch
@@ -61,3 +63,31 @@ def test_keep_placeholders_leaves_the_positions_without_audio_behind_them():
 def test_the_reference_is_frozen():
     reference = reference_of(tiny_audio_llm())
     assert not any(parameter.requires_grad for parameter in reference.model.parameters())
+
+
+def test_a_reference_in_host_memory_gives_the_same_figures():
+    tiny = tiny_audio_llm()
+    special = SpecialTokens.from_tokenizer(tiny.tokenizer)
+    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    batching = MicroBatching(rows=2)
+    kept = FrozenReference(tiny.model, special, keep_placeholders=False, batching=batching)
+    offloaded = FrozenReference(tiny.model, special, keep_placeholders=False, batching=batching, offload=True)
+    assert torch.equal(kept.log_probs(sequences), offloaded.log_probs(sequences))
+    assert {parameter.device.type for parameter in offloaded.model.parameters()} == {"cpu"}
+
+
+def test_an_adapted_policy_is_its_own_reference_however_far_it_is_trained():
+    base, policy = tiny_audio_llm(), tiny_audio_llm()
+    special = SpecialTokens.from_tokenizer(base.tokenizer)
+    sequences = token_batch(tiny_rollouts(base), pad_id=PAD)
+    add_lora(policy.model.language_model, LoraConfig(rank=2, alpha=4.0), seed=0)
+    for name, parameter in policy.model.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter)
+    batching = MicroBatching(rows=2)
+    adapted = FrozenReference(policy.model, special, keep_placeholders=False, batching=batching, adapted=True)
+    plain = FrozenReference(base.model, special, keep_placeholders=False, batching=batching)
+    assert torch.equal(adapted.log_probs(sequences), plain.log_probs(sequences))
+    assert torch.equal(adapted.text_entropy(sequences), plain.text_entropy(sequences))
+    now = token_signals(policy.model, sequences, head_reduction=None).log_probs
+    assert (now - adapted.log_probs(sequences)).abs().max() > 1e-3, "the adapters are on again"
