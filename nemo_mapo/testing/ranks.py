@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -81,6 +83,8 @@ def _context() -> ForkServerContext:
 
 def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:
     torch.set_num_threads(1)
+    # What upstream spawns from here (the queue of its checkpoint writer) would import the test runner again.
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         function, arguments = pickle.loads(call)
         store = FileStore(str(Path(folder, "rendezvous")), world_size)
