@@ -20,8 +20,7 @@ def start(tmp_path_factory):
     config = dense_config(init_method_std=0.05)
     (batch,) = run_on_ranks(write_start, 1, path, config)
     (plain,) = run_on_ranks(one_step, 1, Layout(), config, path, str(folder / "plain"), batch)
-    (gradients,) = run_on_ranks(whole_gradients, 1, config, str(folder / "plain"))
-    return config, path, batch, plain, gradients
+    return config, path, batch, plain, whole_gradients(config, str(folder / "plain"))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def start(tmp_path_factory):
 def test_loss_and_gradient_are_near_those_of_float32(start, layout, tmp_path):
     config, path, batch, plain, expected = start
     outcomes = run_on_ranks(one_step, layout.ranks, layout, config, path, str(tmp_path / "out"), batch)
-    (gradients,) = run_on_ranks(whole_gradients, 1, config, str(tmp_path / "out"))
+    gradients = whole_gradients(config, str(tmp_path / "out"))
     whole = torch.cat([gradient.flatten() for gradient in gradients.values()])
     whole_expected = torch.cat([expected[name].flatten() for name in gradients])
     assert outcomes[0].loss == pytest.approx(plain.loss, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE)
