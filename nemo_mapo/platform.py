@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import os
+import sys
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -159,6 +160,11 @@ def _allocate_on_the_cpu() -> None:
 
     for module in (aligner, schedules, moe_utils):
         module.torch = _CpuTorch()
+
+
+def forget_main_module() -> None:
+    """Let the processes that this one spawns start without importing its main module again."""
+    sys.modules["__main__"] = ModuleType("__main__")
 
 
 def initialize_parallel(*, tensor: int = 1, pipeline: int = 1, expert: int = 1, seed: int = 0) -> None:

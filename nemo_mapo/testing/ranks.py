@@ -3,7 +3,6 @@
 import multiprocessing
 import multiprocessing.connection
 import pickle
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
+
+from nemo_mapo.platform import forget_main_module
 
 TIMEOUT = timedelta(minutes=2)
 _GOODBYE_SECONDS = 5.0
@@ -84,7 +84,7 @@ def _context() -> ForkServerContext:
 def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:
     torch.set_num_threads(1)
     # What upstream spawns from here (the queue of its checkpoint writer) would import the test runner again.
-    sys.modules["__main__"] = ModuleType("__main__")
+    forget_main_module()
     try:
         function, arguments = pickle.loads(call)
         store = FileStore(str(Path(folder, "rendezvous")), world_size)
