@@ -76,15 +76,6 @@ def mean_over_data_parallel(figures: dict[str, float], *, maxima: Iterable[str])
     return merged
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is up on at least one rank; the same answer on all of them."""
-    if dist.get_world_size() == 1:
-        return flag
-    raised = torch.tensor(float(flag), device=torch.cuda.current_device())
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised)
-
-
 def _broadcast_from_last_stage(value: Any) -> Any:
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return value

@@ -39,15 +39,25 @@ class FrozenReference:
         self.batching = batching
         self.adapted = adapted
         self.offload = offload
+        self._uses = 0
 
     @contextmanager
     def start_policy(self) -> Iterator[AudioLLM]:
         """The policy as it started, without gradient, for the time of the block."""
-        with torch.no_grad(), adapters_off(self.model) if self.adapted else nullcontext():
-            if self.offload:
-                self.model.to(torch.cuda.current_device())
+        adapters = adapters_off(self.model) if self.adapted else nullcontext()
+        with torch.no_grad(), adapters, self._on_device() if self.offload else nullcontext():
             yield self.model
-            if self.offload:
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Bring an offloaded copy to the device; the outermost block of several takes it back."""
+        self._uses += 1
+        self.model.to(torch.cuda.current_device())
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            if self._uses == 0:
                 self.model.to("cpu")
 
     def log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:

@@ -14,12 +14,13 @@ from nemo_aligner.utils.trainer_utils import check_progress
 from tqdm import tqdm
 
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.ranks import any_rank, data_parallel_prompts, is_main_rank, mean_over_data_parallel
+from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank, mean_over_data_parallel
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sequences import row_slices, select_batch

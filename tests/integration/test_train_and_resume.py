@@ -1,6 +1,7 @@
 """The train command, uninterrupted, killed and resumed, stopped politely."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -65,11 +66,9 @@ def timeless(records):
     ]
 
 
-def start_and_wait(corpus, run_dir, is_time, *overrides):
+def start_and_wait(arguments, is_time, *, stderr=subprocess.DEVNULL):
     """Start the run and return its process once `is_time` says so."""
-    process = subprocess.Popen(
-        command(corpus, run_dir, *overrides), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_time():
         assert process.poll() is None, "the run ended before it could be interrupted"
@@ -111,7 +110,7 @@ def recorded_lines(run_dir):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, uninterrupted, tmp_path, moment):
     run_dir = tmp_path / "killed"
-    process = start_and_wait(corpus, run_dir, lambda: MOMENTS[moment](run_dir))
+    process = start_and_wait(command(corpus, run_dir), lambda: MOMENTS[moment](run_dir))
     process.send_signal(signal.SIGKILL)
     process.wait()
     resumed = train(corpus, run_dir, RESUME)
@@ -121,7 +120,7 @@ def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, unin
 
 def test_sigterm_saves_and_exits_cleanly(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "stopped"
-    process = start_and_wait(corpus, run_dir, lambda: recorded_lines(run_dir) >= 2)
+    process = start_and_wait(command(corpus, run_dir), lambda: recorded_lines(run_dir) >= 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE_SECONDS) == 0
     saved = [path for path in Path(run_dir / "checkpoints").iterdir()]
@@ -130,3 +129,28 @@ def test_sigterm_saves_and_exits_cleanly(corpus, uninterrupted, tmp_path):
     resumed = train(corpus, run_dir, RESUME)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same_end(run_dir, uninterrupted)
+
+
+def warm_started(corpus, run_dir, *overrides):
+    """The train command with a warm start of a few steps, cached beside the run."""
+    from_noise = command(corpus, run_dir, f"warm_start.cache_dir={run_dir}-cache", *overrides)
+    stages = "warm_start.stages=[{target:reasoning,steps:12,batch_size:8}]"
+    return [*(part for part in from_noise if part != "~warm_start"), stages, "trainer.mapo.max_steps=2"]
+
+
+def test_a_run_killed_in_its_warm_start_ends_as_one_that_was_not(corpus, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    shown = tmp_path / "progress"
+    with shown.open("w") as stderr:
+        process = start_and_wait(
+            warm_started(corpus, killed), lambda: re.search(r"warm start.* [1-9]/12 ", shown.read_text()), stderr=stderr
+        )
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert recorded_lines(killed) == 0
+    for run_dir in (killed, whole):
+        finished = subprocess.run(
+            warm_started(corpus, run_dir, RESUME), env=environment(), capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    assert timeless(metrics(killed)) == timeless(metrics(whole))
