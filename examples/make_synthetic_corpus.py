@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nemo_mapo.data.synthetic import SPLITS, SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
+from nemo_mapo.data.synthetic_export import export_questions
 
 _EPILOG = """
 The result depends on the arguments alone: run again with the same ones, and nothing is done; with others, the corpus is
@@ -24,6 +25,9 @@ def _arguments() -> argparse.Namespace:
         described = f"{split} clips (default {size})"
         parser.add_argument(f"--{split}", type=int, default=size, metavar="CLIPS", help=described)
     parser.add_argument("--seed", type=int, default=defaults.seed, help=f"seed of every clip (default {defaults.seed})")
+    parser.add_argument(
+        "--questions", type=Path, metavar="DIR", help="also write it as files for prepare_data.py and evaluate.py"
+    )
     return parser.parse_args()
 
 
@@ -35,12 +39,15 @@ def main() -> None:
             train=arguments.train, validation=arguments.validation, test=arguments.test, seed=arguments.seed
         )
         made = write_corpus(config, arguments.output)
+        exported = export_questions(arguments.output, arguments.questions) if arguments.questions else []
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print("written:" if made else "already there:")
     for split in SPLITS:
         print(f"  {manifest_path(arguments.output, split)}")
     print(f"  {tokenizer_path(arguments.output)}")
+    for path in exported:
+        print(f"  {path}")
 
 
 if __name__ == "__main__":
