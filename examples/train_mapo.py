@@ -1,20 +1,20 @@
 """Post-train an audio language model with MAPO: `python examples/train_mapo.py [key=value ...]`; see --help."""
 
 import sys
+from pathlib import Path
 
+from nemo_mapo.config.early import wants_gpu
+from nemo_mapo.config.load import ConfigError, register_defaults, validate
 from nemo_mapo.console import is_first_process, quiet_upstream, show_own_messages
 from nemo_mapo.platform import hide_cuda_devices
 
-if "trainer.accelerator=gpu" not in sys.argv:
+register_defaults()
+if not wants_gpu(sys.argv[1:], config_dir=Path(__file__).parents[1] / "conf", config_name="train_mapo"):
     hide_cuda_devices()
 quiet_upstream()
 
 from nemo.core.config import hydra_runner  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
-
-from nemo_mapo.config.load import ConfigError, register_defaults, validate  # noqa: E402
-
-register_defaults()
 
 
 @hydra_runner(config_path="../conf", config_name="train_mapo")
