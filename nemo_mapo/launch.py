@@ -5,6 +5,8 @@ import logging
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from nemo_aligner.utils.distributed import Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch.utils.data import DataLoader
 
-from nemo_mapo.config.run import DatasetConfig, RunConfig
+from nemo_mapo.config.data import DatasetConfig
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
@@ -30,7 +33,7 @@ from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
-from nemo_mapo.training.prompts import PromptStream
+from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
 from nemo_mapo.training.records import JsonLinesLogger
 from nemo_mapo.training.references import FrozenReference
@@ -111,11 +114,13 @@ def _check_data(config: RunConfig) -> None:
         ValueError: naming split, file, line and value; also where a split that is scored would lose clips, because
             then its accuracy would not be that of the split.
     """
-    for name, split in config.data.splits.items():
+    for name, split in _splits(config):
         try:
             checked = validate_manifest(split)
         except ValueError as error:
             raise ValueError(f"data.{name}.{error}") from error
+        if split.check_cuts is not None:
+            logger.info(f"data.{name}: looked at {checked.found} cuts, at most {split.check_cuts} of each item")
         left_out = checked.found - checked.admissible
         if left_out and name != "train_ds":
             raise ValueError(
@@ -124,6 +129,13 @@ def _check_data(config: RunConfig) -> None:
             )
         if left_out:
             logger.info(f"data.{name}: {left_out} of {checked.found} clips are left out for their duration")
+
+
+def _splits(config: RunConfig) -> Iterator[tuple[str, DatasetConfig]]:
+    """Every split that is read, with its path in the config; each phase of a curriculum is one."""
+    for name, split in config.data.splits.items():
+        for number, phase in enumerate(split.in_phases()):
+            yield f"{name}.phases[{number}]" if split.phases else name, phase.split
 
 
 def _cost(directory: RunDirectory) -> dict[str, Any]:
@@ -172,11 +184,12 @@ class Assembly:
         """ValueError naming the clip whose prompt leaves no room for a completion."""
         decoder = self.config.model.decoder
         room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
-        for split in self.config.data.splits.values():
-            clip, length = longest_prompt(self._dataloader(split))
+        for name, split in _splits(self.config):
+            looked_at = None if split.check_cuts is None else split.check_cuts * len(split.input_cfg)
+            clip, length = longest_prompt(self._dataloader(replace(split, infinite=False)), limit=looked_at)
             if length > room:
                 raise ValueError(
-                    f"the prompt of {clip} has {length} tokens (audio included), which leaves no room for "
+                    f"data.{name}: the prompt of {clip} has {length} tokens (audio included), which leaves no room for "
                     f"rollout.sampling.max_new_tokens={self.config.rollout.sampling.max_new_tokens} within "
                     f"model.decoder.max_position_embeddings={decoder.max_position_embeddings}; "
                     "lower max_duration or max_new_tokens, or raise the positions"
@@ -227,7 +240,9 @@ class Assembly:
     def _dataloader(
         self, split: DatasetConfig, *, drop_last: bool = False, rows: list[int] | None = None
     ) -> "DataLoader[PromptBatch]":
-        dataset = PromptDataset(self.tokenizer, self.policy.num_audio_tokens, rows=rows)
+        dataset = PromptDataset(
+            self.tokenizer, self.policy.num_audio_tokens, rows=rows, replace_unreadable=split.max_unreadable > 0
+        )
         return build_dataloader(split, prompt_dataset=dataset, drop_last=drop_last)
 
     def _evaluator(self, split: DatasetConfig, *, detailed: bool = False) -> Evaluator:
@@ -240,11 +255,21 @@ class Assembly:
             detailed=detailed,
         )
 
+    def _prompt_stream(self, split: DatasetConfig) -> PromptStream:
+        mine = data_parallel_prompts(split.batch_size, self.config.steps_per_generation)
+        phases = [
+            PromptPhase(
+                name=phase.name,
+                dataloader=self._dataloader(phase.split, drop_last=True, rows=mine),
+                steps=phase.steps,
+            )
+            for phase in split.in_phases()
+        ]
+        return PromptStream(phases, split.batch_size, max_unreadable=split.max_unreadable)
+
     def _build_trainer(self) -> MapoTrainer:
         config = self.config
-        batch_size = config.data.train_ds.batch_size
-        mine = data_parallel_prompts(batch_size, config.steps_per_generation)
-        prompts = PromptStream(self._dataloader(config.data.train_ds, drop_last=True, rows=mine), batch_size)
+        prompts = self._prompt_stream(config.data.train_ds)
         policy = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
         actor = MapoActor(policy, self._backend(self.policy), self.reference, config.objective, self.batching)
         scorer = RolloutScorer(

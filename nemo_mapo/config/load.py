@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -9,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import (
-    DatasetConfig,
     ExpManagerConfig,
     PretrainedConfig,
     RewardsConfig,
@@ -57,6 +58,10 @@ def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: naming every offending path with its value and what would be right.
     """
+    if isinstance(composed, DictConfig) and (left_open := list(_left_open(OmegaConf.to_container(composed)))):
+        raise ConfigError(
+            "\n".join(["config: left to you", *(f"  {key}: missing; it must be set" for key in left_open)])
+        )
     try:
         plain = OmegaConf.to_container(composed, resolve=True) if isinstance(composed, DictConfig) else composed
     except OmegaConfBaseException as error:
@@ -65,6 +70,15 @@ def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:
         return TypeAdapter(RunConfig).validate_python(plain)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+
+
+def _left_open(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of the values that are ???, Hydra's mark for what the user has to give."""
+    if value == "???":
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _left_open(inner, f"{path}.{key}" if path else str(key))
 
 
 def as_plain(config: RunConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.data import DataConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 
@@ -12,52 +13,6 @@ Count = Annotated[int, Field(ge=1)]
 
 MAX_SEED = 2**19
 """Every row of every step of every run gets a seed of its own in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
-
-
-@config_class
-class DatasetConfig:
-    """One split, read through NeMo's Lhotse dataloading."""
-
-    input_cfg: tuple[dict[str, Any], ...]
-    """As in NeMo: a list of {type: lhotse, cuts_path: ...} | {type: nemo, ...} | {type: lhotse_shar, ...}."""
-    batch_size: Count = 8
-    """Prompts per rollout batch."""
-    sample_rate: Count = 16000
-    """Hz; clips with another rate are refused."""
-    shuffle: bool = False
-    """Draw in another order every epoch."""
-    seed: int = 0
-    """Of the order."""
-    min_duration: Annotated[float, Field(ge=0)] = 0.1
-    """Seconds; shorter clips are left out."""
-    max_duration: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds; longer clips are left out."""
-    max_samples: Count | None = None
-    """Use only the first this many cuts."""
-
-
-@config_class
-class DataConfig:
-    """Splits and how questions become prompts."""
-
-    train_ds: DatasetConfig
-    validation_ds: DatasetConfig
-    test_ds: DatasetConfig | None = None
-    corpus_dir: str | None = None
-    """Directory that the paths of this section refer to by interpolation; read by nothing else."""
-    tokenizer: str
-    """Directory of a Hugging Face tokenizer."""
-
-    def __post_init__(self) -> None:
-        rates = {name: split.sample_rate for name, split in self.splits.items()}
-        if len(set(rates.values())) > 1:
-            raise ValueError(f"sample_rate differs between splits ({rates}); the model reads one rate")
-
-    @property
-    def splits(self) -> dict[str, DatasetConfig]:
-        """The splits that are there, by key."""
-        named = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
-        return {name: split for name, split in named.items() if split is not None}
 
 
 @config_class
@@ -249,6 +204,7 @@ class RunConfig:
             )
         self._check_ranks()
         self._check_backend()
+        self._check_length()
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
@@ -270,6 +226,18 @@ class RunConfig:
             raise ValueError(
                 f"rollout.sampling.max_new_tokens={self.rollout.sampling.max_new_tokens} does not fit the position "
                 f"range: it must be below model.decoder.max_position_embeddings={longest}"
+            )
+
+    def _check_length(self) -> None:
+        """ValueError where the training split and the trainer disagree on when the run ends."""
+        split, steps = self.data.train_ds, self.trainer.mapo.max_steps
+        if split.infinite and not split.phases and steps < 0:
+            raise ValueError("data.train_ds.infinite=true has no epochs; set trainer.mapo.max_steps")
+        planned = sum(phase.steps for phase in split.phases)
+        if split.phases and steps > planned:
+            raise ValueError(
+                f"trainer.mapo.max_steps={steps} exceeds the {planned} steps of data.train_ds.phases; lengthen a "
+                "phase, or set it to -1 to run them all"
             )
 
     def _check_backend(self) -> None:

@@ -1,10 +1,13 @@
 """Cuts to `PromptBatch`, and the dataloader that NeMo's Lhotse dataloading makes of a `DatasetConfig`."""
 
+import logging
 import random
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,43 +25,70 @@ from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_confi
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.config.run import DatasetConfig
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, example_from_cut
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.types import AudioBatch, PromptBatch
 
+logger = logging.getLogger(__name__)
+
 PromptLoader = DataLoader[PromptBatch]
 AudioTokenCount = Callable[[int], int]
 """Samples of a clip to audio tokens of the model."""
+
+_BAR_DELAY_SECONDS = 2.0
+"""Short walks over a split need no progress bar."""
+
+
+_REPETITION = re.compile(r"(_repeat\d+)+$")
+"""What Lhotse appends to the id of a cut that is drawn again."""
+
+
+class UnreadableClip(ValueError):
+    """The audio of a cut cannot be used; the message names cut and path."""
 
 
 class PromptDataset(Dataset[PromptBatch]):
     """Lhotse-style dataset: indexed by a `CutSet`, it reads the audio and lays out the prompts of one batch."""
 
+    unreadable: set[str]
+    """Ids of the clips that were replaced so far; the owner of the run's state may set it."""
+
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, *, rows: list[int] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        audio_tokens: AudioTokenCount,
+        *,
+        rows: list[int] | None = None,
+        replace_unreadable: bool = False,
     ) -> None:
-        """Lay out all cuts of a batch, or only those numbered `rows` (a data-parallel rank's share)."""
+        """Lay out all cuts of a batch, or only those numbered `rows` (a data-parallel rank's share).
+
+        With `replace_unreadable`, another clip of the rows stands in for one that cannot be read.
+        """
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
         self.rows = rows
+        self.replace_unreadable = replace_unreadable
+        self.unreadable = set()
         self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
 
     def __getitem__(self, cuts: CutSet) -> PromptBatch:
         """Read and lay out `cuts`, one row each, in their order.
 
         Raises:
-            ValueError: with cut id and path when audio cannot be decoded, ends early or holds NaN or infinity; with
-                the field when a question is incomplete.
+            ValueError: with cut id and path when audio cannot be decoded, ends early or holds NaN or infinity, unless
+                another clip replaces it; with the field when a question is incomplete.
         """
+        chosen = list(cuts)
         if self.rows is not None:
-            in_order = list(cuts)
-            cuts = CutSet.from_cuts(in_order[row] for row in self.rows)
-        examples = tuple(example_from_cut(cut) for cut in cuts)
-        waveforms = [load_waveform(cut) for cut in cuts]
+            chosen = [chosen[row] for row in self.rows]
+        chosen, waveforms = self._read(chosen)
+        examples = tuple(example_from_cut(cut) for cut in chosen)
         prompts = [
             torch.tensor(encode_prompt(example, self.audio_tokens(len(waveform)), self.tokenizer))
             for example, waveform in zip(examples, waveforms, strict=True)
@@ -74,12 +104,31 @@ class PromptDataset(Dataset[PromptBatch]):
             examples=examples,
         )
 
+    def _read(self, cuts: list[Cut]) -> tuple[list[Cut], list[Float[Tensor, " samples"]]]:
+        """Cuts and their audio; where a clip cannot be read, the next one of the rows that can stands twice."""
+        read: list[tuple[Cut, Float[Tensor, " samples"]] | None] = []
+        for cut in cuts:
+            try:
+                read.append((cut, load_waveform(cut)))
+            except UnreadableClip as error:
+                if not self.replace_unreadable:
+                    raise
+                if cut.id not in self.unreadable:
+                    logger.warning(f"another clip takes the place of one that cannot be read: {error}")
+                self.unreadable.add(str(cut.id))
+                read.append(None)
+        if not any(read):
+            raise ValueError(f"none of the clips {[cut.id for cut in cuts]} of a batch can be read")
+        # Read twice round, so that the last clip finds the first.
+        later = [next(pair for pair in (read + read)[row:] if pair is not None) for row in range(len(read))]
+        return [cut for cut, _ in later], [waveform for _, waveform in later]
+
 
 def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
     """Decode the audio of a mono cut: float32, full scale = 1.
 
     Raises:
-        ValueError: naming cut and path, when the stream is damaged or shorter than the cut, is not mono, or holds
+        UnreadableClip: naming cut and path, when the stream is damaged or shorter than the cut, is not mono, or holds
             NaN or infinity.
     """
     paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
@@ -88,16 +137,16 @@ def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
     try:
         samples = cut.load_audio()
     except (AudioLoadingError, DurationMismatchError, OSError) as error:
-        raise ValueError(
+        raise UnreadableClip(
             f"{where}: audio cannot be read, the file is missing, damaged or truncated: replace it or remove the cut "
             f"from the manifest ({error})"
         ) from error
     if samples.shape[0] != 1:
-        raise ValueError(f"{where}: {samples.shape[0]} channels: convert the audio to mono")
+        raise UnreadableClip(f"{where}: {samples.shape[0]} channels: convert the audio to mono")
     finite = np.isfinite(samples[0])
     if not finite.all():
         first = int(np.argmin(finite))
-        raise ValueError(
+        raise UnreadableClip(
             f"{where}: {int((~finite).sum())} samples are NaN or infinite, the first is number {first}: "
             "replace the file or remove the cut from the manifest"
         )
@@ -150,8 +199,8 @@ def build_dataloader(
     """Batch a split through NeMo's Lhotse dataloading; an epoch is one pass over all items of `input_cfg`.
 
     Ranks get disjoint batches, equally many each; a remainder is shared out among them (or left out, with `drop_last`).
-    Weights of `input_cfg` items set how early an item is drawn, not how often. Run `validate_manifest` first: here a
-    manifest is taken to be sound.
+    Weights of `input_cfg` items set how early an item is drawn, or how often where the split is infinite; that has one
+    epoch without end. Run `validate_manifest` first: here a manifest is taken to be sound.
     """
     limit = dataset_config.max_samples
     allowed = None if limit is None else _first_ids(dataset_config, prompt_dataset, limit)
@@ -159,6 +208,8 @@ def build_dataloader(
     def make_sampler(epoch: int) -> CutSampler:
         config = _nemo_config(dataset_config, epoch=epoch, drop_last=drop_last)
         sampler = _nemo_sampler(config, prompt_dataset, rank, world_size)
+        if dataset_config.infinite:
+            sampler = sampler.map(_with_own_ids)
         return sampler if allowed is None else sampler.filter(lambda cut: example_from_cut(cut).id in allowed)
 
     # torch draws a seed per pass; from its own generator, so that reading data does not move the global one.
@@ -176,16 +227,16 @@ def num_batches_per_epoch(dataloader: PromptLoader) -> int:
     return _epoch_sampler(dataloader).count_batches()
 
 
-def longest_prompt(dataloader: PromptLoader) -> tuple[str, int]:
-    """Id and number of tokens of the split's longest prompt, from metadata: no audio is read."""
+def longest_prompt(dataloader: PromptLoader, *, limit: int | None = None) -> tuple[str, int]:
+    """Id and number of tokens of the longest prompt of the split (or of `limit` cuts of it); no audio is read."""
     dataset = dataloader.dataset
     assert isinstance(dataset, PromptDataset)
-    lengths = {
-        str(cut.id): len(encode_prompt(example_from_cut(cut), dataset.audio_tokens(cut.num_samples), dataset.tokenizer))
-        for cuts in _epoch_sampler(dataloader)
-        for cut in cuts
-    }
-    return max(lengths.items(), key=lambda item: item[1])
+    cuts = islice((cut for batch in _epoch_sampler(dataloader) for cut in batch), limit)
+    longest = ("", 0)
+    for cut in tqdm(cuts, desc="measuring prompts", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
+        prompt = encode_prompt(example_from_cut(cut), dataset.audio_tokens(cut.num_samples), dataset.tokenizer)
+        longest = max(longest, (str(cut.id), len(prompt)), key=lambda found: found[1])
+    return longest
 
 
 def _epoch_sampler(dataloader: PromptLoader) -> EpochSampler:
@@ -208,12 +259,14 @@ def _nemo_config(config: DatasetConfig, *, epoch: int, drop_last: bool) -> dict[
         "seed": config.seed,
         # Shuffling, mixing and the order of Shar archives all follow this one.
         "shard_seed": config.seed + epoch,
-        "use_bucketing": False,
+        "use_bucketing": config.bucket_duration_bins is not None,
+        "bucket_duration_bins": None if config.bucket_duration_bins is None else list(config.bucket_duration_bins),
+        "num_buckets": len(config.bucket_duration_bins or ()) + 1,
         # A background thread would make batches depend on timing.
         "concurrent_bucketing": False,
         "num_workers": 0,
-        # Epochs end, and batches are drawn in the training process: both are needed to continue at a given batch.
-        "force_finite": True,
+        "force_finite": not config.infinite,
+        # Batches are drawn in the training process: needed to continue at a given one.
         "force_map_dataset": True,
         # The allocator is the trainer's business.
         "cuda_expandable_segments": False,
@@ -226,9 +279,14 @@ def _nemo_sampler(config: dict[str, Any], dataset: PromptDataset, rank: int, wor
     return loader.sampler
 
 
+def _with_own_ids(cuts: CutSet) -> CutSet:
+    return CutSet.from_cuts(cut.with_id(_REPETITION.sub("", cut.id)) for cut in cuts)
+
+
 def _first_ids(config: DatasetConfig, dataset: PromptDataset, count: int) -> frozenset[str]:
     """Return the ids of the first `count` cuts as NeMo reads them unshuffled (Shar: in the archive order of `seed`)."""
-    unshuffled = {**_nemo_config(config, epoch=0, drop_last=False), "shuffle": False}
+    plain = {"shuffle": False, "use_bucketing": False, "force_finite": True}
+    unshuffled = {**_nemo_config(config, epoch=0, drop_last=False), **plain}
     ids: list[str] = []
     for cuts in _nemo_sampler(unshuffled, dataset, rank=0, world_size=1):
         ids.extend(example_from_cut(cut).id for cut in cuts)

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,16 @@ from lhotse.audio import AudioLoadingError, info
 from lhotse.cut import Cut
 from nemo.collections.common.data.lhotse.cutset import resolve_relative_paths
 from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
+from tqdm import tqdm
 
-from nemo_mapo.config.run import DatasetConfig
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.types import Example
 
 DURATION_TOLERANCE_SECONDS = 0.05
 """How much longer than its file a manifest may claim a clip to be (durations are often rounded)."""
+
+_BAR_DELAY_SECONDS = 2.0
+"""A short check needs no progress bar."""
 
 _LOCATION_KEY = {"lhotse": "cuts_path", "nemo": "manifest_filepath", "lhotse_shar": "shar_path"}
 """Supported types of `input_cfg` items, and the key that says where the data are."""
@@ -44,7 +49,7 @@ class _Entry:
 
 
 class CheckedSplit(NamedTuple):
-    """What is in a split."""
+    """What is in a split, or in the part of it that was looked at."""
 
     found: int
     """Cuts."""
@@ -55,7 +60,7 @@ class CheckedSplit(NamedTuple):
 
 
 def validate_manifest(config: DatasetConfig) -> CheckedSplit:
-    """Check every line of a split before anything is built; return how many cuts there are and will be used.
+    """Check the lines of a split (all, or `check_cuts` of each item) before anything is built; return what was found.
 
     Reads manifests and the headers of the audio files, but decodes nothing: a stream that breaks off in the middle of a
     file is found when the clip is read.
@@ -69,7 +74,8 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
     places: dict[str, str] = {}
     used = 0
     for index, item in enumerate(config.input_cfg):
-        for entry in _entries(item, f"input_cfg[{index}]"):
+        entries = islice(_entries(item, f"input_cfg[{index}]"), config.check_cuts)
+        for entry in tqdm(entries, desc="checking data", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
             if entry.id in places:
                 raise ValueError(
                     f"{entry.where}: id {entry.id!r} was already used at {places[entry.id]}: "

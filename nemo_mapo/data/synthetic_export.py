@@ -2,33 +2,36 @@
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from nemo_mapo.data.manifests import load_cuts
 from nemo_mapo.data.synthetic import SPLITS, manifest_path
+from nemo_mapo.data.synthetic_text import TASKS
 
 BENCHMARK_FILE = "benchmark/test.json"
 """In a folder of its own: an importer of the questions must not take it for more of them."""
 
 
 def export_questions(corpus: Path, output: Path) -> list[Path]:
-    """Write `<split>.jsonl` (audio/question/choices/answer) and the test split in MMAU's layout; return the files.
+    """Write `<task>/<split>.jsonl` (audio/question/choices/answer) and the test split as MMAU's file; return the files.
 
-    Audio stays in the corpus and is named by absolute path.
+    Each task is a corpus of its own for examples/prepare_data.py. Audio stays where it is, named by absolute path.
 
     Raises:
         ValueError: a manifest of the corpus is damaged.
     """
-    (output / BENCHMARK_FILE).parent.mkdir(parents=True, exist_ok=True)
     questions = {split: list(_questions(manifest_path(corpus, split))) for split in SPLITS}
-    lines = {f"{split}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for split, rows in questions.items()}
-    lines[BENCHMARK_FILE] = json.dumps([_benchmark_item(row) for row in questions["test"]], indent=1)
-    for name, text in lines.items():
+    texts = {BENCHMARK_FILE: json.dumps([_benchmark_item(row) for row in questions["test"]], indent=1)}
+    for task, (split, rows) in product(TASKS, questions.items()):
+        texts[f"{task}/{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows if row["task"] == task)
+    for name, text in texts.items():
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
         partial = output / f"{name}.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(output / name)
-    return [output / name for name in lines]
+    return [output / name for name in texts]
 
 
 def _questions(manifest: Path) -> Iterator[dict[str, Any]]:

@@ -1,42 +1,133 @@
 """An endless stream of prompt batches whose position can be saved and found again exactly."""
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from nemo_mapo.data.dataset import num_batches_per_epoch, skip_batches
+from nemo_mapo.data.dataset import PromptDataset, num_batches_per_epoch, skip_batches
+from nemo_mapo.training.ranks import gather_over_data_parallel
 from nemo_mapo.types import PromptBatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPhase:
+    """A phase of the curriculum, or the only one."""
+
+    name: str
+    dataloader: DataLoader[PromptBatch]
+    steps: int | None
+    """Batches of this phase; None is without end."""
 
 
 class PromptStream:
-    """Full batches of the training split, epoch after epoch, reshuffled each epoch."""
+    """Full batches of the training split, phase after phase; in each, epoch after epoch, reshuffled each epoch."""
 
-    def __init__(self, dataloader: DataLoader[PromptBatch], batch_size: int) -> None:
-        self.dataloader = dataloader
+    def __init__(self, phases: Sequence[PromptPhase], batch_size: int, *, max_unreadable: int = 0) -> None:
+        """Begin at the first phase; ValueError, when a batch is drawn, past `max_unreadable` clips of all ranks."""
+        self.phases = tuple(phases)
         self.batch_size = batch_size
-        self.batches_per_epoch = num_batches_per_epoch(dataloader)
-        if self.batches_per_epoch == 0:
-            raise ValueError(
-                f"data.train_ds.batch_size={batch_size} exceeds the training split; use a smaller batch or more data"
-            )
+        self.max_unreadable = max_unreadable
+        self.unreadable: frozenset[str] = frozenset()
+        """Ids of the clips that were replaced, on any rank."""
+        self.phase = 0
+        self.steps_in_phase = 0
         self.epoch = 0
         self.batch = 0
         self._iterator: Any = None
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in one pass over the split of the present phase, which must end; counted at every call.
+
+        Raises:
+            ValueError: if there is not a single full batch.
+        """
+        batches = num_batches_per_epoch(self.phases[self.phase].dataloader)
+        if batches == 0:
+            raise self._too_small()
+        return batches
+
     def __next__(self) -> PromptBatch:
-        if self.batch == self.batches_per_epoch:
+        if self.steps_in_phase == self.phases[self.phase].steps:
+            self._go_to(phase=self.phase + 1)
+        if self._iterator is None and len(self.phases) > 1 and self.steps_in_phase == 0:
+            logger.info(f"data phase {self.phase + 1} of {len(self.phases)}: {self.phases[self.phase].name}")
+        prompts = self._draw()
+        if prompts is None:
             self.epoch, self.batch, self._iterator = self.epoch + 1, 0, None
-        if self._iterator is None:
-            skip_batches(self.dataloader, self.epoch, self.batch)
-            self._iterator = iter(self.dataloader)
-        prompts: PromptBatch = next(self._iterator)
+            prompts = self._draw()
+        if prompts is None:
+            raise self._too_small()
         self.batch += 1
+        self.steps_in_phase += 1
+        if self.max_unreadable:
+            self._note_unreadable()
         return prompts
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and batches consumed in it."""
-        return {"epoch": self.epoch, "batch": self.batch}
+    def figures(self) -> dict[str, float]:
+        """What the metrics say about the data: only what the config makes interesting."""
+        figures: dict[str, float] = {}
+        if len(self.phases) > 1:
+            figures["data/phase"] = float(self.phase + 1)
+        if self.max_unreadable:
+            figures["data/unreadable_clips"] = float(len(self.unreadable))
+        return figures
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Phase, steps taken in it, epoch of it, batches consumed in that, and the clips that were replaced."""
+        return {
+            "phase": self.phase,
+            "steps_in_phase": self.steps_in_phase,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "unreadable": sorted(self.unreadable),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that `state` has consumed."""
-        self.epoch, self.batch, self._iterator = state["epoch"], state["batch"], None
+        self._go_to(phase=state["phase"])
+        self.steps_in_phase, self.epoch, self.batch = state["steps_in_phase"], state["epoch"], state["batch"]
+        self.unreadable = frozenset(state["unreadable"])
+        for phase in self.phases:
+            _dataset(phase).unreadable = set(self.unreadable)
+
+    def _draw(self) -> PromptBatch | None:
+        """The next batch of the epoch; None at its end."""
+        if self._iterator is None:
+            loader = self.phases[self.phase].dataloader
+            skip_batches(loader, self.epoch, self.batch)
+            self._iterator = iter(loader)
+        prompts: PromptBatch | None = next(self._iterator, None)
+        return prompts
+
+    def _go_to(self, *, phase: int) -> None:
+        self.phase, self.steps_in_phase, self.epoch, self.batch, self._iterator = phase, 0, 0, 0, None
+
+    def _note_unreadable(self) -> None:
+        """Make the replaced clips of all ranks known to all, so that they end in the same step."""
+        mine = _dataset(self.phases[self.phase]).unreadable
+        self.unreadable = self.unreadable.union(*gather_over_data_parallel(mine))
+        if len(self.unreadable) > self.max_unreadable:
+            raise ValueError(
+                f"{len(self.unreadable)} clips of the training split cannot be read, which is more than "
+                f"data.train_ds.max_unreadable={self.max_unreadable}: {', '.join(sorted(self.unreadable))}; the log "
+                "says why. Replace them, or raise the bound"
+            )
+
+    def _too_small(self) -> ValueError:
+        return ValueError(
+            f"data.train_ds.batch_size={self.batch_size} exceeds the training split"
+            f"{f' of phase {self.phases[self.phase].name}' if len(self.phases) > 1 else ''} (or each of its duration "
+            "buckets); use a smaller batch or more data"
+        )
+
+
+def _dataset(phase: PromptPhase) -> PromptDataset:
+    dataset = phase.dataloader.dataset
+    assert isinstance(dataset, PromptDataset)
+    return dataset

@@ -70,7 +70,7 @@ class MapoTrainer:
         self.optimization_step = 0
         self.consumed_samples = 0
         self.skipped = SkippedSteps(limit=config.trainer.mapo.max_skipped_steps)
-        self.max_steps = total_steps(config, prompts.batches_per_epoch)
+        self.max_steps = total_steps(config, prompts)
         self.total_optimizer_steps = self.max_steps * config.steps_per_generation
         self.timer = ScopedTimer(reduction="mean", sync_cuda=torch.cuda.is_available(), buffer_size=1)
 
@@ -104,6 +104,7 @@ class MapoTrainer:
         if is_main_rank():
             self.samples.write_training(self.step, rollouts, scored)
         metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self._timings()
+        metrics |= self.prompts.figures()
         metrics["timing/step_seconds"] = time.perf_counter() - started
         generated = metrics["rollout/completion_tokens"] * self.samples_per_step
         metrics["rollout/tokens_per_second"] = generated / metrics["timing/rollout_seconds"]
@@ -241,10 +242,16 @@ class MapoTrainer:
         )
 
 
-def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
-    """Rollout batches of the whole run (NeMo-Aligner's max_epochs and max_steps)."""
-    steps = batches_per_epoch * config.trainer.mapo.max_epochs
-    return steps if config.trainer.mapo.max_steps < 0 else min(steps, config.trainer.mapo.max_steps)
+def total_steps(config: RunConfig, prompts: PromptStream) -> int:
+    """Rollout batches of the whole run: phases, or NeMo-Aligner's max_epochs; max_steps may end it earlier."""
+    split, limit = config.data.train_ds, config.trainer.mapo.max_steps
+    if split.phases:
+        steps = sum(phase.steps for phase in split.phases)
+    elif split.infinite:
+        steps = limit
+    else:
+        steps = prompts.batches_per_epoch * config.trainer.mapo.max_epochs
+    return steps if limit < 0 else min(steps, limit)
 
 
 def _mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from lhotse.shar import SharWriter
 from torch.utils.data import DataLoader
 
-from nemo_mapo.config.run import DatasetConfig
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, num_batches_per_epoch, skip_batches
 from nemo_mapo.data.manifests import load_cuts, validate_manifest
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus

@@ -21,6 +21,15 @@ GROUP_OPTIONS = sorted(
     for path in CONF.glob("*/**/*.yaml")
     if path.parent.name != "benchmark"
 )
+PAPER_DATA = [
+    "~warm_start",
+    "data.prepared_dir=data",
+    "data.tokenizer=tokenizer",
+    "data.phase_steps=[3,5]",
+    "trainer.mapo.max_steps=-1",
+]
+# What an option leaves to the user.
+REQUIRED = {"data=paper_two_phase": PAPER_DATA}
 README_OVERRIDES = re.findall(r"^\| `([^`=]+=[^`]*)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
 
 
@@ -39,7 +48,21 @@ def test_every_primary_config_composes_and_validates(primary: str) -> None:
 @pytest.mark.parametrize("option", GROUP_OPTIONS)
 def test_every_option_of_every_group_composes_and_validates(option: str) -> None:
     # Experiments are layered on top of the default config; the other groups are already in its defaults list.
-    assert isinstance(run_config(f"+{option}" if option.startswith("experiment") else option), RunConfig)
+    first = f"+{option}" if option.startswith("experiment") else option
+    assert isinstance(run_config(first, *REQUIRED.get(option, [])), RunConfig)
+
+
+@pytest.mark.parametrize("missing", ["data.prepared_dir", "data.tokenizer", "data.phase_steps"])
+def test_a_value_that_the_papers_curriculum_leaves_to_the_user_is_asked_for(missing: str) -> None:
+    given = [override for override in PAPER_DATA if not override.startswith(missing)]
+    with pytest.raises(ConfigError, match=missing):
+        run_config("data=paper_two_phase", *given)
+
+
+def test_the_papers_curriculum_has_its_shares_and_lengths() -> None:
+    phases = run_config("data=paper_two_phase", *PAPER_DATA).data.train_ds.phases
+    assert [(phase.name, phase.steps) for phase in phases] == [("avqa", 3), ("mixture", 5)]
+    assert [item["weight"] for item in phases[1].input_cfg] == [0.486, 0.271, 0.171, 0.071]
 
 
 @pytest.mark.parametrize("override", README_OVERRIDES)
@@ -110,6 +133,23 @@ def test_the_readme_shows_ten_overrides() -> None:
             ["model.freeze.perception=true", "model.freeze.projector=true", "model.freeze.decoder=true"],
             ["leaves nothing to train"],
         ),
+        # Training data without an end, without a beginning, or with two.
+        (
+            ["data.train_ds.infinite=true", "trainer.mapo.max_steps=-1"],
+            ["data.train_ds.infinite=true", "set trainer.mapo.max_steps"],
+        ),
+        ("data.train_ds.input_cfg=[]", ["data.train_ds", "either input_cfg", "or phases"]),
+        (
+            ["data=synthetic_two_phase", "data.train_ds.input_cfg=[{type: lhotse, cuts_path: x}]"],
+            ["data.train_ds", "either input_cfg", "and not both"],
+        ),
+        (
+            ["data=synthetic_two_phase", "trainer.mapo.max_steps=81"],
+            ["trainer.mapo.max_steps=81", "the 80 steps of data.train_ds.phases"],
+        ),
+        ("data.train_ds.bucket_duration_bins=[4,2]", ["bucket_duration_bins=[4.0, 2.0]", "ascending"]),
+        ("data.validation_ds.infinite=true", ["validation_ds.infinite=True", "every clip of validation_ds is scored"]),
+        ("data.test_ds.max_unreadable=1", ["test_ds.max_unreadable=1", "leave it at 0"]),
         # Keys that are not there.
         ("~data.tokenizer", ["data.tokenizer", "missing"]),
         ("data.tokenizer=${nowhere}", ["data.tokenizer", "nowhere", "not found"]),

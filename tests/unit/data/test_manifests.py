@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_mapo.config.run import DatasetConfig
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.manifests import example_from_cut, load_cuts, validate_manifest
 
 SHIPPED = Path(__file__).parents[3] / "data" / "lhotse_manifests"

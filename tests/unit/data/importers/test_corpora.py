@@ -2,7 +2,7 @@
 
 import pytest
 
-from nemo_mapo.config.run import DatasetConfig
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.importers.base import Source
 from nemo_mapo.data.importers.registry import IMPORTERS

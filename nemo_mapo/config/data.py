@@ -1,0 +1,127 @@
+"""The data of a run: splits, mixtures, phases."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class PhaseConfig:
+    """One phase of a curriculum."""
+
+    name: str
+    """What the log calls it."""
+    input_cfg: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    """What this phase draws from, as `input_cfg` of the split."""
+    steps: Count
+    """Rollout batches drawn in this phase."""
+
+
+class Phase(NamedTuple):
+    """A phase as the dataloading sees it: a split of its own."""
+
+    name: str
+    steps: int | None
+    """Rollout batches; None is to the end of the run."""
+    split: "DatasetConfig"
+
+
+@config_class
+class DatasetConfig:
+    """One split, read through NeMo's Lhotse dataloading."""
+
+    input_cfg: tuple[dict[str, Any], ...] = ()
+    """As in NeMo: a list of {type: lhotse, cuts_path: ...} | {type: nemo, ...} | {type: lhotse_shar, ...}, each with a
+    `weight` if it is to be drawn more often than others (see `infinite`)."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """A curriculum in place of `input_cfg`: one phase after the other, each for its number of steps."""
+    infinite: bool = False
+    """Draw for ever, from each item of `input_cfg` as often as its weight says; needs trainer.mapo.max_steps. false: an
+    epoch is one pass over all items (weights say how early an item is drawn), and epochs follow each other."""
+    bucket_duration_bins: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    """Borders of duration buckets, seconds, ascending: a batch holds clips of one bucket, so little is padded. Its size
+    stays `batch_size`; the budget in tokens is `model.packed_tokens`."""
+    batch_size: Count = 8
+    """Prompts per rollout batch."""
+    sample_rate: Count = 16000
+    """Hz; clips with another rate are refused."""
+    shuffle: bool = False
+    """Draw in another order every epoch."""
+    seed: int = 0
+    """Of the order."""
+    min_duration: Annotated[float, Field(ge=0)] = 0.1
+    """Seconds; shorter clips are left out."""
+    max_duration: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds; longer clips are left out."""
+    max_samples: Count | None = None
+    """Use only the first this many cuts."""
+    check_cuts: Count | None = None
+    """At start-up look at the first this many cuts of every item of `input_cfg` only, where looking at all takes too
+    long; what is wrong beyond them ends the run when it is drawn."""
+    max_unreadable: Annotated[int, Field(ge=0)] = 0
+    """Clips of a run that may turn out to be unreadable: each is replaced by another clip of its batch, logged and
+    counted. One more ends the run."""
+
+    def __post_init__(self) -> None:
+        if bool(self.input_cfg) == bool(self.phases):
+            raise ValueError("give either input_cfg (what to draw from) or phases (a curriculum), and not both")
+        bins = self.bucket_duration_bins
+        if bins is not None and (list(bins) != sorted(set(bins)) or bins[0] <= 0):
+            raise ValueError(f"bucket_duration_bins={list(bins)}: give seconds above 0 in ascending order")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phases: names {names} are not distinct")
+
+    def in_phases(self) -> Iterator[Phase]:
+        """The phases in order, each as a split of its own; a split without a curriculum is one phase."""
+        if not self.phases:
+            yield Phase("all", None, self)
+        for phase in self.phases:
+            yield Phase(phase.name, phase.steps, replace(self, phases=(), input_cfg=phase.input_cfg))
+
+
+@config_class
+class DataConfig:
+    """Splits and how questions become prompts."""
+
+    train_ds: DatasetConfig
+    validation_ds: DatasetConfig
+    test_ds: DatasetConfig | None = None
+    corpus_dir: str | None = None
+    """Directory that the paths of this section refer to by interpolation; read by nothing else."""
+    prepared_dir: str | None = None
+    """Another such directory: what examples/prepare_data.py wrote."""
+    phase_steps: tuple[Count, ...] | None = None
+    """Lengths that `train_ds.phases` refer to by interpolation; read by nothing else."""
+    tokenizer: str
+    """Directory of a Hugging Face tokenizer."""
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            if name != "train_ds":
+                _check_scored(name, split)
+        rates = {name: split.sample_rate for name, split in self.splits.items()}
+        if len(set(rates.values())) > 1:
+            raise ValueError(f"sample_rate differs between splits ({rates}); the model reads one rate")
+
+    @property
+    def splits(self) -> dict[str, DatasetConfig]:
+        """The splits that are there, by key."""
+        named = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
+        return {name: split for name, split in named.items() if split is not None}
+
+
+def _check_scored(name: str, split: DatasetConfig) -> None:
+    """ValueError where a split that is scored would not be scored whole, once, in order."""
+    for field, plain in (("phases", ()), ("infinite", False), ("bucket_duration_bins", None), ("max_unreadable", 0)):
+        if getattr(split, field) != plain:
+            raise ValueError(
+                f"{name}.{field}={getattr(split, field)!r} is for training; every clip of {name} is scored, once: "
+                f"leave it at {plain!r}"
+            )
