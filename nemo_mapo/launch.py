@@ -25,24 +25,21 @@ from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.lora import add_lora, freeze
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor
-from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint
+from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
+from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
 from nemo_mapo.training.records import JsonLinesLogger
-from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.run_directory import RunDirectory, open_run_directory
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.trainer import MapoTrainer
-from nemo_mapo.training.warm_start import warm_start
 from nemo_mapo.types import PromptBatch
 
 logger = logging.getLogger(__name__)
@@ -154,10 +151,10 @@ class Assembly:
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
         self.batching = MicroBatching(rows=config.model.micro_batch_size, packed_tokens=config.model.packed_tokens)
-        self.policy = self._build_model()
+        self.policy = build_policy(config, self.tokenizer)
         self._check_positions()
-        self._load_start_weights()
-        self.reference = self._build_reference()
+        load_start_weights(self.policy, config, self.tokenizer)
+        self.reference = freeze_start(self.policy, config, self.tokenizer, batching=self.batching)
         self.validator = self._evaluator(config.data.validation_ds)
         self.trainer = self._build_trainer()
 
@@ -194,45 +191,6 @@ class Assembly:
                     f"model.decoder.max_position_embeddings={decoder.max_position_embeddings}; "
                     "lower max_duration or max_new_tokens, or raise the positions"
                 )
-
-    def _build_model(self) -> AudioLLM:
-        return build_audio_llm(
-            self.config.model,
-            vocab_size=len(self.tokenizer),
-            special=self.special,
-            sample_rate=self.config.data.train_ds.sample_rate,
-            seed=self.config.warm_start.seed if self.config.warm_start else self.config.seed,
-            params_dtype=torch.bfloat16 if self.config.trainer.precision == "bf16" else torch.float32,
-        )
-
-    def _load_start_weights(self) -> None:
-        start = self.config.pretrained_checkpoint.restore_from_path
-        if start is not None:
-            load_checkpoint(Path(start), self.policy)
-        elif self.config.warm_start is not None:
-            warm_start(self.policy, self.config.warm_start, self.config.model, self.tokenizer,
-                       model_seed=self.config.warm_start.seed)  # fmt: skip
-        else:
-            logger.warning("no warm start and no pretrained_checkpoint.restore_from_path: training starts from noise")
-
-    def _build_reference(self) -> FrozenReference:
-        """The policy as it is now, before training; gives it its adapters and freezes what is not to be trained."""
-        config = self.config.model
-        start = self.policy
-        if config.lora is None:
-            start = self._build_model()
-            start.load_state_dict(self.policy.state_dict())
-        else:
-            add_lora(self.policy.language_model, config.lora, seed=self.config.seed)
-        freeze(self.policy, config.resolved_freeze)
-        return FrozenReference(
-            start,
-            self.special,
-            keep_placeholders=self.config.objective.keep_placeholders,
-            batching=self.batching,
-            adapted=config.lora is not None,
-            offload=config.offload_reference,
-        )
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:
         return MegatronRollout(model, self.tokenizer, batch_size=self.config.rollout.batch_size)

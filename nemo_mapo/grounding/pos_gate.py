@@ -1,7 +1,7 @@
 """The part-of-speech gate g_t: which tokens of a completion carry substance (paper Eq. 3 and Appendix E)."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -128,11 +128,29 @@ def _real_length(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
 
 
 def _substantive_tokens(surface: Surface, tags: frozenset[str], tagger: Tagger) -> frozenset[int]:
-    tokens: set[int] = set()
+    return frozenset(token for token, found in _word_tags(surface, tagger) if tags.intersection(found))
+
+
+def _word_tags(surface: Surface, tagger: Tagger) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Every token that carries a character of a word, with the tags of the word's parts; once for each character."""
     for sentence in sentences_of(surface.text):
         tagged = iter(tagger.tag([part for unit in sentence for part in unit.parts]))
         for unit in sentence:
-            unit_tags = {next(tagged)[1] for _ in unit.parts}
-            if unit.is_word and unit_tags & tags:
-                tokens.update(*surface.owners[unit.start : unit.end])
-    return frozenset(tokens)
+            tags = tuple(next(tagged)[1] for _ in unit.parts)
+            if unit.is_word:
+                yield from ((token, tags) for owners in surface.owners[unit.start : unit.end] for token in owners)
+
+
+def pos_token_tags(token_ids: Sequence[int], tokenizer: Tokenizer, tagger: Tagger) -> tuple[str | None, ...]:
+    """The universal tag of the word that each token belongs to; None for markup, marks and padding (Fig. 7).
+
+    A contraction has its host's tag; a token of two words, the first one's. All None where the tokens cannot be laid
+    over the text (see `pos_token_gate`).
+    """
+    tags: list[str | None] = [None] * len(token_ids)
+    real = _real_length(token_ids, tokenizer)
+    surface = SurfaceReader(tokenizer).read(token_ids[:real]) if real else None
+    if surface is not None:
+        for token, found in _word_tags(surface, tagger):
+            tags[token] = tags[token] or found[0]
+    return tuple(tags)

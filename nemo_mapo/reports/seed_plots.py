@@ -108,7 +108,7 @@ def bands_svg(name: str, bands: Sequence[Band], scale: Scale, levels: Sequence[L
 def _seed_rows(groups: Sequence[Group]) -> dict[int, float]:
     """Vertical place of each seed within a row, the same in every row."""
     seeds = sorted({seed for group in groups for seed in group.values})
-    places = np.linspace(-SPREAD, SPREAD, len(seeds)) if len(seeds) > 1 else np.zeros(1)
+    places = np.linspace(-SPREAD, SPREAD, len(seeds)) if len(seeds) > 1 else np.zeros(len(seeds))
     return {seed: float(place) for seed, place in zip(seeds, places, strict=True)}
 
 

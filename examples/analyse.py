@@ -1,0 +1,53 @@
+"""Analyse how a trained model listens: `python examples/analyse.py RUN`; the page lies in RUN/analysis."""
+
+import argparse
+from pathlib import Path
+
+from nemo_mapo.console import quiet_upstream, show_own_messages
+from nemo_mapo.platform import hide_cuda_devices
+
+hide_cuda_devices()
+quiet_upstream()
+
+from pydantic import ValidationError  # noqa: E402
+
+from nemo_mapo.config.analysis import AnalysisConfig  # noqa: E402
+from nemo_mapo.evaluation.grounding.run import START, analyse_run  # noqa: E402
+from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
+
+
+def main() -> None:
+    """Analyse and print where the page is."""
+    arguments = _arguments()
+    show_own_messages()
+    install_cpu_host()
+    initialize_parallel()
+    settings = {"max_items": arguments.max_items, "ratios": tuple(arguments.ratios), "seed": arguments.seed,
+                "samples_per_item": arguments.samples, "collapse_threshold": arguments.collapse}  # fmt: skip
+    try:
+        config = AnalysisConfig(**settings)
+        page = analyse_run(arguments.run, arguments.checkpoint, split=arguments.split, config=config)
+    except (ValueError, ValidationError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"page: {page}")
+
+
+def _arguments() -> argparse.Namespace:
+    defaults = AnalysisConfig()
+    parser = argparse.ArgumentParser(description=__doc__, epilog="What each figure is: docs/grounding.md")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory of examples/train_mapo.py")
+    parser.add_argument("--checkpoint", metavar="NAME", help=f"below RUN/checkpoints, or {START} (default: the newest)")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="(default: %(default)s)")
+    parser.add_argument("--max-items", type=int, metavar="N", help="use the first N questions only")
+    parser.add_argument("--ratios", type=float, nargs="+", default=defaults.ratios, metavar="SHARE",
+                        help="shares of a clip to silence (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--samples", type=int, default=defaults.samples_per_item, metavar="K",
+                        help="completions of each question for accuracy by length (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--collapse", type=float, default=defaults.collapse_threshold, metavar="SHARE",
+                        help="collapse index above which a completion counts (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What `examples/analyse.py` measures on a finished run."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class AnalysisConfig:
+    """Choices of the analysis that change its numbers; they are written beside them."""
+
+    max_items: Annotated[int, Field(ge=2)] | None = None
+    """Use only the first this many questions of the split."""
+    ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.05, 0.1, 0.3, 0.5)
+    """Shares of a clip that evidence masking silences (Table 4)."""
+    samples_per_item: Annotated[int, Field(ge=2)] = 4
+    """Completions of each question, sampled as in training, for accuracy against length."""
+    collapse_threshold: Share = 0.5
+    """A completion has collapsed when its collapse index is above this."""
+    seed: int = 0
+    """Of random masks and of sampling."""
+    bootstrap_samples: Count = 2000
+    """Of the intervals."""
+    confidence: Share = 0.95
+    """Of the intervals."""

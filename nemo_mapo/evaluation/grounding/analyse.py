@@ -1,0 +1,239 @@
+"""Grounding analysis of a checkpoint: where it listens, and how much of its score needs ears."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.analysis import AnalysisConfig
+from nemo_mapo.config.run import RewardsConfig, SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.evaluation.benchmarks.statistics import bootstrap_interval, compare_paired
+from nemo_mapo.evaluation.grounding.collapse import collapse_index
+from nemo_mapo.evaluation.grounding.controls import exchanged, silenced, text_only
+from nemo_mapo.evaluation.grounding.evidence import SELECTIONS, silence_frames
+from nemo_mapo.evaluation.grounding.lengths import length_effect
+from nemo_mapo.evaluation.grounding.listening import Listening, listen
+from nemo_mapo.evaluation.profile import PositionProfile
+from nemo_mapo.grounding.pos_gate import pos_token_tags
+from nemo_mapo.grounding.tagger import Tagger
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.scoring import score_rollouts
+from nemo_mapo.training.sequences import response_mask, token_batch
+from nemo_mapo.training.signals import token_signals_in_parts
+from nemo_mapo.types import PromptBatch, Rollouts
+
+NO_WORD = "(mark)"
+"""Group of the tokens that belong to no word: markup, punctuation, end of turn."""
+_DIGITS = 5
+
+Scores = list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is analysed, and what it takes to ask it."""
+
+    policy: AudioLLM
+    backend: RolloutBackend
+    reference: FrozenReference
+    tokenizer: PreTrainedTokenizerBase
+    tagger: Tagger
+    rewards: RewardsConfig
+    sampling: SamplingConfig
+    """As in training; greedy decoding is made of it."""
+
+
+@dataclass
+class _Found:
+    """What is collected while batches are analysed; lists run over questions in their order."""
+
+    accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
+    """By what the model heard: full, text_only, silence, exchanged, and `<selection> <ratio>` for evidence masking."""
+    collapse: list[float] = field(default_factory=list)
+    by_tag: defaultdict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """Policy entropy, delta h and audio mass of every token, by part of speech."""
+    profile: PositionProfile = field(default_factory=PositionProfile)
+    head_mass: Tensor | None = None
+    """Sum over tokens, [layer, head]."""
+    lengths: list[list[int]] = field(default_factory=list)
+    length_scores: list[Scores] = field(default_factory=list)
+
+
+@torch.no_grad()
+def analyse(subject: Subject, batches: Iterable[PromptBatch], config: AnalysisConfig) -> dict[str, Any]:
+    """Analyse; returns what analysis.json holds (docs/grounding.md says what each figure is).
+
+    Raises:
+        ValueError: the model is cut over ranks; a batch's clips cannot be exchanged.
+    """
+    found = _Found()
+    subject.policy.eval()
+    for prompts in tqdm(batches, desc="grounding analysis", unit="batch", dynamic_ncols=True):
+        _analyse_batch(prompts, subject, config, found)
+    return _results(subject, config, found)
+
+
+def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+    special = SpecialTokens.from_tokenizer(subject.tokenizer)
+    ask = _asker(subject)
+    rollouts = ask(prompts)
+    sequences = token_batch(rollouts, pad_id=special.pad_id)
+    listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
+    found.accuracy["full"] += _correct(rollouts, subject.rewards)
+    heard = {
+        "silence": silenced(prompts),
+        "text_only": text_only(prompts, special),
+        "exchanged": exchanged(prompts, subject.tokenizer, subject.policy.num_audio_tokens),
+    }
+    for ratio in config.ratios:
+        for selection in SELECTIONS:
+            heard[masking(selection, ratio)] = silence_frames(prompts, listening, ratio, selection, seed=config.seed)
+    for name, changed in heard.items():
+        found.accuracy[name] += _correct(ask(changed), subject.rewards)
+    _add_signals(rollouts, listening, subject, found)
+    _add_lengths(prompts, subject, config, found)
+
+
+def masking(selection: str, ratio: float) -> str:
+    """Name of an evidence-masking condition."""
+    return f"{selection} {ratio:g}"
+
+
+def _asker(subject: Subject) -> Callable[[PromptBatch], Rollouts]:
+    greedy = replace(subject.sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+
+    def ask(prompts: PromptBatch) -> Rollouts:
+        seeds = torch.zeros(len(prompts), dtype=torch.int64)
+        return subject.backend.generate(prompts, greedy, group_size=1, seeds=seeds)
+
+    return ask
+
+
+def _correct(rollouts: Rollouts, rewards: RewardsConfig) -> Scores:
+    return score_rollouts(rollouts, rewards).accuracy
+
+
+def _add_signals(rollouts: Rollouts, listening: Listening, subject: Subject, found: _Found) -> None:
+    special = SpecialTokens.from_tokenizer(subject.tokenizer)
+    sequences = token_batch(rollouts, pad_id=special.pad_id)
+    signals = token_signals_in_parts(
+        subject.policy, sequences, head_reduction=None, batching=subject.reference.batching
+    )
+    delta_h = subject.reference.text_entropy(sequences) - signals.entropy_nats
+    mass = listening.mass.amax(dim=2).mean(dim=1)
+    written = response_mask(sequences.completion_lengths, mass.shape[1])
+    curves = {"audio_mass_max": mass, "audio_mass_mean": listening.mass.mean(dim=(1, 2)), "delta_h_nats": delta_h,
+              "policy_entropy_nats": signals.entropy_nats}  # fmt: skip
+    by_layer = listening.mass.amax(dim=2).unbind(1)
+    curves |= {f"layer_{layer}": values for layer, values in zip(_layers(subject), by_layer, strict=True)}
+    found.profile.add(written, curves)
+    summed = listening.mass.sum(dim=(0, 3)).double()
+    found.head_mass = summed if found.head_mass is None else found.head_mass + summed
+    found.collapse += collapse_index(mass, written).tolist()
+    _add_tags(rollouts, written, torch.stack([signals.entropy_nats, delta_h, mass], dim=-1), subject, found)
+
+
+def _add_tags(
+    rollouts: Rollouts, written: Bool[Tensor, "batch time"], values: Tensor, subject: Subject, found: _Found
+) -> None:
+    for row, ids in enumerate(rollouts.completions.tolist()):
+        length = int(written[row].sum())
+        tags = pos_token_tags(ids[:length], subject.tokenizer, subject.tagger)
+        for tag, (entropy, delta_h, mass) in zip(tags, values[row, :length].tolist(), strict=True):
+            found.by_tag[tag or NO_WORD].append((entropy, delta_h, mass))
+
+
+def _add_lengths(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+    group = config.samples_per_item
+    first = len(found.lengths) * group
+    seeds = config.seed * 2**32 + first + torch.arange(len(prompts) * group)
+    rollouts = subject.backend.generate(prompts, subject.sampling, group_size=group, seeds=seeds)
+    correct = _correct(rollouts, subject.rewards)
+    lengths = rollouts.completion_lengths.tolist()
+    for start in range(0, len(lengths), group):
+        found.lengths.append(lengths[start : start + group])
+        found.length_scores.append(correct[start : start + group])
+
+
+def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[str, Any]:
+    statistics: dict[str, Any] = {
+        "samples": config.bootstrap_samples, "seed": config.seed, "confidence": config.confidence
+    }  # fmt: skip
+
+    def interval(scores: Sequence[float]) -> dict[str, float]:
+        return _rounded(asdict(bootstrap_interval(scores, **statistics)))
+
+    def paired(first: str, second: str) -> dict[str, Any]:
+        compared = compare_paired(found.accuracy[first], found.accuracy[second], **statistics)
+        return {**_rounded(asdict(compared.difference)), "p_value": round(compared.p_value, _DIGITS)}
+
+    plain = ("full", "text_only", "silence", "exchanged")
+    assert found.head_mass is not None
+    tokens = float(found.profile.count.sum())
+    return {
+        "items": len(found.accuracy["full"]),
+        "settings": asdict(config),
+        "pos_tagger": subject.tagger.name,
+        "accuracy": {name: interval(found.accuracy[name]) for name in plain},
+        "needs_ears": {name: paired("full", name) for name in plain[1:]},
+        "profile": found.profile.record(0, "analysis"),
+        "heads": {
+            "layers": list(_layers(subject)),
+            "audio_mass": [[round(value / tokens, _DIGITS) for value in row] for row in found.head_mass.tolist()],
+        },
+        "collapse": _collapse(found, config.collapse_threshold),
+        "parts_of_speech": [_tag_row(tag, values) for tag, values in sorted(found.by_tag.items())],
+        "evidence": [
+            {"ratio": ratio, "selection": selection, **interval(found.accuracy[masking(selection, ratio)])}
+            for ratio in config.ratios
+            for selection in SELECTIONS
+        ],
+        "acs": [{"ratio": ratio, **paired(masking("random", ratio), masking("top", ratio))} for ratio in config.ratios],
+        "length": asdict(length_effect(found.lengths, found.length_scores)),
+        "scores": dict(found.accuracy),
+    }
+
+
+def _collapse(found: _Found, threshold: float) -> dict[str, Any]:
+    """Share of completions above the threshold, and accuracy on either side; completions without a third stay out."""
+    pairs = [
+        (index, score) for index, score in zip(found.collapse, found.accuracy["full"], strict=True) if index == index
+    ]
+    collapsed = [score for index, score in pairs if index > threshold]
+    others = [score for index, score in pairs if index <= threshold]
+    return {
+        "threshold": threshold,
+        "completions": len(pairs),
+        "too_short": len(found.collapse) - len(pairs),
+        "mean_index": _mean([index for index, _ in pairs]),
+        "share": _mean([float(index > threshold) for index, _ in pairs]),
+        "accuracy_collapsed": _mean(collapsed),
+        "accuracy_others": _mean(others),
+    }
+
+
+def _tag_row(tag: str, values: list[tuple[float, float, float]]) -> dict[str, Any]:
+    entropy, delta_h, mass = (_mean(list(column)) for column in zip(*values, strict=True))
+    return {"tag": tag, "tokens": len(values), "entropy_nats": entropy, "delta_h_nats": delta_h, "audio_mass": mass}
+
+
+def _layers(subject: Subject) -> tuple[int, ...]:
+    return subject.policy.session.target_layers
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """None where there is nothing to average."""
+    return round(sum(values) / len(values), _DIGITS) if values else None
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, _DIGITS) for name, value in figures.items()}

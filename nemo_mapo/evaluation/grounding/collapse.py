@@ -1,0 +1,21 @@
+"""Late-stage collapse: how much of the early attention on the audio is left at the end of a completion."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def collapse_index(mass: Float[Tensor, "batch time"], written: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
+    """c = 1 - (mean mass of the last third) / (mean mass of the first third); NaN where either has no token.
+
+    0: as much as at first; 1: nothing left; negative: more than at first. A token belongs to the third in which its
+    middle (2 t + 1) / (2 T), t from 0, lies.
+    """
+    lengths = written.sum(1, keepdim=True).clamp(min=1)
+    third = (2 * torch.arange(written.shape[1]) + 1) * 3 // (2 * lengths)
+    early, late = (_mean(mass, written & (third == number)) for number in (0, 2))
+    return 1 - late / early
+
+
+def _mean(values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
+    return (values * mask).sum(1) / mask.sum(1)

@@ -1,0 +1,68 @@
+"""Does longer reasoning answer worse, or are hard questions answered at greater length? (decay, as CAFE reports it)"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+BINS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthBin:
+    """Completions of similar length."""
+
+    shortest: int
+    longest: int
+    completions: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthEffect:
+    """Accuracy against completion length; None where a correlation is not defined (nothing varies)."""
+
+    pearson: float | None
+    """Over all completions: confounded with difficulty."""
+    within_item: float | None
+    """With each question's means taken away from its lengths and scores: difficulty cannot play a part."""
+    bins: tuple[LengthBin, ...]
+
+
+def length_effect(lengths: Sequence[Sequence[int]], correct: Sequence[Sequence[float]]) -> LengthEffect:
+    """Correlate; the outer sequence is questions, the inner one completions of a question."""
+    length = [np.asarray(row, dtype=np.float64) for row in lengths]
+    score = [np.asarray(row, dtype=np.float64) for row in correct]
+    all_lengths, all_scores = np.concatenate(length), np.concatenate(score)
+    return LengthEffect(
+        pearson=_pearson(all_lengths, all_scores),
+        within_item=_pearson(
+            np.concatenate([row - row.mean() for row in length]), np.concatenate([row - row.mean() for row in score])
+        ),
+        bins=_bins(all_lengths, all_scores),
+    )
+
+
+def _pearson(first: Float[NDArray[np.float64], " n"], second: Float[NDArray[np.float64], " n"]) -> float | None:
+    first, second = first - first.mean(), second - second.mean()
+    norm = math.sqrt(float(first @ first) * float(second @ second))
+    return None if math.isclose(norm, 0.0, abs_tol=1e-12) else float(first @ second) / norm
+
+
+def _bins(lengths: Float[NDArray[np.float64], " n"], scores: Float[NDArray[np.float64], " n"]) -> tuple[LengthBin, ...]:
+    """By length, about equally many completions in each; those of one length are never parted."""
+    borders = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)[1:-1], method="lower"))
+    number = np.searchsorted(borders, lengths, side="left")
+    return tuple(
+        LengthBin(
+            shortest=int(lengths[part].min()),
+            longest=int(lengths[part].max()),
+            completions=len(part),
+            accuracy=float(scores[part].mean()),
+        )
+        for part in (np.flatnonzero(number == bin_number) for bin_number in range(len(borders) + 1))
+        if len(part)
+    )

@@ -1,0 +1,63 @@
+"""The policy of a run and its frozen start, from the run's config: for training and for whoever looks at it later."""
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.run import RunConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import add_lora, freeze
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.training.checkpoint import load_checkpoint
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.training.warm_start import warm_start
+
+logger = logging.getLogger(__name__)
+
+
+def build_policy(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> AudioLLM:
+    """The model as its seed draws it, without adapters."""
+    return build_audio_llm(
+        config.model,
+        vocab_size=len(tokenizer),
+        special=SpecialTokens.from_tokenizer(tokenizer),
+        sample_rate=config.data.train_ds.sample_rate,
+        seed=config.warm_start.seed if config.warm_start else config.seed,
+        params_dtype=torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32,
+    )
+
+
+def load_start_weights(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a fresh policy what the run starts from: a checkpoint, or the warm start (made if it is not cached)."""
+    start = config.pretrained_checkpoint.restore_from_path
+    if start is not None:
+        load_checkpoint(Path(start), policy)
+    elif config.warm_start is not None:
+        warm_start(policy, config.warm_start, config.model, tokenizer, model_seed=config.warm_start.seed)
+    else:
+        logger.warning("no warm start and no pretrained_checkpoint.restore_from_path: training starts from noise")
+
+
+def freeze_start(
+    policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, batching: MicroBatching
+) -> FrozenReference:
+    """The policy as it is now, as a reference; gives the policy its adapters and freezes what is not to be trained."""
+    start = policy
+    if config.model.lora is None:
+        start = build_policy(config, tokenizer)
+        start.load_state_dict(policy.state_dict())
+    else:
+        add_lora(policy.language_model, config.model.lora, seed=config.seed)
+    freeze(policy, config.model.resolved_freeze)
+    return FrozenReference(
+        start,
+        SpecialTokens.from_tokenizer(tokenizer),
+        keep_placeholders=config.objective.keep_placeholders,
+        batching=batching,
+        adapted=config.model.lora is not None,
+        offload=config.model.offload_reference,
+    )

@@ -1,0 +1,94 @@
+"""Questions without their audio, and with another's: the trap is a question that hears its own clip."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.evaluation.grounding.controls import exchanged, refuse_own_clips, silenced, text_only
+from nemo_mapo.types import AudioBatch, Example, PromptBatch
+
+TOKENIZER = build_tokenizer()
+SPECIAL = SpecialTokens.from_tokenizer(TOKENIZER)
+
+
+def audio_tokens(samples):
+    return samples // 10
+
+
+def batch(answers, clips):
+    """One prompt for each answer; `clips` are (first sample, length), equal ones sound the same."""
+    examples = tuple(
+        Example(
+            id=f"q{row}",
+            question="how does the tone sound?",
+            choices=("deep", "high", "rising"),
+            answer=answer,
+            task="t",
+        )
+        for row, answer in enumerate(answers)
+    )
+    rows = [
+        torch.tensor(encode_prompt(example, audio_tokens(length), TOKENIZER))
+        for example, (_, length) in zip(examples, clips, strict=True)
+    ]
+    waveforms = torch.zeros(len(clips), max(length for _, length in clips))
+    for row, (value, length) in enumerate(clips):
+        waveforms[row, :length] = value
+    return PromptBatch(
+        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=SPECIAL.pad_id),
+        lengths=torch.tensor([len(row) for row in rows]),
+        audio=AudioBatch(waveforms=waveforms, lengths=torch.tensor([length for _, length in clips])),
+        audio_row=torch.arange(len(clips)),
+        examples=examples,
+    )
+
+
+PROMPTS = batch(["deep", "deep", "high", "rising"], [(0.1, 40), (0.2, 60), (0.3, 40), (0.4, 20)])
+
+
+def test_exchanged_clips_are_those_of_questions_with_another_answer():
+    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens)
+    answers = [example.answer for example in PROMPTS.examples]
+    assert sorted(changed.audio_row.tolist()) == [0, 1, 2, 3]
+    assert all(answers[clip] != answers[row] for row, clip in enumerate(changed.audio_row.tolist()))
+
+
+def test_a_question_has_as_many_placeholders_as_its_new_clip_has_tokens():
+    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens)
+    placeholders = (changed.tokens == SPECIAL.audio_id).sum(1)
+    assert placeholders.tolist() == [audio_tokens(int(PROMPTS.audio.lengths[clip])) for clip in changed.audio_row]
+
+
+def test_a_clip_that_sounds_like_ones_own_is_not_another_clip():
+    alike = batch(["deep", "high", "rising", "high"], [(0.1, 40), (0.1, 40), (0.3, 40), (0.4, 20)])
+    changed = exchanged(alike, TOKENIZER, audio_tokens)
+    assert {int(changed.audio_row[0]), int(changed.audio_row[1])} == {2, 3}
+
+
+def test_a_question_that_hears_its_own_clip_is_caught():
+    wrong = replace(PROMPTS, audio_row=torch.tensor([1, 0, 2, 3]))
+    with pytest.raises(ValueError, match="q2 was to hear the clip of another question and hears its own"):
+        refuse_own_clips(PROMPTS, wrong)
+
+
+@pytest.mark.parametrize("prompts", [batch(["deep"], [(0.1, 40)]), batch(["deep", "high"], [(0.1, 40), (0.1, 40)])])
+def test_clips_that_cannot_be_exchanged_are_refused(prompts):
+    with pytest.raises(ValueError, match="cannot be exchanged"):
+        exchanged(prompts, TOKENIZER, audio_tokens)
+
+
+def test_text_only_questions_are_those_of_a_model_without_ears():
+    changed = text_only(PROMPTS, SPECIAL)
+    expected = [encode_prompt(example, 0, TOKENIZER) for example in PROMPTS.examples]
+    assert [
+        row[:length] for row, length in zip(changed.tokens.tolist(), changed.lengths.tolist(), strict=True)
+    ] == expected
+    assert changed.audio_row.tolist() == [-1] * 4 and len(changed.audio.lengths) == 0
+
+
+def test_silence_is_as_long_as_the_clip():
+    changed = silenced(PROMPTS)
+    assert not changed.audio.waveforms.any() and torch.equal(changed.audio.lengths, PROMPTS.audio.lengths)
