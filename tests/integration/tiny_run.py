@@ -11,6 +11,21 @@ from nemo_mapo.data.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
+TINY_MODEL = (
+    "trainer.num_threads=1",
+    "trainer.mapo.num_rollouts_per_prompt=2",
+    "data.train_ds.batch_size=4",
+    "model.global_batch_size=4",
+    "model.micro_batch_size=4",
+    "model.decoder.num_layers=2",
+    "model.decoder.hidden_size=32",
+    "model.decoder.ffn_hidden_size=64",
+    "model.decoder.num_attention_heads=4",
+    "model.decoder.kv_channels=8",
+    "model.perception.channels=16",
+    "model.target_layers=[1]",
+    "rollout.sampling.max_new_tokens=8",
+)
 
 
 def write_tiny_corpus(directory: Path) -> Path:
@@ -28,22 +43,10 @@ def command(corpus: Path, run_dir: Path, *overrides: str) -> list[str]:
         f"data.corpus_dir={corpus}",
         f"exp_manager.explicit_log_dir={run_dir}",
         "~warm_start",
-        "trainer.num_threads=1",
         f"trainer.mapo.max_steps={STEPS}",
         "trainer.mapo.val_check_interval=2",
         "trainer.mapo.save_interval=2",
-        "trainer.mapo.num_rollouts_per_prompt=2",
-        "data.train_ds.batch_size=4",
-        "model.global_batch_size=4",
-        "model.micro_batch_size=4",
-        "model.decoder.num_layers=2",
-        "model.decoder.hidden_size=32",
-        "model.decoder.ffn_hidden_size=64",
-        "model.decoder.num_attention_heads=4",
-        "model.decoder.kv_channels=8",
-        "model.perception.channels=16",
-        "model.target_layers=[1]",
-        "rollout.sampling.max_new_tokens=8",
+        *TINY_MODEL,
         *overrides,
     ]
 
