@@ -14,7 +14,8 @@ import torch
 
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.config.run import RewardsConfig, RolloutConfig, SamplingConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, plan_split
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer

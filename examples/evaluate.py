@@ -26,8 +26,8 @@ def main(composed: DictConfig) -> None:
     except ConfigError as error:
         sys.exit(str(error))
     from nemo_mapo.evaluation.benchmarks.run import evaluate, megatron_engine
-    from nemo_mapo.evaluation.judge import JudgeError
     from nemo_mapo.platform import initialize_parallel, install_cpu_host
+    from nemo_mapo.rewards.judge import JudgeError
 
     quiet_upstream()
     install_cpu_host()

@@ -26,11 +26,12 @@ def main(composed: DictConfig) -> None:
     except ConfigError as error:
         sys.exit(str(error))
     from nemo_mapo.launch import run
+    from nemo_mapo.rewards.judged import RewardsUnavailable
 
     quiet_upstream()
     try:
         directory = run(config)
-    except ValueError as error:
+    except (ValueError, RewardsUnavailable) as error:
         sys.exit(f"error: {error}")
     if is_first_process():
         print(f"report: {directory / 'report.html'}")

@@ -22,6 +22,8 @@ class Example:
     task: str
     reasoning: str | None = None
     """Reference reasoning, for people and analyses; nothing trains on it."""
+    caption: str | None = None
+    """What is to be heard in the clip; some optional rewards and metrics ask for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

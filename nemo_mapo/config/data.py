@@ -1,5 +1,6 @@
 """The data of a run: splits, mixtures, phases."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
@@ -71,6 +72,8 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if bool(self.input_cfg) == bool(self.phases):
             raise ValueError("give either input_cfg (what to draw from) or phases (a curriculum), and not both")
+        for items in (self.input_cfg, *(phase.input_cfg for phase in self.phases)):
+            _check_weights(items)
         bins = self.bucket_duration_bins
         if bins is not None and (list(bins) != sorted(set(bins)) or bins[0] <= 0):
             raise ValueError(f"bucket_duration_bins={list(bins)}: give seconds above 0 in ascending order")
@@ -115,6 +118,15 @@ class DataConfig:
         """The splits that are there, by key."""
         named = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
         return {name: split for name, split in named.items() if split is not None}
+
+
+def _check_weights(items: tuple[dict[str, Any], ...]) -> None:
+    """ValueError where some items have a weight and others none, or a weight cannot be a share."""
+    weights = [item.get("weight") for item in items]
+    if any(weight is not None for weight in weights) and not all(
+        isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights
+    ):
+        raise ValueError(f"input_cfg: weights are {weights}: give every item a number above 0, or none a weight")
 
 
 def _check_scored(name: str, split: DatasetConfig) -> None:

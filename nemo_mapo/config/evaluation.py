@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.load import ConfigError, register_defaults
 from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.config.run import MAX_SEED, PretrainedConfig, RolloutConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -32,32 +33,6 @@ class BenchmarkConfig:
     """Keep items whose answer is not among their choices in the denominator, instead of refusing the file."""
     closed_rule: Literal["strict", "embedding"] = "strict"
     """How a response names a choice: by its text or letter, or as the one with the nearest embedding (MMAU-Pro's)."""
-
-
-@config_class
-class JudgeConfig:
-    """OpenAI-compatible server that judges open-ended responses and embeds."""
-
-    base_url: str | None = None
-    """Address up to and with /v1; null is no server."""
-    model: str | None = None
-    """Chat model that judges; the authors of MMAU-Pro use Qwen2.5-7B-Instruct."""
-    embedding_model: str | None = None
-    """Model of `closed_rule: embedding`; the authors of MMAU-Pro use NV-Embed-v2."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, if the server wants one."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Of one request."""
-    max_attempts: Count = 4
-    """Requests for one reply, the first included; then evaluation stops with an error."""
-    pause_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """Before the second attempt; doubled for each one after."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Of the judge; its authors sample at 0.1."""
-    max_tokens: Count = 512
-    """Of the judge's reply."""
-    concurrency: Count = 8
-    """Requests under way at a time."""
 
 
 @config_class

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import (
     ExpManagerConfig,
     PretrainedConfig,
-    RewardsConfig,
     RolloutConfig,
     RunConfig,
     TrainerConfig,

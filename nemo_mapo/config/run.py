@@ -8,6 +8,7 @@ from nemo_mapo.config.base import config_class
 from nemo_mapo.config.data import DataConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.rewards import RewardsConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -46,20 +47,6 @@ class RolloutConfig:
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
-
-
-@config_class
-class RewardsConfig:
-    """Weights of the rewards; a reward with weight 0 is not computed."""
-
-    accuracy: Annotated[float, Field(ge=0)] = 2.0
-    """Weight of: the extracted answer is the right choice, exactly."""
-    format: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of: the completion follows the template."""
-    consistency: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of: the reasoning is complete and concludes what is answered."""
-    template: Literal["think", "reasoning"] = "think"
-    """`<think>...</think>answer` or `<reasoning>...</reasoning><answer>...</answer>`."""
 
 
 @config_class

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import DatasetConfig
-from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, example_from_cut
+from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, example_from_cut
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.types import AudioBatch, PromptBatch
@@ -47,9 +47,7 @@ _BAR_DELAY_SECONDS = 2.0
 _REPETITION = re.compile(r"(_repeat\d+)+$")
 """What Lhotse appends to the id of a cut that is drawn again."""
 
-
-class UnreadableClip(ValueError):
-    """The audio of a cut cannot be used; the message names cut and path."""
+_NEVER = re.compile(r"(?!)")
 
 
 class PromptDataset(Dataset[PromptBatch]):
@@ -68,7 +66,7 @@ class PromptDataset(Dataset[PromptBatch]):
     ) -> None:
         """Lay out all cuts of a batch, or only those numbered `rows` (a data-parallel rank's share).
 
-        With `replace_unreadable`, another clip of the rows stands in for one that cannot be read.
+        With `replace_unreadable`, another clip of the batch stands in for one that cannot be read.
         """
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
@@ -84,11 +82,10 @@ class PromptDataset(Dataset[PromptBatch]):
             ValueError: with cut id and path when audio cannot be decoded, ends early or holds NaN or infinity, unless
                 another clip replaces it; with the field when a question is incomplete.
         """
-        chosen = list(cuts)
-        if self.rows is not None:
-            chosen = [chosen[row] for row in self.rows]
-        chosen, waveforms = self._read(chosen)
-        examples = tuple(example_from_cut(cut) for cut in chosen)
+        batch = list(cuts)
+        read = [self._read(batch, row) for row in (range(len(batch)) if self.rows is None else self.rows)]
+        examples = tuple(example_from_cut(cut) for cut, _ in read)
+        waveforms = [waveform for _, waveform in read]
         prompts = [
             torch.tensor(encode_prompt(example, self.audio_tokens(len(waveform)), self.tokenizer))
             for example, waveform in zip(examples, waveforms, strict=True)
@@ -104,24 +101,21 @@ class PromptDataset(Dataset[PromptBatch]):
             examples=examples,
         )
 
-    def _read(self, cuts: list[Cut]) -> tuple[list[Cut], list[Float[Tensor, " samples"]]]:
-        """Cuts and their audio; where a clip cannot be read, the next one of the rows that can stands twice."""
-        read: list[tuple[Cut, Float[Tensor, " samples"]] | None] = []
-        for cut in cuts:
+    def _read(self, batch: list[Cut], row: int) -> tuple[Cut, Float[Tensor, " samples"]]:
+        """The cut of a row and its audio; where that cannot be read, the next of the batch (cyclically) that can.
+
+        Looks at the whole batch, not at this rank's rows: what stands in does not depend on the number of ranks.
+        """
+        for cut in batch[row:] + batch[:row]:
             try:
-                read.append((cut, load_waveform(cut)))
+                return cut, load_waveform(cut)
             except UnreadableClip as error:
                 if not self.replace_unreadable:
                     raise
                 if cut.id not in self.unreadable:
                     logger.warning(f"another clip takes the place of one that cannot be read: {error}")
                 self.unreadable.add(str(cut.id))
-                read.append(None)
-        if not any(read):
-            raise ValueError(f"none of the clips {[cut.id for cut in cuts]} of a batch can be read")
-        # Read twice round, so that the last clip finds the first.
-        later = [next(pair for pair in (read + read)[row:] if pair is not None) for row in range(len(read))]
-        return [cut for cut, _ in later], [waveform for _, waveform in later]
+        raise ValueError(f"none of the clips {[cut.id for cut in batch]} of a batch can be read")
 
 
 def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
@@ -177,9 +171,9 @@ class EpochSampler(Sampler[CutSet]):
             if number >= skip:
                 yield cuts
 
-    def count_batches(self) -> int:
-        """Batches of the whole chosen epoch; a pass over the manifests (Shar: over the archives)."""
-        return sum(1 for _ in self._batches())
+    def count_batches(self, limit: int | None = None) -> int:
+        """Batches of the chosen epoch, or `limit` if there are more; a pass over manifests (Shar: the archives)."""
+        return sum(1 for _ in islice(self._batches(), limit))
 
     def _batches(self) -> Iterator[CutSet]:
         try:
@@ -210,7 +204,11 @@ def build_dataloader(
         sampler = _nemo_sampler(config, prompt_dataset, rank, world_size)
         if dataset_config.infinite:
             sampler = sampler.map(_with_own_ids)
-        return sampler if allowed is None else sampler.filter(lambda cut: example_from_cut(cut).id in allowed)
+        if allowed is None:
+            return sampler
+        # Lhotse filters before it maps: repetitions do not have their own ids back yet.
+        repeated = _REPETITION if dataset_config.infinite else _NEVER
+        return sampler.filter(lambda cut: repeated.sub("", example_from_cut(cut).id) in allowed)
 
     # torch draws a seed per pass; from its own generator, so that reading data does not move the global one.
     generator = torch.Generator().manual_seed(dataset_config.seed)
@@ -222,9 +220,9 @@ def skip_batches(dataloader: PromptLoader, epoch: int, n: int = 0) -> None:
     _epoch_sampler(dataloader).set_epoch(epoch, skip=n)
 
 
-def num_batches_per_epoch(dataloader: PromptLoader) -> int:
-    """Count the batches that one epoch gives to this rank, without reading audio files."""
-    return _epoch_sampler(dataloader).count_batches()
+def num_batches_per_epoch(dataloader: PromptLoader, *, limit: int | None = None) -> int:
+    """Count the batches that one epoch gives to this rank, up to `limit`, without reading audio files."""
+    return _epoch_sampler(dataloader).count_batches(limit)
 
 
 def longest_prompt(dataloader: PromptLoader, *, limit: int | None = None) -> tuple[str, int]:

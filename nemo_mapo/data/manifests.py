@@ -5,6 +5,7 @@ Audio paths in a manifest are absolute or relative to the manifest's own directo
 
 import gzip
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.types import Example
 
+logger = logging.getLogger(__name__)
+
 DURATION_TOLERANCE_SECONDS = 0.05
 """How much longer than its file a manifest may claim a clip to be (durations are often rounded)."""
 
@@ -30,6 +33,10 @@ _BAR_DELAY_SECONDS = 2.0
 
 _LOCATION_KEY = {"lhotse": "cuts_path", "nemo": "manifest_filepath", "lhotse_shar": "shar_path"}
 """Supported types of `input_cfg` items, and the key that says where the data are."""
+
+
+class UnreadableClip(ValueError):
+    """The audio of a cut cannot be used; the message names cut and path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,7 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
     """Check the lines of a split (all, or `check_cuts` of each item) before anything is built; return what was found.
 
     Reads manifests and the headers of the audio files, but decodes nothing: a stream that breaks off in the middle of a
-    file is found when the clip is read.
+    file is found when the clip is read. Up to `max_unreadable` missing, unreadable or too short files are logged.
 
     Raises:
         ValueError: on the first of: unknown or incomplete `input_cfg`, missing or unreadable manifest, line that is not
@@ -72,7 +79,7 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
             file, line and cut, the field and its value, and what to do.
     """
     places: dict[str, str] = {}
-    used = 0
+    unreadable = used = 0
     for index, item in enumerate(config.input_cfg):
         entries = islice(_entries(item, f"input_cfg[{index}]"), config.check_cuts)
         for entry in tqdm(entries, desc="checking data", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
@@ -83,7 +90,14 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
                 )
             places[entry.id] = entry.where
             parse_example(entry.id, {**entry.fields, **item.get("tags", {})}, entry.where)
-            _check_audio(entry, config.sample_rate)
+            try:
+                _check_audio(entry, config.sample_rate)
+            except UnreadableClip as error:
+                unreadable += 1
+                if unreadable > config.max_unreadable:
+                    count = f" (unreadable clip number {unreadable}, max_unreadable={config.max_unreadable})"
+                    raise ValueError(f"{error}{count if config.max_unreadable else ''}") from error
+                logger.warning(f"another clip will take its place: {error}")
             used += config.min_duration <= entry.duration_seconds <= config.max_duration
     if not used:
         raise ValueError(
@@ -108,7 +122,7 @@ def example_from_cut(cut: Cut) -> Example:
 
 
 def parse_example(example_id: str, fields: Mapping[str, Any], where: str) -> Example:
-    """Build an `Example` from the fields question, choices, answer, task and (optional) reasoning.
+    """Build an `Example` from the fields question, choices, answer, task and (optional) reasoning and caption.
 
     `where` begins the message of the ValueError that is raised when a field is missing or contradicts another.
     """
@@ -120,9 +134,17 @@ def parse_example(example_id: str, fields: Mapping[str, Any], where: str) -> Exa
         raise ValueError(f"{where}: field 'choices' is {list(choices)}: give distinct, non-empty texts")
     if answer not in choices:
         raise ValueError(f"{where}: field 'answer' is {answer!r}, which is not among the choices {list(choices)}")
-    reasoning = _text(fields, "reasoning", where) if fields.get("reasoning") is not None else None
+    reasoning, caption = (
+        _text(fields, name, where) if fields.get(name) is not None else None for name in ("reasoning", "caption")
+    )
     return Example(
-        id=example_id, question=question, choices=tuple(choices), answer=answer, task=task, reasoning=reasoning
+        id=example_id,
+        question=question,
+        choices=tuple(choices),
+        answer=answer,
+        task=task,
+        reasoning=reasoning,
+        caption=caption,
     )
 
 
@@ -257,14 +279,14 @@ def _check_audio(entry: _Entry, sample_rate: int) -> None:
     if entry.audio is None:
         return
     if not entry.audio.is_file():
-        raise ValueError(
+        raise UnreadableClip(
             f"{entry.where}: no audio file at {entry.audio}: restore it or correct the manifest "
             "(paths are absolute or relative to the manifest's directory)"
         )
     try:
         header = info(entry.audio)
     except AudioLoadingError as error:
-        raise ValueError(f"{entry.where}: {entry.audio} is no readable audio file: replace it ({error})") from error
+        raise UnreadableClip(f"{entry.where}: {entry.audio} is no readable audio file: replace it ({error})") from error
     if header.samplerate != sample_rate:
         raise ValueError(
             f"{entry.where}: {entry.audio} has {header.samplerate} Hz, not sample_rate={sample_rate}: resample it"
@@ -276,7 +298,7 @@ def _check_audio(entry: _Entry, sample_rate: int) -> None:
         )
     end = entry.start_seconds + entry.duration_seconds
     if end > header.duration + DURATION_TOLERANCE_SECONDS:
-        raise ValueError(
+        raise UnreadableClip(
             f"{entry.where}: the cut ends at {end} s but {entry.audio} lasts {header.duration} s: "
             "the file is truncated or the manifest wrong"
         )

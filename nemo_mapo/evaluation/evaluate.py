@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nemo_mapo.attention.session import HeadReduction
-from nemo_mapo.config.run import RewardsConfig, SamplingConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
@@ -136,7 +137,7 @@ class Evaluator:
         found.lengths += rollouts.completion_lengths.tolist()
         found.records += [sample_record(step, split, row, rollouts, table) for row in range(min(2, len(prompts)))]
         deaf = backend.generate(_silenced(prompts), self.sampling, group_size=1, seeds=seeds)
-        found.silent += score_rollouts(deaf, self.rewards).accuracy
+        found.silent += score_rollouts(deaf, self.rewards.accuracy_only).accuracy
         self._add_profile(found.profile, policy, token_batch(rollouts, pad_id=self.special.pad_id))
 
     def _add_profile(self, profile: PositionProfile, policy: AudioLLM, sequences: TokenBatch) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from nemo_mapo.config.run import RewardsConfig
+from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.rewards.answers import resolve_choice
 from nemo_mapo.rewards.registry import RewardSample, register_reward
 from nemo_mapo.rewards.templates import extract_answer

@@ -1,16 +1,15 @@
 """The reward of a completion: the weighted sum of the configured ones."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_mapo.config.run import RewardsConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.rewards import consistency_judge, mpar2
 from nemo_mapo.rewards.accuracy import AccuracyReward
-from nemo_mapo.rewards.consistency import RuleConsistency
 from nemo_mapo.rewards.format import FormatReward
 from nemo_mapo.rewards.registry import Reward, RewardSample, build_reward, reward_weights
 
-BUILT_IN: tuple[type[Reward], ...] = (AccuracyReward, FormatReward, RuleConsistency)
+BUILT_IN = (AccuracyReward, FormatReward, consistency_judge.consistency, *mpar2.MPAR2_REWARDS)
 """Importing these registers them."""
 
 
@@ -18,21 +17,28 @@ BUILT_IN: tuple[type[Reward], ...] = (AccuracyReward, FormatReward, RuleConsiste
 class RewardTable:
     """Rewards of a batch of completions, in the order of the samples."""
 
-    by_reward: dict[str, list[float]]
-    """Each computed reward in [0, 1]; accuracy is always there."""
+    by_reward: dict[str, list[float | None]]
+    """Each computed reward in [0, 1], None where its judge gave no verdict; accuracy is always there."""
     total: list[float]
-    """r = sum of weight * reward (2 accuracy + 1 format + 1 consistency by default)."""
+    """r = sum of weight * reward (2 accuracy + 1 format + 1 consistency by default); see `score` for missing ones."""
 
     @property
     def accuracy(self) -> list[float]:
         """The accuracy reward, which the attention loss and the evaluation read whatever its weight."""
-        return self.by_reward[AccuracyReward.name]
+        return [value for value in self.by_reward[AccuracyReward.name] if value is not None]
+
+    @property
+    def missing_share(self) -> float:
+        """Largest share of missing verdicts among the rewards."""
+        return max(values.count(None) / len(values) for values in self.by_reward.values())
 
 
 def score(samples: Sequence[RewardSample], config: RewardsConfig) -> RewardTable:
     """Compute r = sum_k w_k r_k for every sample (paper Eq. 6: 2 r_acc + 1 r_format + 1 r_cons).
 
     A reward with weight 0 is not computed, except accuracy: the attention loss asks it which completions failed.
+    A missing verdict is no zero: the completion's other rewards are scaled to the weight of all,
+    r = (sum_k w_k) / (sum_there w_k) * sum_there w_k r_k, so that it competes with its group on what is known of it.
 
     Raises:
         ValueError: a reward returned the wrong number of values, or one outside [0, 1] (NaN included).
@@ -40,15 +46,24 @@ def score(samples: Sequence[RewardSample], config: RewardsConfig) -> RewardTable
     weights = reward_weights(config)
     computed = [name for name, weight in weights.items() if weight > 0 or name == AccuracyReward.name]
     by_reward = {name: _checked(build_reward(name, config), samples) for name in computed}
-    total = [sum(weights[name] * values[row] for name, values in by_reward.items()) for row in range(len(samples))]
-    return RewardTable(by_reward=by_reward, total=[float(value) for value in total])
+    total = [_total({name: values[row] for name, values in by_reward.items()}, weights) for row in range(len(samples))]
+    return RewardTable(by_reward=by_reward, total=total)
 
 
-def _checked(reward: Reward, samples: Sequence[RewardSample]) -> list[float]:
-    values = reward(samples)
+def _total(rewards: dict[str, float | None], weights: dict[str, float]) -> float:
+    there = {name: value for name, value in rewards.items() if value is not None}
+    total = sum(weights[name] * value for name, value in there.items())
+    if len(there) == len(rewards):
+        return float(total)
+    whole, known = (sum(weights[name] for name in names) for names in (rewards, there))
+    return float(total * whole / known) if known > 0 else 0.0
+
+
+def _checked(reward: Reward, samples: Sequence[RewardSample]) -> list[float | None]:
+    values = list(reward(samples))
     if len(values) != len(samples):
         raise ValueError(f"reward {reward.name!r} returned {len(values)} values for {len(samples)} samples")
     for row, value in enumerate(values):
-        if math.isnan(value) or not 0.0 <= value <= 1.0:
+        if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"reward {reward.name!r} is {value} on sample {row}; rewards lie in [0, 1]")
     return values

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nemo_mapo.config.run import RewardsConfig
+from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.rewards.answers import resolve_choice
-from nemo_mapo.rewards.registry import RewardSample, register_reward
+from nemo_mapo.rewards.registry import RewardSample
 from nemo_mapo.rewards.templates import closed_reasoning, extract_answer
 
 _MARK = "\ue000{}\ue001"
@@ -56,12 +56,11 @@ class Claim:
     rejected: frozenset[int]
 
 
-@register_reward("consistency")
 class RuleConsistency:
     """1 (YES) when the thinking is complete and its conclusion is the final answer and nothing else, else 0 (r_cons).
 
-    A rule for templated text, as the embedded run writes it, where it stands in for the judge model: with real models
-    the judge client of the rollout server takes its place. Truth plays no part in it. YES needs all of these:
+    A rule for templated text, as the embedded run writes it, where it stands in for a judge model; with real models
+    `JudgeConsistency` takes its place. Truth plays no part in it. YES needs all of these:
 
     - the completion finished, its reasoning is closed and does not break off (see `_CUT_OFF`);
     - the final answer resolves to a choice;

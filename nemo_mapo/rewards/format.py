@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from nemo_mapo.config.run import RewardsConfig
+from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.rewards.registry import RewardSample, register_reward
-from nemo_mapo.rewards.templates import split_completion
+from nemo_mapo.rewards.templates import mpar2_parts, split_completion
 
 
 @register_reward("format")
 class FormatReward:
-    """1 when a finished completion follows its template strictly (see `split_completion`), else 0 (r_format)."""
+    """1 when a finished completion follows its template strictly (see templates.py), else 0 (r_format)."""
 
     name = "format"
 
@@ -18,6 +18,8 @@ class FormatReward:
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float]:
         """Return 0 or 1 for every sample."""
-        return [
-            float(sample.finished and split_completion(sample.text, self._template) is not None) for sample in samples
-        ]
+        return [float(sample.finished and self._follows(sample.text)) for sample in samples]
+
+    def _follows(self, text: str) -> bool:
+        parts = mpar2_parts(text) if self._template == "mpar2" else split_completion(text, self._template)
+        return parts is not None

@@ -1,10 +1,10 @@
 """Rewards by name: what a reward is, how one is added, and how a config chooses among them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from nemo_mapo.config.run import RewardsConfig
+from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.types import Example
 
 
@@ -21,14 +21,14 @@ class RewardSample:
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges completions; every value lies in [0, 1]."""
+    """Judges completions; every value lies in [0, 1], or is None where a model that judges gave no verdict."""
 
     @property
     def name(self) -> str:
         """Name of its weight in the config and of its metric."""
         ...
 
-    def __call__(self, samples: Sequence[RewardSample]) -> list[float]:
+    def __call__(self, samples: Sequence[RewardSample]) -> Sequence[float | None]:
         """Return one value a sample, in order."""
         ...
 
@@ -46,8 +46,8 @@ def register_reward(name: str) -> Callable[[RewardFactory], RewardFactory]:
     """
     if name in _FACTORIES:
         raise ValueError(f"a reward named {name!r} is registered already")
-    if name not in _weights(RewardsConfig()):
-        raise ValueError(f"reward {name!r} has no weight: RewardsConfig knows {sorted(_weights(RewardsConfig()))}")
+    if name not in RewardsConfig().weights:
+        raise ValueError(f"reward {name!r} has no weight: RewardsConfig knows {sorted(RewardsConfig().weights)}")
 
     def register(factory: RewardFactory) -> RewardFactory:
         _FACTORIES[name] = factory
@@ -65,8 +65,4 @@ def build_reward(name: str, config: RewardsConfig) -> Reward:
 
 def reward_weights(config: RewardsConfig) -> dict[str, float]:
     """Return the weight of every registered reward, zeros included."""
-    return {name: weight for name, weight in _weights(config).items() if name in _FACTORIES}
-
-
-def _weights(config: RewardsConfig) -> dict[str, float]:
-    return {name: value for name, value in asdict(config).items() if isinstance(value, float)}
+    return {name: weight for name, weight in config.weights.items() if name in _FACTORIES}

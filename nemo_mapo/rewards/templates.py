@@ -1,23 +1,33 @@
-"""The two chain-of-thought templates of the paper, taken apart."""
+"""The two chain-of-thought templates of the paper and that of MPAR2, taken apart."""
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-Template = Literal["think", "reasoning"]
+Template = Literal["think", "reasoning", "mpar2"]
 
 _THINK = ("<think>", "</think>")
 _REASONING = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-_ALL_TAGS = (*_THINK, *_REASONING)
+_MPAR2 = (
+    *("<thinking>", "<perception>", "</perception>", "<reasoning>", "</reasoning>"),
+    *("<review>", "</review>", "</thinking>", "<answer>", "</answer>"),
+)
+_OWN_TAGS = {"think": _THINK, "reasoning": _REASONING, "mpar2": _MPAR2}
+_ALL_TAGS = tuple(dict.fromkeys((*_THINK, *_REASONING, *_MPAR2)))
 
 _STRICT = {
     "think": re.compile(r"\s*<think>(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL),
     "reasoning": re.compile(
         r"\s*<reasoning>(?P<reasoning>.*)</reasoning>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL
     ),
+    "mpar2": re.compile(
+        r"\s*<thinking>(?P<reasoning>\s*<perception>(?P<perception>.*)</perception>\s*<reasoning>(?P<steps>.*)</reasoning>"
+        r"\s*<review>(?P<review>.*)</review>\s*)</thinking>\s*<answer>(?P<answer>.*)</answer>\s*",
+        re.DOTALL,
+    ),
 }
-_OPENING = re.compile(r"\s*<(?:think|reasoning)>")
-_CLOSING = {"think": "</think>", "reasoning": "</reasoning>"}
+_OPENING = re.compile(r"\s*<(?:think|reasoning|thinking)>")
+_CLOSING = {"think": "</think>", "reasoning": "</reasoning>", "mpar2": "</thinking>"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +38,53 @@ class Completion:
     answer: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mpar2Parts:
+    """A completion that follows MPAR2's template."""
+
+    perception: str
+    steps: tuple[tuple[str, str], ...]
+    """Sub-questions with their answers."""
+    review: str
+    answer: str
+
+
 def split_completion(text: str, template: Template) -> Completion | None:
     """Take a completion apart, or return None where it departs from `template` in anything.
 
-    `<think>reasoning</think>answer` or `<reasoning>reasoning</reasoning><answer>answer</answer>`: each tag once, in
-    order, no tag of the other template, only white space before, between and after, and a letter or digit in both
-    parts.
+    `<think>reasoning</think>answer`, `<reasoning>reasoning</reasoning><answer>answer</answer>` or that of `mpar2.py`:
+    each tag once, in order, no tag of another template, only white space before, between and after, and a letter or
+    digit in every part.
     """
-    own_tags = _THINK if template == "think" else _REASONING
+    own_tags = _OWN_TAGS[template]
     if any(text.count(tag) != (tag in own_tags) for tag in _ALL_TAGS):
         return None
     match = _STRICT[template].fullmatch(text)
-    if match is None or not (_says_something(match["reasoning"]) and _says_something(match["answer"])):
+    if match is None or not all(map(_says_something, match.groups())):
         return None
     return Completion(reasoning=match["reasoning"].strip(), answer=match["answer"].strip())
+
+
+def mpar2_parts(text: str) -> Mpar2Parts | None:
+    """Take an MPAR2 completion apart, or return None where it departs from the template in anything.
+
+    `<thinking><perception>...</perception><reasoning>Sub-question: ... Answer: ... (at least once)</reasoning>
+    <review>...</review></thinking><answer>...</answer>`.
+    """
+    if split_completion(text, "mpar2") is None:
+        return None
+    match = _STRICT["mpar2"].fullmatch(text)
+    assert match is not None, "split_completion matched it"
+    first, *asked = match["steps"].split("Sub-question:")
+    steps = tuple(tuple(part.strip() for part in step.split("Answer:")) for step in asked)
+    if first.strip() or not steps or any(len(step) != 2 or not all(map(_says_something, step)) for step in steps):
+        return None
+    return Mpar2Parts(
+        perception=match["perception"].strip(),
+        steps=tuple((step[0], step[1]) for step in steps),
+        review=match["review"].strip(),
+        answer=match["answer"].strip(),
+    )
 
 
 def closed_reasoning(text: str, template: Template) -> str | None:
@@ -56,7 +99,7 @@ def extract_answer(text: str, template: Template, *, finished: bool = True) -> s
     """Return the one answer that a completion gives, or None where it gives none or several.
 
     `think`: what follows the only `</think>`; an unfinished completion has no answer there, for the rest of it may be
-    missing. `reasoning`: what stands in the only `<answer>...</answer>`, outside the reasoning.
+    missing. `reasoning` and `mpar2`: what stands in the only `<answer>...</answer>`, outside the reasoning.
     """
     if template == "think":
         _, closing, answer = text.partition("</think>")
@@ -67,9 +110,10 @@ def extract_answer(text: str, template: Template, *, finished: bool = True) -> s
         return None
     before, _, rest = text.partition("<answer>")
     answer, closing, after = rest.partition("</answer>")
-    if not closing or any(tag in answer or tag in after for tag in _REASONING):
+    if not closing or any(tag in answer or tag in after for tag in _OWN_TAGS[template]):
         return None
-    if "<reasoning>" in before and "</reasoning>" not in before:
+    opening, end = ("<reasoning>", "</reasoning>") if template == "reasoning" else ("<thinking>", "</thinking>")
+    if opening in before and end not in before:
         return None
     return answer.strip() or None
 
@@ -77,8 +121,10 @@ def extract_answer(text: str, template: Template, *, finished: bool = True) -> s
 def reasoning_words(text: str) -> int:
     """Count the words of the reasoning in either template; up to the end of the text where it is not closed."""
     opened = _OPENING.sub("", text, count=1)
-    reasoning = re.split(r"</(?:think|reasoning)>", opened, maxsplit=1)[0]
-    return len(re.findall(r"\w[\w'-]*", reasoning))
+    # MPAR2's <reasoning> stands inside its <thinking>, and its review belongs to the reasoning.
+    end = r"</thinking>" if "<thinking>" in text else r"</(?:think|reasoning)>"
+    reasoning = re.split(end, opened, maxsplit=1)[0]
+    return len(re.findall(r"\w[\w'-]*", re.sub(r"</?\w+>", " ", reasoning)))
 
 
 def _says_something(part: str) -> bool:

@@ -40,14 +40,13 @@ class PromptStream:
         self.batch = 0
         self._iterator: Any = None
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in one pass over the split of the present phase, which must end; counted at every call.
+    def batches_per_epoch(self, *, limit: int | None = None) -> int:
+        """Batches in one pass over the split of the present phase, which must end, or `limit` if there are more.
 
         Raises:
             ValueError: if there is not a single full batch.
         """
-        batches = num_batches_per_epoch(self.phases[self.phase].dataloader)
+        batches = num_batches_per_epoch(self.phases[self.phase].dataloader, limit=limit)
         if batches == 0:
             raise self._too_small()
         return batches

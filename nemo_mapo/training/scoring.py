@@ -12,12 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.config.run import RewardsConfig, RolloutConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.run import RolloutConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
+from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.rewards.combined import RewardTable, score
+from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.registry import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.training.actor import MapoActor
@@ -76,6 +79,8 @@ class RolloutScorer:
             unpenalised = score_rollouts(rollouts, self.rewards)
             totals = torch.tensor(unpenalised.total) + penalty
             table = RewardTable(by_reward=unpenalised.by_reward, total=totals.tolist())
+        if self.rewards.asks_judge:
+            self._refuse_too_few_verdicts(table)
         gate, gate_metrics = gate_future.result()
         batch = RolloutBatch(
             sequences=sequences,
@@ -97,8 +102,19 @@ class RolloutScorer:
         metrics["rollout/equal_reward_groups"] = _equal_share(totals, rollouts.group_size)
         if self.objective.overlong_buffer > 0:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
+        if self.rewards.asks_judge:
+            metrics["rollout/verdicts_missing"] = table.missing_share
         metrics["rollout/log_prob_gap"] = float((signals.log_probs - rollouts.log_probs).abs().max())
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
+
+    def _refuse_too_few_verdicts(self, table: RewardTable) -> None:
+        """RewardsUnavailable on all ranks when more verdicts are missing on any of them than the config allows."""
+        limit = self.rewards.max_missing_share
+        if any_rank(table.missing_share > limit):
+            raise RewardsUnavailable(
+                f"{100 * table.missing_share:.0f} % of the verdicts of rewards.judge.base_url="
+                f"{self.rewards.judge.base_url} are missing, more than rewards.max_missing_share={limit} allows"
+            )
 
     def _gate(self, rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
         started = time.perf_counter()
@@ -143,7 +159,8 @@ def rollout_metrics(rollouts: Rollouts, table: RewardTable) -> dict[str, float]:
         "rollout/reasoning_words": _mean(words),
         "rollout/finished_share": float(_finished(rollouts).float().mean()),
     }
-    return metrics | {f"rollout/{name}": _mean(values) for name, values in table.by_reward.items()}
+    there = {name: [value for value in values if value is not None] for name, values in table.by_reward.items()}
+    return metrics | {f"rollout/{name}": _mean(values) for name, values in there.items() if values}
 
 
 def _open_gate(rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.metrics import MAXIMA
+from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
@@ -85,12 +86,22 @@ class MapoTrainer:
                 self._log(self.validate(0))
             with self._progress_bar() as bar:
                 while self.step < self.max_steps:
-                    metrics = self.train_step()
+                    metrics = self._step_or_save()
                     _show(bar, metrics)
                     if self._finish_step(metrics, termination_requested):
                         break
         self.logger.finalize()
         return self.step == self.max_steps
+
+    def _step_or_save(self) -> dict[str, float]:
+        """A step; where rewards are out of reach, a checkpoint of the state before it, and the error again."""
+        before = self.state_dict()
+        try:
+            return self.train_step()
+        except RewardsUnavailable:
+            if self.cfg.save_interval > 0:
+                self.checkpoints.save(self.step, self.actor.policy, self.optimizer, before)
+            raise
 
     def train_step(self) -> dict[str, float]:
         """One rollout batch: generate, score, and take its optimiser steps."""
@@ -250,7 +261,8 @@ def total_steps(config: RunConfig, prompts: PromptStream) -> int:
     elif split.infinite:
         steps = limit
     else:
-        steps = prompts.batches_per_epoch * config.trainer.mapo.max_epochs
+        # A long split is not counted beyond what the run takes.
+        steps = prompts.batches_per_epoch(limit=None if limit < 0 else max(limit, 1)) * config.trainer.mapo.max_epochs
     return steps if limit < 0 else min(steps, limit)
 
 

@@ -7,7 +7,7 @@ from lhotse import CutSet
 
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
-from nemo_mapo.data.manifests import load_cuts
+from nemo_mapo.data.manifests import load_cuts, validate_manifest
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
@@ -79,6 +79,11 @@ def test_a_clip_that_is_drawn_again_keeps_its_id(corpus, sources):
     assert names <= {cut.id for name in sources for cut in load_cuts(manifest_path(corpus, name))}
 
 
+def test_an_infinite_mixture_of_few_samples_draws_them_again(corpus, sources):
+    names = itertools.chain(*drawn(stream(corpus, **mixture(sources, {"train": 1, "validation": 1}), max_samples=8), 6))
+    assert len(set(names)) == 8
+
+
 def curriculum(sources):
     return {
         "phases": (
@@ -135,7 +140,7 @@ def test_a_stream_goes_on_exactly_where_another_stopped(corpus, sources, unequal
     }[mode]
     whole = stream(corpus, **options)
     expected = drawn(whole, 9)
-    for stop in (0, 3, 5, 7):
+    for stop in (3, 5):
         before = stream(corpus, **options)
         drawn(before, stop)
         after = stream(corpus, **options)
@@ -165,6 +170,65 @@ def test_a_clip_that_cannot_be_read_is_replaced_counted_and_remembered(damaged):
     again = stream(path, input_cfg=(source,), max_unreadable=2)
     again.load_state_dict(prompts.state_dict())
     assert again.unreadable == broken
+
+
+def rows_of_ranks(path, share):
+    """The examples of every batch, put together from ranks that read `share` rows each."""
+    split = DatasetConfig(
+        input_cfg=({"type": "lhotse", "cuts_path": str(manifest_path(path, "train"))},),
+        batch_size=BATCH,
+        shuffle=True,
+        max_unreadable=2,
+    )
+    ranks = []
+    for first in range(0, BATCH, share):
+        dataset = PromptDataset(
+            load_tokenizer(tokenizer_path(path)),
+            lambda samples: samples // 1280,
+            rows=list(range(first, first + share)),
+            replace_unreadable=True,
+        )
+        loader = build_dataloader(split, prompt_dataset=dataset, drop_last=True)
+        ranks.append([[example.id for example in batch.examples] for batch in loader])
+    return [list(itertools.chain(*batch)) for batch in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_what_stands_in_for_a_clip_does_not_depend_on_the_number_of_ranks(damaged, share):
+    path, _ = damaged
+    assert rows_of_ranks(path, share) == rows_of_ranks(path, BATCH)
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_ranks_have_all_rows_of_a_batch_between_them_and_none_twice(corpus, share):
+    batches = rows_of_ranks(corpus, share)
+    assert batches == rows_of_ranks(corpus, BATCH)
+    assert all(len(set(batch)) == BATCH for batch in batches)
+
+
+@pytest.mark.parametrize("harm", ["missing", "no audio"])
+def test_before_the_start_files_that_cannot_be_read_are_borne_up_to_the_ceiling(damaged, harm, caplog):
+    path, broken = damaged
+    for name in broken:
+        file = path / "audio" / "train" / f"{name}.flac"
+        file.unlink() if harm == "missing" else file.write_bytes(b"no audio")
+    source = {"type": "lhotse", "cuts_path": str(manifest_path(path, "train"))}
+    assert validate_manifest(DatasetConfig(input_cfg=(source,), max_unreadable=2)).used == 8
+    assert all(name in caplog.text for name in broken)
+    with pytest.raises(ValueError, match="unreadable clip number 2, max_unreadable=1"):
+        validate_manifest(DatasetConfig(input_cfg=(source,), max_unreadable=1))
+    prompts = stream(path, input_cfg=(source,), max_unreadable=2)
+    drawn(prompts, 2)
+    assert prompts.unreadable == broken
+
+
+@pytest.mark.parametrize("weights", [(1, None), (1, -1), (1, 0), (1, "2"), (1, float("inf"))])
+def test_weights_that_are_no_shares_are_refused(sources, weights):
+    items = tuple({**source, "weight": weight} for source, weight in zip(sources.values(), weights, strict=True))
+    with pytest.raises(ValueError, match="weights are"):
+        DatasetConfig(input_cfg=items)
+    with pytest.raises(ValueError, match="weights are"):
+        DatasetConfig(phases=({"name": "one", "input_cfg": items, "steps": 1},))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,12 @@ PAPER_DATA = [
     "trainer.mapo.max_steps=-1",
 ]
 # What an option leaves to the user.
-REQUIRED = {"data=paper_two_phase": PAPER_DATA}
+JUDGE = ["rewards.judge.base_url=http://localhost/v1", "rewards.judge.model=judge"]
+MPAR2 = [
+    *(f"rewards.{name}=1" for name in ("format", "reviewed_answer", "perception", "reasoning_steps")),
+    "rewards.mpar2={review_bonus: 0.5, step_floor: 0.01, step_share: 0.7}",
+]
+REQUIRED = {"data=paper_two_phase": PAPER_DATA, "rewards=judge": JUDGE, "rewards=mpar2": [*JUDGE, *MPAR2]}
 README_OVERRIDES = re.findall(r"^\| `([^`=]+=[^`]*)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
 
 

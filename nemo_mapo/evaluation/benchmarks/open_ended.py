@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_mapo.evaluation.benchmarks.items import Item
 from nemo_mapo.evaluation.benchmarks.records import read_records
-from nemo_mapo.evaluation.judge import ChatModel, JudgeError
+from nemo_mapo.rewards.judge import ChatModel, JudgeError
 from nemo_mapo.training.records import JsonLines
 
 CRITERIA = ("correctness", "relevance", "completeness", "clarity")

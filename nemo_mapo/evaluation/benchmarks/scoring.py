@@ -9,8 +9,8 @@ from nemo_mapo.evaluation.benchmarks.instructions import count_sentences, follow
 from nemo_mapo.evaluation.benchmarks.items import Benchmark, Item
 from nemo_mapo.evaluation.benchmarks.open_ended import OpenEndedJudge
 from nemo_mapo.evaluation.benchmarks.predictions import Prediction
-from nemo_mapo.evaluation.judge import EmbeddingModel
 from nemo_mapo.rewards.answers import normalise_answer, resolve_choice
+from nemo_mapo.rewards.judge import EmbeddingModel
 from nemo_mapo.rewards.templates import extract_answer
 
 AnswerTemplate = Literal["think", "reasoning", "none"]

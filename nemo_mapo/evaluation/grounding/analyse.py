@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.analysis import AnalysisConfig
-from nemo_mapo.config.run import RewardsConfig, SamplingConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.benchmarks.statistics import bootstrap_interval, compare_paired
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
@@ -119,7 +120,7 @@ def _asker(subject: Subject) -> Callable[[PromptBatch], Rollouts]:
 
 
 def _correct(rollouts: Rollouts, rewards: RewardsConfig) -> Scores:
-    return score_rollouts(rollouts, rewards).accuracy
+    return score_rollouts(rollouts, rewards.accuracy_only).accuracy
 
 
 def _add_signals(rollouts: Rollouts, listening: Listening, subject: Subject, found: _Found) -> None:

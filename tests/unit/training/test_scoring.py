@@ -8,7 +8,8 @@ import torch
 
 from nemo_mapo.config.model import OptimizerConfig
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.config.run import RewardsConfig, RolloutConfig, SamplingConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout

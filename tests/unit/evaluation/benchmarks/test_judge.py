@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from nemo_mapo.config.evaluation import JudgeConfig
+from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.evaluation.benchmarks.open_ended import read_ratings
-from nemo_mapo.evaluation.judge import ChatModel, EmbeddingModel, JudgeError, OpenAIClient
+from nemo_mapo.rewards.judge import ChatModel, EmbeddingModel, JudgeError, OpenAIClient
 from tests.unit.evaluation.benchmarks.conftest import chat_reply, ratings
 
 

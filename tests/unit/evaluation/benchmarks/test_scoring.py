@@ -7,7 +7,7 @@ import pytest
 from nemo_mapo.evaluation.benchmarks.open_ended import OpenEndedJudge
 from nemo_mapo.evaluation.benchmarks.predictions import Prediction
 from nemo_mapo.evaluation.benchmarks.scoring import NearestChoice, Scorer, named_choice, read_answer
-from nemo_mapo.evaluation.judge import JudgeError, OpenAIClient
+from nemo_mapo.rewards.judge import JudgeError, OpenAIClient
 from tests.unit.evaluation.benchmarks.conftest import chat_reply, ratings
 from tests.unit.evaluation.benchmarks.published import (
     answers,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Protocol, runtime_checkable
 
-from nemo_mapo.config.evaluation import JudgeConfig
+from nemo_mapo.config.rewards import JudgeConfig
 
 
 class JudgeError(RuntimeError):

@@ -1,0 +1,126 @@
+"""Verdicts of a model that judges: asked many at a time, remembered, and never made up."""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from nemo_mapo.config.rewards import JudgeConfig
+from nemo_mapo.rewards.judge import ChatModel, JudgeError, OpenAIClient
+
+logger = logging.getLogger(__name__)
+
+Verdict = TypeVar("Verdict")
+
+
+class RewardsUnavailable(RuntimeError):
+    """Too many verdicts are missing for the batch to be trained on; nothing was learned from it."""
+
+
+class VerdictCache:
+    """Replies by what was asked, in a file of JSON lines that may be shared by processes and runs.
+
+    Whole lines are appended; a line that was cut while it was written is passed over and asked for again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; ValueError names a line that is no reply."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._replies: dict[str, str] = {}
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            for number, line in enumerate(text.splitlines(), start=1):
+                self._read(line, number)
+            if text and not text.endswith("\n"):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+
+    def get(self, key: str) -> str | None:
+        """The reply to a question that was asked before."""
+        return self._replies.get(key)
+
+    def put(self, key: str, reply: str) -> None:
+        """Remember a reply."""
+        with self._lock:
+            self._replies[key] = reply
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "reply": reply}) + "\n")
+
+    def _read(self, line: str, number: int) -> None:
+        try:
+            record = json.loads(line)
+            self._replies[record["key"]] = record["reply"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if line.startswith('{"key"') and not line.endswith("}"):
+                # The beginning of a record whose writer was killed.
+                return
+            raise ValueError(f"{self._path}:{number}: not a remembered verdict ({error}); delete the line") from error
+
+
+class Judge:
+    """Asks a chat model the same kind of thing about many texts."""
+
+    def __init__(self, model: ChatModel, *, concurrency: int, remembered: VerdictCache | None = None) -> None:
+        self._model = model
+        self._concurrency = concurrency
+        self._remembered = remembered
+
+    def ask(self, system: str, prompts: Sequence[str], parse: Callable[[str], Verdict | None]) -> list[Verdict | None]:
+        """A verdict for each prompt, in order; None where the judge is out of reach or `parse` finds no verdict.
+
+        Replies with a verdict are remembered; equal prompts are asked once.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        with ThreadPoolExecutor(max_workers=self._concurrency, thread_name_prefix="judge") as pool:
+            found = dict(
+                zip(distinct, pool.map(lambda prompt: self._ask(system, prompt, parse), distinct), strict=True)
+            )
+        missing = sum(found[prompt] is None for prompt in prompts)
+        if missing:
+            logger.warning(f"{missing} of {len(prompts)} verdicts of {self._model.name} are missing")
+        return [found[prompt] for prompt in prompts]
+
+    def _ask(self, system: str, prompt: str, parse: Callable[[str], Verdict | None]) -> Verdict | None:
+        key = hashlib.sha256(json.dumps([self._model.name, system, prompt]).encode()).hexdigest()
+        reply = None if self._remembered is None else self._remembered.get(key)
+        if reply is not None:
+            return parse(reply)
+        try:
+            reply = self._model.chat(system, prompt)
+        except JudgeError as error:
+            logger.debug(f"no verdict: {error}")
+            return None
+        verdict = parse(reply)
+        if verdict is None:
+            logger.debug(f"no verdict in {reply[:200]!r}")
+        elif self._remembered is not None:
+            self._remembered.put(key, reply)
+        return verdict
+
+
+@cache
+def judge_of(config: JudgeConfig, cache_file: str | None) -> Judge:
+    """The judge that a config names; one for the whole process, with what it remembers."""
+    remembered = None if cache_file is None else VerdictCache(Path(cache_file))
+    return Judge(OpenAIClient(config), concurrency=config.concurrency, remembered=remembered)
+
+
+def yes_or_no(reply: str) -> bool | None:
+    """YES or NO and nothing else, but for letter case, white space and one closing mark; None otherwise."""
+    return {"YES": True, "NO": False}.get(reply.strip().removesuffix(".").removesuffix("!").upper())
+
+
+def unit_score(reply: str) -> float | None:
+    """A plain number from 0 to 1 and nothing else; None otherwise."""
+    text = reply.strip()
+    if not text.replace(".", "", 1).isdecimal() or not text.isascii():
+        return None
+    value = float(text)
+    return value if value <= 1 else None

@@ -1,0 +1,224 @@
+"""Rewards that a model judges: what counts as a verdict, that an outage is no zero, and what is remembered."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from nemo_mapo.config.rewards import Mpar2Config, RewardsConfig
+from nemo_mapo.rewards.combined import score
+from nemo_mapo.rewards.consistency_judge import JudgeConsistency
+from nemo_mapo.rewards.judged import VerdictCache, unit_score, yes_or_no
+from nemo_mapo.rewards.mpar2 import Perception, ReasoningSteps, ReviewedAnswer, floored_geometric_mean
+from nemo_mapo.rewards.registry import RewardSample
+from nemo_mapo.rewards.templates import mpar2_parts
+from nemo_mapo.types import Example
+from tests.chat_server import chat_reply
+
+EXAMPLE = Example(
+    id="q1", question="which?", choices=("dog", "cat"), answer="dog", task="t", caption="a dog barks twice"
+)
+
+
+def thinking(answer="dog", reasoning="it barks, so it is a dog."):
+    return RewardSample(text=f"<think>{reasoning}</think>{answer}", example=EXAMPLE, finished=True)
+
+
+def by_model(server, **changes):
+    judge = server.config(**changes.pop("judge", {"max_attempts": 1}))
+    return RewardsConfig(**{"consistency_judge": "model", "judge": judge, **changes})
+
+
+@pytest.mark.parametrize("reply", ["YES", "yes", " Yes.\n", "YES!"])
+def test_yes_is_yes(reply):
+    assert yes_or_no(reply) is True
+
+
+@pytest.mark.parametrize("reply", ["", "YES and NO", "Yes, because", "The answer is YES", "maybe", "YES\nNO", "1"])
+def test_anything_else_than_one_word_is_no_verdict(reply):
+    assert yes_or_no(reply) is None
+    assert yes_or_no("No") is False
+
+
+@pytest.mark.parametrize(("reply", "value"), [("0", 0.0), ("0.4", 0.4), (" 1.0 ", 1.0), (".5", 0.5), ("1", 1.0)])
+def test_a_plain_number_is_a_score(reply, value):
+    assert unit_score(reply) == value
+
+
+@pytest.mark.parametrize("reply", ["", ".", "1.1", "-0.1", "0,4", "0.4/1", "score: 0.4", "nan", "\u0664", "1e-1", "4"])
+def test_anything_else_is_no_score(reply):
+    assert unit_score(reply) is None
+
+
+def test_the_judge_decides_and_sees_question_reasoning_and_answer(serve):
+    server = serve(lambda path, body: chat_reply("NO" if "Answer: cat" in body["messages"][1]["content"] else "YES"))
+    assert JudgeConsistency(by_model(server))([thinking("dog"), thinking("cat")]) == [1.0, 0.0]
+    assert all(body["temperature"] == 0.0 for _, body, _ in server.requests)
+    (asked,) = (text for _, body, _ in server.requests if "Answer: dog" in (text := body["messages"][1]["content"]))
+    assert all(part in asked for part in ("which?", "- dog", "- cat", "it barks"))
+
+
+def test_what_breaks_off_is_inconsistent_without_asking(serve):
+    server = serve(lambda path, body: chat_reply("YES"))
+    cut = RewardSample(text="<think>it barks</think>dog", example=EXAMPLE, finished=False)
+    open_end = RewardSample(text="<think>it barks dog", example=EXAMPLE, finished=True)
+    assert JudgeConsistency(by_model(server))([cut, open_end]) == [0.0, 0.0]
+    assert not server.requests
+
+
+def test_conditional_on_correct_asks_about_right_answers_only(serve):
+    server = serve(lambda path, body: chat_reply("YES"))
+    assert JudgeConsistency(by_model(server, conditional_on_correct=True))([thinking("cat"), thinking()]) == [0.0, 1.0]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fault", [(503, ""), (200, "<html>"), chat_reply("I would say YES")])
+def test_an_outage_or_a_lie_is_no_verdict_and_no_zero(serve, fault):
+    server = serve(lambda path, body: fault)
+    table = score([thinking("dog"), thinking("cat")], by_model(server))
+    assert table.by_reward["consistency"] == [None, None] and table.missing_share == 1.0
+    # 2 accuracy + 1 format of 3 known, scaled to the weight of 4; and 1 of 3.
+    assert table.total == pytest.approx([4.0, 4 / 3])
+
+
+def test_one_missing_verdict_leaves_the_others_as_they_are(serve):
+    server = serve(lambda path, body: (500, "") if "cat." in body["messages"][1]["content"] else chat_reply("NO"))
+    table = score([thinking(), thinking(reasoning="a cat.")], by_model(server))
+    assert table.by_reward["consistency"] == [0.0, None]
+    assert table.total == pytest.approx([3.0, 4.0])
+
+
+def test_requests_run_beside_each_other(serve):
+    together = threading.Barrier(4, timeout=5)
+
+    def reply(path, body):
+        together.wait()
+        return chat_reply("YES")
+
+    server = serve(reply)
+    samples = [thinking(reasoning=f"reason {number}") for number in range(4)]
+    started = time.monotonic()
+    assert JudgeConsistency(by_model(server, judge={"concurrency": 4}))(samples) == [1.0] * 4
+    assert time.monotonic() - started < 5
+
+
+def test_verdicts_are_remembered_and_outages_are_not(serve, tmp_path):
+    replies = iter([(500, ""), chat_reply("YES")])
+    server = serve(lambda path, body: next(replies))
+    config = by_model(server, judge_cache=str(tmp_path / "verdicts.jsonl"))
+    reward = JudgeConsistency(config)
+    assert [reward([thinking()]) for _ in range(3)] == [[None], [1.0], [1.0]]
+    assert len(server.requests) == 2
+
+
+def test_a_line_that_was_cut_is_passed_over_and_asked_again(tmp_path):
+    path = tmp_path / "verdicts.jsonl"
+    first = VerdictCache(path)
+    first.put("a", "YES")
+    with path.open("a") as file:
+        file.write('{"key": "b", "rep')
+    again = VerdictCache(path)
+    assert (again.get("a"), again.get("b")) == ("YES", None)
+    again.put("c", "NO")
+    third = VerdictCache(path)
+    assert [third.get(key) for key in "abc"] == ["YES", None, "NO"]
+
+
+def test_a_file_that_is_no_memory_is_refused(tmp_path):
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n")
+    with pytest.raises(ValueError, match=r"verdicts.jsonl:1: not a remembered verdict"):
+        VerdictCache(path)
+
+
+STRUCTURED = (
+    "<thinking><perception>two barks</perception>\n<reasoning>Sub-question: what barks? Answer: a dog\n"
+    "Sub-question: how often? Answer: twice</reasoning>\n<review>it fits</review></thinking>\n<answer>dog</answer>"
+)
+
+
+def structured(text=STRUCTURED, example=EXAMPLE):
+    return RewardSample(text=text, example=example, finished=True)
+
+
+def mpar2(server, **weights):
+    values = Mpar2Config(review_bonus=0.5, step_floor=0.01, step_share=0.7)
+    return RewardsConfig(
+        template="mpar2", accuracy=0.0, consistency=0.0, mpar2=values, judge=server.config(max_attempts=1), **weights
+    )
+
+
+def test_the_structure_is_taken_apart():
+    parts = mpar2_parts(STRUCTURED)
+    assert parts is not None
+    assert parts.perception == "two barks" and parts.review == "it fits" and parts.answer == "dog"
+    assert parts.steps == (("what barks?", "a dog"), ("how often?", "twice"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<review>it fits</review>", ""),
+        ("<review>it fits</review>", "<review> </review>"),
+        ("Answer: twice", ""),
+        ("Sub-question: what", "First. Sub-question: what"),
+        ("</thinking>", "</thinking> so"),
+        ("<answer>dog</answer>", "<answer>dog</answer><answer>cat</answer>"),
+        ("<perception>", "<think>"),
+    ],
+)
+def test_whatever_departs_from_the_structure_has_none(serve, old, new):
+    assert mpar2_parts(STRUCTURED.replace(old, new)) is None
+    server = serve(lambda path, body: chat_reply("1"))
+    reward = Perception(mpar2(server, perception=1.0))
+    assert reward([structured(STRUCTURED.replace(old, new))]) == [0.0] and not server.requests
+
+
+def test_a_review_adds_its_bonus_to_a_right_answer_only(serve):
+    server = serve(lambda path, body: chat_reply("YES"))
+    reward = ReviewedAnswer(mpar2(server, reviewed_answer=1.0))
+    wrong = STRUCTURED.replace("<answer>dog", "<answer>cat")
+    assert reward([structured(), structured(wrong)]) == [1.0, 0.0]
+    assert len(server.requests) == 1
+    server.reply = lambda path, body: chat_reply("NO")
+    assert ReviewedAnswer(mpar2(server, reviewed_answer=1.0))([structured()]) == [pytest.approx(1 / 1.5)]
+
+
+def test_steps_count_by_their_floored_geometric_mean(serve):
+    def reply(path, body):
+        asked = body["messages"][1]["content"]
+        return chat_reply("0.5" if "Reasoning:" in asked else "0.25" if "what barks?" in asked else "0")
+
+    reward = ReasoningSteps(mpar2(serve(reply), reasoning_steps=1.0))
+    # 0.7 sqrt(0.25 * 0.01) + 0.3 * 0.5
+    assert reward([structured()]) == [pytest.approx(0.7 * 0.05 + 0.15)]
+
+
+def test_a_step_without_a_verdict_leaves_the_reward_out(serve):
+    server = serve(lambda path, body: chat_reply("none" if "how often?" in body["messages"][1]["content"] else "1"))
+    assert ReasoningSteps(mpar2(server, reasoning_steps=1.0))([structured()]) == [None]
+
+
+def test_the_floored_geometric_mean():
+    assert floored_geometric_mean([0.5, 0.5], 0.01) == pytest.approx(0.5)
+    assert floored_geometric_mean([1.0, 0.0, 1.0], 0.001) == pytest.approx(0.1)
+
+
+def test_a_perception_needs_a_caption(serve):
+    bare = Example(id="q7", question="which?", choices=("dog", "cat"), answer="dog", task="t")
+    with pytest.raises(ValueError, match="q7: field 'caption' is missing"):
+        Perception(mpar2(serve(lambda path, body: chat_reply("1")), perception=1.0))([structured(example=bare)])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"consistency_judge": "model"}, "judge.base_url"),
+        ({"perception": 1.0, "template": "mpar2"}, "mpar2.review_bonus"),
+        ({"perception": 1.0, "mpar2": Mpar2Config(review_bonus=0, step_floor=0.1, step_share=1)}, "template=mpar2"),
+    ],
+)
+def test_a_judge_that_is_not_named_is_asked_for_at_the_start(options, said):
+    with pytest.raises(ValueError, match=said):
+        RewardsConfig(**options)
