@@ -51,6 +51,16 @@ class Mpar2Config:
 
 
 @config_class
+class TarsConfig:
+    """TARS (arXiv 2601.05543): half of a prompt's completions read its caption, the others are to resemble them."""
+
+    representation: Weight = 1.0
+    """alpha: mean over layers of the cosine of mean hidden states."""
+    behaviour: Weight = 1.0
+    """beta: cosine of the texts' embeddings, by judge.embedding_model of judge.base_url."""
+
+
+@config_class
 class RewardsConfig:
     """Weights of the rewards; a reward with weight 0 is not computed."""
 
@@ -78,6 +88,8 @@ class RewardsConfig:
     max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of a rollout batch's verdicts that may be missing; above it the run saves and stops."""
     mpar2: Mpar2Config | None = None
+    tars: TarsConfig | None = None
+    """Alignment with text-conditioned completions, added to the rewards of those that hear; null is off."""
 
     def __post_init__(self) -> None:
         judged = [name for name in _MPAR2_REWARDS if vars(self)[name] > 0]
@@ -85,6 +97,12 @@ class RewardsConfig:
             raise ValueError(f"{', '.join(judged)} above 0 needs mpar2.review_bonus, .step_floor and .step_share")
         if judged and self.template != "mpar2":
             raise ValueError(f"{', '.join(judged)} above 0 needs template=mpar2, whose parts it judges")
+        embeds = self.tars is not None and self.tars.behaviour > 0
+        if embeds and (self.judge.base_url is None or self.judge.embedding_model is None):
+            raise ValueError(
+                "tars.behaviour above 0 compares embeddings of texts: set judge.base_url and judge.embedding_model, or "
+                "set it to 0"
+            )
         if self.asks_judge and (self.judge.base_url is None or self.judge.model is None):
             asks = ", ".join(judged) if judged else "consistency_judge=model"
             raise ValueError(

@@ -192,6 +192,7 @@ class RunConfig:
         self._check_ranks()
         self._check_backend()
         self._check_length()
+        self._check_tars()
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
@@ -225,6 +226,27 @@ class RunConfig:
             raise ValueError(
                 f"trainer.mapo.max_steps={steps} exceeds the {planned} steps of data.train_ds.phases; lengthen a "
                 "phase, or set it to -1 to run them all"
+            )
+
+    def _check_tars(self) -> None:
+        """ValueError where TARS's two halves of a group cannot be formed or trained."""
+        if self.rewards.tars is None:
+            return
+        group = self.trainer.mapo.num_rollouts_per_prompt
+        if group % 2 or group < 4:
+            raise ValueError(
+                f"trainer.mapo.num_rollouts_per_prompt={group} must be even and at least 4 with rewards.tars: one half "
+                "hears the clip, the other reads its caption"
+            )
+        if self.objective.mask != "none" or self.objective.eta > 0 or self.objective.log_grounding:
+            raise ValueError(
+                "rewards.tars trains rows without audio, which have no audio mass and no differential entropy: set "
+                "objective=tars (objective.mask=none objective.eta=0 objective.log_grounding=false)"
+            )
+        if self.model.pipeline_model_parallel_size > 1 or self.model.sequence_parallel:
+            raise ValueError(
+                "rewards.tars reads hidden states of all layers: set model.pipeline_model_parallel_size=1 and "
+                "model.sequence_parallel=false"
             )
 
     def _check_backend(self) -> None:

@@ -20,13 +20,15 @@ from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.rewards.combined import RewardTable, score
+from nemo_mapo.rewards.judge import OpenAIClient
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.registry import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.sequences import response_mask, token_batch
 from nemo_mapo.training.signals import TokenSignals
-from nemo_mapo.types import RolloutBatch, Rollouts
+from nemo_mapo.training.tars import Alignment, alignment
+from nemo_mapo.types import RolloutBatch, Rollouts, TokenBatch
 
 Timer = Callable[[str], AbstractContextManager[None]]
 
@@ -77,7 +79,8 @@ class RolloutScorer:
         with timer("rewards"):
             penalty = self._overlong_penalty(rollouts)
             unpenalised = score_rollouts(rollouts, self.rewards)
-            totals = torch.tensor(unpenalised.total) + penalty
+            aligned = self._alignment(rollouts, sequences, unpenalised, actor)
+            totals = torch.tensor(unpenalised.total) + penalty + aligned.reward
             table = RewardTable(by_reward=unpenalised.by_reward, total=totals.tolist())
         if self.rewards.asks_judge:
             self._refuse_too_few_verdicts(table)
@@ -98,7 +101,7 @@ class RolloutScorer:
             accuracy_rewards=torch.tensor(table.accuracy),
             finished=_finished(rollouts),
         )
-        metrics = rollout_metrics(rollouts, table) | gate_metrics
+        metrics = rollout_metrics(rollouts, table) | gate_metrics | aligned.metrics
         metrics["rollout/equal_reward_groups"] = _equal_share(totals, rollouts.group_size)
         if self.objective.overlong_buffer > 0:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
@@ -106,6 +109,15 @@ class RolloutScorer:
             metrics["rollout/verdicts_missing"] = table.missing_share
         metrics["rollout/log_prob_gap"] = float((signals.log_probs - rollouts.log_probs).abs().max())
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
+
+    def _alignment(self, rollouts: Rollouts, sequences: TokenBatch, table: RewardTable, actor: MapoActor) -> Alignment:
+        config = self.rewards.tars
+        if config is None:
+            return Alignment(reward=torch.zeros(len(rollouts.texts)), metrics={})
+        embedder = OpenAIClient(self.rewards.judge) if config.behaviour > 0 else None
+        return alignment(
+            rollouts, sequences, table.accuracy, actor.policy, config, batching=actor.batching, embedder=embedder
+        )
 
     def _refuse_too_few_verdicts(self, table: RewardTable) -> None:
         """RewardsUnavailable on all ranks when more verdicts are missing on any of them than the config allows."""

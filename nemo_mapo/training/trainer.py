@@ -25,6 +25,7 @@ from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank, mean_o
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sequences import row_slices, select_batch
+from nemo_mapo.training.tars import MODALITIES, with_text_twins
 from nemo_mapo.types import Rollouts
 
 _SEEDS_PER_STEP = 2**20
@@ -135,10 +136,13 @@ class MapoTrainer:
         """
         with self.timer("data"):
             prompts = next(self.prompts)
-        group_size = self.cfg.num_rollouts_per_prompt
+        per_prompt = group_size = self.cfg.num_rollouts_per_prompt
+        if self.config.rewards.tars is not None:
+            prompts = with_text_twins(prompts, self.scorer.tokenizer)
+            group_size //= MODALITIES
         first_seed = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP
         mine = torch.tensor(data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation))
-        seeds = first_seed + (mine[:, None] * group_size + torch.arange(group_size)).flatten()
+        seeds = first_seed + (mine[:, None] * per_prompt + torch.arange(per_prompt)).flatten()
         self.actor.prepare_for_inference()
         self.actor.rollout.update_weights(self.optimization_step)
         with self.timer("rollout"):

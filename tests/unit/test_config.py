@@ -30,11 +30,17 @@ PAPER_DATA = [
 ]
 # What an option leaves to the user.
 JUDGE = ["rewards.judge.base_url=http://localhost/v1", "rewards.judge.model=judge"]
+TARS = ["objective=tars", JUDGE[0], "rewards.judge.embedding_model=encoder"]
 MPAR2 = [
     *(f"rewards.{name}=1" for name in ("format", "reviewed_answer", "perception", "reasoning_steps")),
     "rewards.mpar2={review_bonus: 0.5, step_floor: 0.01, step_share: 0.7}",
 ]
-REQUIRED = {"data=paper_two_phase": PAPER_DATA, "rewards=judge": JUDGE, "rewards=mpar2": [*JUDGE, *MPAR2]}
+REQUIRED = {
+    "data=paper_two_phase": PAPER_DATA,
+    "rewards=judge": JUDGE,
+    "rewards=mpar2": [*JUDGE, *MPAR2],
+    "rewards=tars": TARS,
+}
 README_OVERRIDES = re.findall(r"^\| `([^`=]+=[^`]*)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
 
 
@@ -155,6 +161,19 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("data.train_ds.bucket_duration_bins=[4,2]", ["bucket_duration_bins=[4.0, 2.0]", "ascending"]),
         ("data.validation_ds.infinite=true", ["validation_ds.infinite=True", "every clip of validation_ds is scored"]),
         ("data.test_ds.max_unreadable=1", ["test_ds.max_unreadable=1", "leave it at 0"]),
+        # TARS forms two groups of a prompt, and trains rows that hear nothing.
+        (
+            [
+                "rewards=tars",
+                *TARS,
+                "trainer.mapo.num_rollouts_per_prompt=2",
+                "model.global_batch_size=8",
+                "model.micro_batch_size=8",
+            ],
+            ["num_rollouts_per_prompt=2", "even and at least 4"],
+        ),
+        (["rewards.tars={behaviour: 0}"], ["rewards.tars", "set objective=tars"]),
+        (["rewards.tars={}", "objective=tars"], ["rewards", "tars.behaviour", "judge.embedding_model"]),
         # Keys that are not there.
         ("~data.tokenizer", ["data.tokenizer", "missing"]),
         ("data.tokenizer=${nowhere}", ["data.tokenizer", "nowhere", "not found"]),

@@ -1,0 +1,165 @@
+"""TARS (arXiv 2601.05543): speech-conditioned completions are rewarded for resembling right text-conditioned ones.
+
+Half of a prompt's completions hear the clip; the other half read its caption instead. Each half is a group of its own:
+advantages are centred per modality, and a completion is sampled, scored and trained with one and the same prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.rewards import TarsConfig
+from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hidden_states import pooled_hidden_states
+from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
+from nemo_mapo.rewards.judged import RewardsUnavailable
+from nemo_mapo.training.sequences import select_rows
+from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.types import Example, PromptBatch, Rollouts, TokenBatch
+
+MODALITIES = 2
+"""Groups of a prompt: speech, then text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """What TARS adds to the rewards; 0 for text-conditioned completions and where there is no reference."""
+
+    reward: Float[Tensor, " batch"]
+    metrics: dict[str, float]
+
+
+def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase) -> PromptBatch:
+    """Every prompt twice, one after the other: with its clip, and with the clip's caption instead.
+
+    ValueError naming a question without a caption.
+    """
+    pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
+    rows: list[Tensor] = []
+    audio_row: list[int] = []
+    for row, example in enumerate(prompts.examples):
+        rows += [prompts.tokens[row, : int(prompts.lengths[row])], torch.tensor(_text_prompt(example, tokenizer))]
+        audio_row += [int(prompts.audio_row[row]), -1]
+    return PromptBatch(
+        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
+        lengths=torch.tensor([len(row) for row in rows]),
+        audio=prompts.audio,
+        audio_row=torch.tensor(audio_row),
+        examples=tuple(example for example in prompts.examples for _ in range(MODALITIES)),
+    )
+
+
+def _text_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if example.caption is None:
+        raise ValueError(
+            f"{example.id}: field 'caption' is missing: TARS gives it to the text-conditioned completions in place of "
+            "the clip; add it to the manifest"
+        )
+    told = Example(
+        id=example.id,
+        question=f"{example.caption} {example.question}",
+        choices=example.choices,
+        answer=example.answer,
+        task=example.task,
+    )
+    return encode_prompt(told, 0, tokenizer)
+
+
+def alignment(
+    rollouts: Rollouts,
+    sequences: TokenBatch,
+    accuracy: Sequence[float],
+    policy: AudioLLM,
+    config: TarsConfig,
+    *,
+    batching: MicroBatching,
+    embedder: EmbeddingModel | None,
+) -> Alignment:
+    """alpha R_rep + beta R_beh of the speech-conditioned completions.
+
+    R_rep: mean over all decoder layers of the cosine between the mean hidden states, over generated tokens, of the
+    completion and of its reference. R_beh: cosine of their texts' embeddings. The reference is a random right
+    text-conditioned completion of the same question; a question without one gives 0 to all, and is counted in
+    `rollout/tars_without_reference`.
+
+    Raises:
+        ValueError: the model is cut so that no rank sees all layers and positions.
+        RewardsUnavailable: the embedding model is out of reach.
+    """
+    speech, reference, without = _pairs(rollouts, accuracy)
+    reward = torch.zeros(len(rollouts.texts))
+    modality = torch.arange(len(rollouts.texts)) // rollouts.group_size % MODALITIES
+    right = torch.tensor(accuracy)
+    metrics = {
+        "rollout/tars_without_reference": without,
+        "rollout/accuracy_speech": float(right[modality == 0].mean()),
+        "rollout/accuracy_text": float(right[modality == 1].mean()),
+    }
+    if not speech:
+        return Alignment(reward=reward, metrics=metrics)
+    if config.representation > 0:
+        states = _states(policy, sequences, batching)
+        cosines = torch.cosine_similarity(states[speech], states[reference], dim=-1).mean(-1)
+        reward[speech] += config.representation * cosines
+        metrics["rollout/tars_representation"] = float(cosines.mean())
+    if config.behaviour > 0:
+        assert embedder is not None, "the config requires one"
+        cosines = _text_cosines(rollouts.texts, speech, reference, embedder)
+        reward[speech] += config.behaviour * cosines
+        metrics["rollout/tars_behaviour"] = float(cosines.mean())
+    return Alignment(reward=reward, metrics=metrics)
+
+
+def _pairs(rollouts: Rollouts, accuracy: Sequence[float]) -> tuple[list[int], list[int], float]:
+    """Rows of speech-conditioned completions, the row of the reference of each, and the share of questions without."""
+    group = rollouts.group_size
+    speech: list[int] = []
+    reference: list[int] = []
+    questions = len(rollouts.prompts) // MODALITIES
+    for question in range(questions):
+        first = question * MODALITIES * group
+        right = [row for row in range(first + group, first + 2 * group) if accuracy[row] == 1.0]
+        if right:
+            # The same in every layout and after a restart.
+            name = rollouts.prompts.examples[question * MODALITIES].id
+            rng = np.random.default_rng([rollouts.weight_version, *name.encode()])
+            speech += range(first, first + group)
+            reference += [right[int(rng.integers(len(right)))]] * group
+    return speech, reference, 1 - len(speech) / (questions * group)
+
+
+@torch.no_grad()
+def _states(policy: AudioLLM, sequences: TokenBatch, batching: MicroBatching) -> Float[Tensor, "batch layer hidden"]:
+    """Mean hidden state of every layer over the completion's tokens, row by row."""
+    states: Tensor | None = None
+    for rows in MicroBatching(rows=batching.rows).split(sequences):
+        part = select_rows(sequences, rows).to(policy.device)
+        place = torch.arange(part.tokens.shape[1], device=policy.device)
+        end = part.prompt_lengths + part.completion_lengths
+        written = (place >= part.prompt_lengths[:, None]) & (place < end[:, None])
+        with pooled_hidden_states(policy, written) as pooled:
+            policy(part.tokens, part.audio, part.audio_row)
+        found = torch.stack(pooled, dim=1).cpu()
+        states = torch.zeros(len(sequences.prompt_lengths), *found.shape[1:]) if states is None else states
+        states[rows] = found
+    assert states is not None
+    return states
+
+
+def _text_cosines(
+    texts: Sequence[str], speech: Sequence[int], reference: Sequence[int], embedder: EmbeddingModel
+) -> Float[Tensor, " pair"]:
+    needed = list(dict.fromkeys(texts[row] for row in (*speech, *reference)))
+    try:
+        vectors = dict(zip(needed, torch.tensor(embedder.embed(needed), dtype=torch.float32), strict=True))
+    except JudgeError as error:
+        raise RewardsUnavailable(f"TARS needs embeddings of the completions: {error}") from error
+    first, second = (torch.stack([vectors[texts[row]] for row in rows]) for rows in (speech, reference))
+    return torch.cosine_similarity(first, second, dim=-1)
