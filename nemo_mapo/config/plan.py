@@ -1,0 +1,42 @@
+"""What the planner has to know beside the config of the run."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from omegaconf import OmegaConf
+from pydantic import Field, TypeAdapter, ValidationError
+
+from nemo_mapo.config.base import config_class
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class PlanConfig:
+    """Keys of `python examples/plan.py plan.KEY=VALUE`."""
+
+    gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
+    """Memory of one GPU, in 10^9 bytes; a layout that needs more is refused."""
+    reserved_gb: Annotated[float, Field(ge=0)] = 6.0
+    """Set aside for what is not planned: CUDA context, communication buffers, kernels' workspaces, fragmentation."""
+    sequence_tokens: Count | None = None
+    """Prompt + completion of every row; null is the longest allowed, model.decoder.max_position_embeddings."""
+    audio_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Length of every clip."""
+    vocab_size: Count | None = None
+    """Tokens of the vocabulary; null asks the tokenizer of data.tokenizer."""
+
+
+def load_plan_config(overrides: Sequence[str]) -> PlanConfig:
+    """Read `plan.KEY=VALUE` overrides.
+
+    Raises:
+        ValueError: naming the key and its value.
+    """
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(given, dict)
+    try:
+        return TypeAdapter(PlanConfig).validate_python(given.get("plan", {}))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ValueError(f"plan.{problem['loc'][-1]}={problem['input']!r}: {problem['msg']}") from error

@@ -1,0 +1,204 @@
+"""What one micro-batch leaves in memory for its backward pass, in closed form; docs/planner.md derives the terms."""
+
+import math
+from dataclasses import dataclass
+
+from nemo_mapo.attention.mass import HEAD_WIDTH_MULTIPLE
+from nemo_mapo.attention.te_support import MASS_WIDTH
+from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
+from nemo_mapo.training.signals import LOGIT_CHUNK_ELEMENTS
+
+_FLOAT = 4
+_INDEX = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What decides about activations beside the model."""
+
+    tokens: int
+    """Rows x tokens of a row, padding included; of a packed row its token budget."""
+    clips: int
+    """Distinct audio clips."""
+    audio_seconds: float
+    """Length of a clip."""
+    vocab_size: int
+    """Padded to a multiple of the tensor-parallel ranks."""
+    width: int
+    """Bytes of an element: 4 (fp32) or 2 (bf16)."""
+    measures_mass: bool
+    """Whether target layers report their audio mass."""
+    cuda: bool
+    """A GPU's fused norms keep their input in the model's precision; a CPU's keep it and the result in float32."""
+
+
+def layer_bytes(model: ModelConfig, batch: MicroBatch, *, target: bool) -> int:
+    """One decoder layer without recompute, of one tensor-parallel rank."""
+    attention = (
+        _norm(model, batch) + _linear_input(model, batch, "linear_qkv") + _attention(model, batch, target=target)
+    )
+    return attention + _feed_forward(model, batch)
+
+
+def stage_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
+    """All layers of a pipeline stage, for one micro-batch, with recompute; the last stage's final norm included."""
+    stages = model.pipeline_model_parallel_size
+    per_stage = model.decoder.num_layers // stages
+    layers = range(stage * per_stage, (stage + 1) * per_stage)
+    recomputed = 0
+    if model.decoder.recompute_granularity == "full":
+        recomputed = model.recomputed_layers_per_stage[stage]
+    total = recomputed * _whole_layer_input(model, batch)
+    for layer in layers[recomputed:]:
+        target = batch.measures_mass and layer in model.resolved_target_layers
+        total += layer_bytes(model, batch, target=target) - _dropped(model, batch, layer)
+    if stage == stages - 1:
+        total += _norm(model, batch) + _share(model, batch.tokens) * model.decoder.hidden_size * batch.width
+    return total
+
+
+def recompute_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
+    """What running a recomputed layer again takes for a moment, where no other layer's activations are larger."""
+    if model.decoder.recompute_granularity != "full":
+        return 0
+    kept = model.decoder.num_layers // model.pipeline_model_parallel_size - model.recomputed_layers_per_stage[stage]
+    return 0 if kept else layer_bytes(model, batch, target=False)
+
+
+def perception_bytes(model: ModelConfig, batch: MicroBatch) -> int | None:
+    """The audio encoder; None for a trained one of a kind without a formula."""
+    freeze = model.resolved_freeze
+    if freeze.perception and freeze.projector:
+        return 0
+    if not isinstance(model.perception, ConvPerceptionConfig):
+        return None
+    encoder = model.perception
+    frames = [round(batch.audio_seconds / encoder.hop_seconds)]
+    while 2 ** (len(frames) - 1) < encoder.downsampling:
+        frames.append((frames[-1] + 1) // 2)
+    # Each convolution keeps its input and that of its GELU; norm and projection keep theirs.
+    elements = 0 if freeze.projector else 2 * encoder.channels * frames[-1]
+    if not freeze.perception:
+        halved = sum(2 * encoder.channels * count for count in frames[1:])
+        elements += encoder.mel_bins * frames[0] + halved + encoder.channels * frames[-1]
+    return batch.clips * elements * batch.width
+
+
+def logits_bytes(model: ModelConfig, batch: MicroBatch) -> tuple[int, int]:
+    """Logits that are kept; their gradient and the float32 workspace, which the backward pass adds."""
+    kept = batch.tokens * batch.vocab_size // model.tensor_model_parallel_size * batch.width
+    chunk = LOGIT_CHUNK_ELEMENTS["cuda" if batch.cuda else "cpu"] * _FLOAT
+    return kept, kept + min(chunk, kept * _FLOAT // batch.width)
+
+
+def kv_cache_bytes(model: ModelConfig, *, rows: int, tokens: int, width: int) -> int:
+    """Keys and values of one pipeline stage's layers for rows of so many tokens."""
+    decoder = model.decoder
+    heads = decoder.num_query_groups // model.tensor_model_parallel_size
+    layers = decoder.num_layers // model.pipeline_model_parallel_size
+    return 2 * rows * tokens * layers * heads * decoder.kv_channels * width
+
+
+def _share(model: ModelConfig, tokens: int) -> int:
+    """Tokens of which a rank holds the residual stream."""
+    return tokens // model.tensor_model_parallel_size if model.sequence_parallel else tokens
+
+
+def _decoder_frozen(model: ModelConfig) -> bool:
+    return model.lora is not None or model.resolved_freeze.decoder
+
+
+def _norm(model: ModelConfig, batch: MicroBatch) -> int:
+    """RMSNorm over the hidden width: its input, the root's inverse, and on a CPU the result before the gain."""
+    return _norm_rows(model, batch, _share(model, batch.tokens), model.decoder.hidden_size)
+
+
+def _norm_rows(model: ModelConfig, batch: MicroBatch, rows: int, features: int) -> int:
+    if batch.cuda:
+        return rows * (features * batch.width + _FLOAT)
+    return rows * ((1 if _decoder_frozen(model) else 2) * features * _FLOAT + _FLOAT)
+
+
+def _linear_input(model: ModelConfig, batch: MicroBatch, name: str, features: int | None = None) -> int:
+    """Input of a linear (of the hidden width, shared by position, or of `features`), which its weight's gradient needs.
+
+    A frozen linear needs none, unless it has an adapter; that keeps its inner activations too.
+    """
+    adapter = model.lora is not None and name in model.lora.targets
+    if _decoder_frozen(model) and not adapter:
+        return 0
+    rows = _share(model, batch.tokens) if features is None else batch.tokens
+    elements = rows * (model.decoder.hidden_size if features is None else features)
+    if model.lora is not None and adapter:
+        elements += batch.tokens * model.lora.rank
+    return elements * batch.width
+
+
+def _attention(model: ModelConfig, batch: MicroBatch, *, target: bool) -> int:
+    """From the projected queries, keys and values to the input of the output projection."""
+    decoder, shards = model.decoder, model.tensor_model_parallel_size
+    tokens, dim = batch.tokens, decoder.kv_channels
+    heads, groups = decoder.num_attention_heads // shards, decoder.num_query_groups // shards
+    total = tokens * (heads + 2 * groups) * dim * batch.width
+    if decoder.qk_layernorm:
+        total += _norm_rows(model, batch, tokens * heads, dim) + _norm_rows(model, batch, tokens * groups, dim)
+        # The keys' norm reads them where they were projected to, unless it has to widen them first.
+        if batch.cuda or batch.width == _FLOAT:
+            total -= tokens * groups * dim * batch.width
+    statistics = tokens * heads * _FLOAT
+    rotated = tokens * (heads + groups) * dim * batch.width
+    output = tokens * heads * dim * batch.width
+    if not target:
+        return total + rotated + statistics + output
+    if model.attention_backend == "transformer_engine":
+        measuring = tokens * (heads + groups) * MASS_WIDTH * batch.width + statistics
+        return total + rotated + statistics + output + measuring
+    wide = math.ceil((dim + 1) / HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE
+    widened = tokens * 2 * (heads + groups) * wide * batch.width
+    projected = _linear_input(model, batch, "linear_proj", heads * dim)
+    return total + widened + statistics + projected
+
+
+def _feed_forward(model: ModelConfig, batch: MicroBatch) -> int:
+    """Norm and SwiGLU, or norm, router and the experts that the tokens visit, balanced over ranks."""
+    decoder, shards = model.decoder, model.tensor_model_parallel_size
+    total = _norm(model, batch) + _linear_input(model, batch, "linear_fc1")
+    if decoder.num_moe_experts is None:
+        inner = decoder.ffn_hidden_size // shards
+        return total + 3 * batch.tokens * inner * batch.width + _linear_input(model, batch, "linear_fc2", inner)
+    return total + _experts(model, batch)
+
+
+def _experts(model: ModelConfig, batch: MicroBatch) -> int:
+    decoder = model.decoder
+    assert decoder.num_moe_experts is not None
+    inner = decoder.moe_ffn_hidden_size // model.tensor_model_parallel_size
+    local = _share(model, batch.tokens)
+    routing = local * (decoder.moe_router_topk * (2 * _INDEX + _FLOAT) + decoder.num_moe_experts * (1 + _FLOAT))
+    visits = batch.tokens * decoder.moe_router_topk
+    # The router and the experts of frozen decoders keep no inputs.
+    inputs = 0 if _decoder_frozen(model) else visits * (decoder.hidden_size + inner)
+    return routing + visits * _FLOAT + (inputs + visits * 4 * inner) * batch.width
+
+
+def _whole_layer_input(model: ModelConfig, batch: MicroBatch) -> int:
+    return _share(model, batch.tokens) * model.decoder.hidden_size * batch.width
+
+
+def _dropped(model: ModelConfig, batch: MicroBatch, layer: int) -> int:
+    """What selective recompute does not keep of a layer."""
+    decoder = model.decoder
+    if decoder.recompute_granularity != "selective":
+        return 0
+    modules = set(decoder.recompute_modules)
+    dropped = 0
+    if "core_attn" in modules and layer not in model.resolved_target_layers:
+        dropped += batch.tokens * decoder.num_attention_heads // model.tensor_model_parallel_size * _FLOAT
+    inside = _feed_forward(model, batch) - _norm(model, batch) - _linear_input(model, batch, "linear_fc1")
+    if modules & {"mlp"} and decoder.num_moe_experts is None:
+        dropped += inside
+    if modules & {"moe"} and decoder.num_moe_experts is not None:
+        dropped += inside
+    if "layernorm" in modules:
+        dropped += _linear_input(model, batch, "linear_qkv") + _linear_input(model, batch, "linear_fc1")
+    return dropped
