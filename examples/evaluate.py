@@ -25,16 +25,17 @@ def main(composed: DictConfig) -> None:
         config = validate_evaluation(composed)
     except ConfigError as error:
         sys.exit(str(error))
-    from nemo_mapo.evaluation.benchmarks.run import evaluate, megatron_engine
+    from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
     from nemo_mapo.platform import initialize_parallel, install_cpu_host
     from nemo_mapo.rewards.judge import JudgeError
+    from nemo_mapo.rollout.client_http import RolloutUnavailable
 
     quiet_upstream()
     install_cpu_host()
     initialize_parallel()
     try:
-        directory = evaluate(config, megatron_engine)
-    except (ValueError, JudgeError) as error:
+        directory = evaluate(config, checkpoint_engine)
+    except (ValueError, JudgeError, RolloutUnavailable) as error:
         sys.exit(f"error: {error}")
     print(f"written: {directory}")
 

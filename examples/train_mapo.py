@@ -27,11 +27,12 @@ def main(composed: DictConfig) -> None:
         sys.exit(str(error))
     from nemo_mapo.launch import run
     from nemo_mapo.rewards.judged import RewardsUnavailable
+    from nemo_mapo.rollout.client_http import RolloutUnavailable
 
     quiet_upstream()
     try:
         directory = run(config)
-    except (ValueError, RewardsUnavailable) as error:
+    except (ValueError, RewardsUnavailable, RolloutUnavailable) as error:
         sys.exit(f"error: {error}")
     if is_first_process():
         print(f"report: {directory / 'report.html'}")

@@ -27,7 +27,9 @@ from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
 from nemo_mapo.reports.report import write_report
+from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
@@ -52,6 +54,7 @@ def run(config: RunConfig) -> Path:
 
     Raises:
         ValueError: what the user can mend: config, data, run directory.
+        RewardsUnavailable, RolloutUnavailable: a server is out of reach; the run has saved and can be resumed.
     """
     _set_up_host(config)
     if is_main_rank():
@@ -152,7 +155,8 @@ class Assembly:
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
         self.batching = MicroBatching(rows=config.model.micro_batch_size, packed_tokens=config.model.packed_tokens)
         self.policy = build_policy(config, self.tokenizer)
-        self._check_positions()
+        self.longest_prompt = self._check_positions()
+        self.rollout = self._rollout_engine()
         load_start_weights(self.policy, config, self.tokenizer)
         self.reference = freeze_start(self.policy, config, self.tokenizer, batching=self.batching)
         self.validator = self._evaluator(config.data.validation_ds)
@@ -177,9 +181,9 @@ class Assembly:
             self.trainer.samples.file.append(evaluation.records)
         return evaluation.metrics()
 
-    def _check_positions(self) -> None:
-        """ValueError naming the clip whose prompt leaves no room for a completion."""
-        decoder = self.config.model.decoder
+    def _check_positions(self) -> int:
+        """Tokens of the longest prompt; ValueError naming the clip whose prompt leaves no room for a completion."""
+        decoder, longest = self.config.model.decoder, 0
         room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
         for name, split in _splits(self.config):
             looked_at = None if split.check_cuts is None else split.check_cuts * len(split.input_cfg)
@@ -191,8 +195,19 @@ class Assembly:
                     f"model.decoder.max_position_embeddings={decoder.max_position_embeddings}; "
                     "lower max_duration or max_new_tokens, or raise the positions"
                 )
+            longest = max(longest, length)
+        return longest
+
+    def _rollout_engine(self) -> RolloutBackend:
+        """What makes the rollouts that are trained on; ValueError where it cannot do what they need."""
+        rollout = self.config.rollout
+        rate = self.config.data.train_ds.sample_rate
+        engine = build_backend(rollout, self.policy, self.tokenizer, sample_rate=rate)
+        check_capabilities(engine.capabilities, rollout, longest_prompt=self.longest_prompt, training=True)
+        return engine
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:
+        """For validation and test, which look at policies of this process, whatever engine makes the rollouts."""
         return MegatronRollout(model, self.tokenizer, batch_size=self.config.rollout.batch_size)
 
     def _dataloader(
@@ -229,7 +244,7 @@ class Assembly:
         config = self.config
         prompts = self._prompt_stream(config.data.train_ds)
         policy = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
-        actor = MapoActor(policy, self._backend(self.policy), self.reference, config.objective, self.batching)
+        actor = MapoActor(policy, self.rollout, self.reference, config.objective, self.batching)
         scorer = RolloutScorer(
             self.tokenizer, self.special, build_tagger(), config.rewards, config.objective, config.rollout
         )

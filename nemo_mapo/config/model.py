@@ -201,6 +201,12 @@ class ModelConfig:
                 "selective"
             )
 
+    @property
+    def cut_over_ranks(self) -> list[str]:
+        """The settings that leave each rank a part of the weights, as a user types them."""
+        sizes = {name: value for name, value in vars(self).items() if name.endswith("_parallel_size")}
+        return [f"model.{name}={value}" for name, value in sizes.items() if value != 1]
+
     def _check_layout(self) -> None:
         """ValueError for a layout that would not equal the plain run."""
         tensor, stages = self.tensor_model_parallel_size, self.pipeline_model_parallel_size

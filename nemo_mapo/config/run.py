@@ -9,6 +9,7 @@ from nemo_mapo.config.data import DataConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.rollout import RolloutServerConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -42,11 +43,17 @@ class SamplingConfig:
 class RolloutConfig:
     """Which engine generates, and how it samples."""
 
-    backend: Literal["megatron"] = "megatron"
-    """`megatron` samples from the training weights in place."""
+    backend: Literal["megatron", "server"] = "megatron"
+    """`megatron` samples from the training weights in place, `server` from a copy of them behind HTTP."""
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
+    server: RolloutServerConfig | None = None
+    """The servers of `backend: server`."""
+
+    def __post_init__(self) -> None:
+        if self.backend == "server" and self.server is None:
+            raise ValueError("backend=server needs a section server; rollout=server has one to start from")
 
 
 @config_class
@@ -193,6 +200,7 @@ class RunConfig:
         self._check_backend()
         self._check_length()
         self._check_tars()
+        self._check_servers()
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
@@ -226,6 +234,22 @@ class RunConfig:
             raise ValueError(
                 f"trainer.mapo.max_steps={steps} exceeds the {planned} steps of data.train_ds.phases; lengthen a "
                 "phase, or set it to -1 to run them all"
+            )
+
+    def _check_servers(self) -> None:
+        """ValueError where the rollout servers cannot follow the policy."""
+        if self.rollout.backend != "server":
+            return
+        assert self.rollout.server is not None
+        if self.rollout.server.kind != "nemo_mapo":
+            raise ValueError(
+                f"rollout.server.kind={self.rollout.server.kind} takes no weights from a trainer, so it would sample "
+                "from the start policy for ever; train with kind=nemo_mapo (examples/serve_rollouts.py)"
+            )
+        if cut := self.model.cut_over_ranks:
+            raise ValueError(
+                f"rollout.backend=server sends whole tensors, and {', '.join(cut)} leaves parts of them on each rank: "
+                "set 1, or use rollout.backend=megatron"
             )
 
     def _check_tars(self) -> None:

@@ -1,6 +1,6 @@
 """Rollouts from the policy itself: batched generation over Megatron-core's static KV cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +16,7 @@ from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import any_expert_rank, forward_all_stages, from_last_stage, whole_sequences
 from nemo_mapo.rollout.kv_cache import take_rows
+from nemo_mapo.rollout.protocol import Capabilities
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
 from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
 
@@ -106,7 +107,12 @@ class MegatronRollout:
         self._forbidden_ids = torch.tensor(sorted(forbidden), device=self._device)
         self._stop_ids = torch.tensor(sorted(stops), device=self._device)
 
-    def update_weights(self, version: int) -> None:
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything, up to the model's positions."""
+        return Capabilities(audio=True, log_probs=True, max_length=self.model.max_positions)
+
+    def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Note the version: generation reads the training weights in place."""
         self.weight_version = version
 

@@ -1,12 +1,26 @@
 """What the trainer and the evaluation ask of an engine that generates completions."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
 
-from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.types import PromptBatch, Rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What an engine can do; looked at when a run starts."""
+
+    audio: bool
+    """Prompts may have clips."""
+    log_probs: bool
+    """Completions come with their log-probabilities; else both are 0, which is enough for evaluation alone."""
+    max_length: int
+    """Tokens of a prompt and its completion together."""
 
 
 @runtime_checkable
@@ -18,8 +32,23 @@ class RolloutBackend(Protocol):
         """Version of the policy's weights that the next call of `generate` samples from."""
         ...
 
-    def update_weights(self, version: int) -> None:
-        """Sample from the trainer's present weights from now on and call them `version`."""
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        ...
+
+    def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on and call them `version`.
+
+        Args:
+            version: number of the weights; `weight_version` once they are taken.
+            tensors: all tensors of `AudioLLM.state_dict()`, whole, one after the other. An engine that reads the
+                training weights in place does not ask for them.
+
+        Raises:
+            ValueError: the tensors are not those of the engine's model; it keeps its weights and their version.
+            RolloutUnavailable: the engine is out of reach.
+        """
         ...
 
     def generate(
@@ -46,3 +75,27 @@ class RolloutBackend(Protocol):
             ValueError: if the seeds do not match the completions, or a prompt and its completion do not fit the model.
         """
         ...
+
+
+def check_capabilities(
+    capabilities: Capabilities, config: RolloutConfig, *, longest_prompt: int, training: bool
+) -> None:
+    """ValueError, naming the option, if the engine of `config` cannot do what a run will ask of it.
+
+    Args:
+        capabilities: the engine's.
+        config: says which engine it is and how it will sample.
+        longest_prompt: tokens of the longest prompt.
+        training: completions are trained on, for which their log-probabilities are needed.
+    """
+    engine = f"rollout.backend={config.backend}"
+    if not capabilities.audio:
+        raise ValueError(f"{engine} takes no audio, which the prompts have; choose another backend")
+    if training and not capabilities.log_probs:
+        raise ValueError(f"{engine} gives no log-probabilities, which training needs; choose another backend")
+    longest = longest_prompt + config.sampling.max_new_tokens
+    if longest > capabilities.max_length:
+        raise ValueError(
+            f"{engine} takes {capabilities.max_length} tokens: the longest prompt has {longest_prompt}, and "
+            f"rollout.sampling.max_new_tokens={config.sampling.max_new_tokens}"
+        )

@@ -34,6 +34,8 @@ _MAY_CHANGE = (
     "trainer.mapo.max_time_per_run",
     "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
+    "rollout.server",
+    "rewards.judge.base_url",
 )
 """Keys that a resumed run may set differently: how long, how often, how fast and in which layout. (Another number of
 threads or another layout may change sums in their last bits; the length decides the learning rate where the schedule is

@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.pipeline import any_rank
+from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
+from nemo_mapo.rollout.client_http import RolloutUnavailable
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
@@ -95,11 +97,11 @@ class MapoTrainer:
         return self.step == self.max_steps
 
     def _step_or_save(self) -> dict[str, float]:
-        """A step; where rewards are out of reach, a checkpoint of the state before it, and the error again."""
+        """A step; where rewards or rollouts cannot be had, a checkpoint of the state before it, and the error again."""
         before = self.state_dict()
         try:
             return self.train_step()
-        except RewardsUnavailable:
+        except (RewardsUnavailable, RolloutUnavailable):
             if self.cfg.save_interval > 0:
                 self.checkpoints.save(self.step, self.actor.policy, self.optimizer, before)
             raise
@@ -144,7 +146,7 @@ class MapoTrainer:
         mine = torch.tensor(data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation))
         seeds = first_seed + (mine[:, None] * per_prompt + torch.arange(per_prompt)).flatten()
         self.actor.prepare_for_inference()
-        self.actor.rollout.update_weights(self.optimization_step)
+        self.actor.rollout.update_weights(self.optimization_step, policy_tensors(self.actor.policy))
         with self.timer("rollout"):
             rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
         self.consumed_samples += self.samples_per_step

@@ -15,7 +15,7 @@ from nemo_mapo.config.run import RunConfig
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 # `evaluate.yaml` and its benchmarks have a schema and a test of their own.
-PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "evaluate")
+PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in ("evaluate", "serve_rollouts"))
 GROUP_OPTIONS = sorted(
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in CONF.glob("*/**/*.yaml")
@@ -174,6 +174,14 @@ def test_the_readme_shows_ten_overrides() -> None:
         ),
         (["rewards.tars={behaviour: 0}"], ["rewards.tars", "set objective=tars"]),
         (["rewards.tars={}", "objective=tars"], ["rewards", "tars.behaviour", "judge.embedding_model"]),
+        # Rollouts from servers that could not follow the policy.
+        ("rollout.backend=server", ["rollout", "needs a section server", "rollout=server"]),
+        (["rollout=server", "rollout.server.kind=vllm"], ["rollout.server.kind=vllm", "takes no weights"]),
+        (["rollout=server", "rollout.server.sync_dir=null"], ["weight_sync=directory needs sync_dir"]),
+        (
+            ["rollout=server", "trainer.devices=2", "model.tensor_model_parallel_size=2"],
+            ["rollout.backend=server", "model.tensor_model_parallel_size=2", "rollout.backend=megatron"],
+        ),
         # Keys that are not there.
         ("~data.tokenizer", ["data.tokenizer", "missing"]),
         ("data.tokenizer=${nowhere}", ["data.tokenizer", "nowhere", "not found"]),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from nemo_mapo.evaluation.benchmarks.prompts import BenchmarkPrompts
 from nemo_mapo.evaluation.benchmarks.records import read_records
 from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate, named_choice, read_answer
 from nemo_mapo.evaluation.benchmarks.tables import build_results
-from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.models.tensors import policy_tensors
+from nemo_mapo.rollout.factory import build_backend
+from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint
 
@@ -88,14 +89,14 @@ def generate(
         directory.append(_respond(engine, [item for _, item in batch], numbers, config.rollout.sampling, config.seed))
 
 
-def megatron_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
-    """An engine on a nemo-mapo checkpoint, in one process whose host and process groups are set up.
+def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
+    """The engine of `rollout.backend` on a nemo-mapo checkpoint; this process's host and process groups are set up.
 
     Raises:
         ValueError: no checkpoint is named, or the model is to be spread over several processes.
+        RolloutUnavailable: no rollout server answers.
     """
-    sizes = {name: value for name, value in asdict(config.model).items() if name.endswith("_parallel_size")}
-    if spread := [f"model.{name}={value}" for name, value in sizes.items() if value != 1]:
+    if spread := config.model.cut_over_ranks:
         raise ValueError(
             f"{', '.join(spread)}: evaluation runs in one process, set 1 (a checkpoint of any layout can be loaded)"
         )
@@ -113,8 +114,16 @@ def megatron_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
         seed=config.seed,
     )
     load_checkpoint(Path(checkpoint), model)
+    backend = build_backend(config.rollout, model, tokenizer, sample_rate=config.data.sample_rate)
+    check_capabilities(backend.capabilities, config.rollout, longest_prompt=1, training=False)
+    if config.rollout.server is not None and config.rollout.server.kind != "nemo_mapo":
+        logger.warning(
+            f"{config.rollout.server.kind} answers from its own weights: make sure that they are the checkpoint's"
+        )
+    else:
+        backend.update_weights(0, policy_tensors(model))
     return Engine(
-        backend=MegatronRollout(model, tokenizer, batch_size=config.rollout.batch_size),
+        backend=backend,
         prompts=BenchmarkPrompts(
             config.data,
             audio_root=audio_root,
@@ -122,7 +131,7 @@ def megatron_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
             audio_tokens=model.num_audio_tokens,
             shuffle=config.shuffle_choices,
         ),
-        longest_prompt=model.max_positions - config.rollout.sampling.max_new_tokens,
+        longest_prompt=backend.capabilities.max_length - config.rollout.sampling.max_new_tokens,
     )
 
 
