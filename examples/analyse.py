@@ -23,10 +23,13 @@ def main() -> None:
     install_cpu_host()
     initialize_parallel()
     settings = {"max_items": arguments.max_items, "ratios": tuple(arguments.ratios), "seed": arguments.seed,
-                "samples_per_item": arguments.samples, "collapse_threshold": arguments.collapse}  # fmt: skip
+                "samples_per_item": arguments.samples, "collapse_threshold": arguments.collapse,
+                "batch_size": arguments.batch_size}  # fmt: skip
     try:
         config = AnalysisConfig(**settings)
-        page = analyse_run(arguments.run, arguments.checkpoint, split=arguments.split, config=config)
+        page = analyse_run(
+            arguments.run, arguments.checkpoint, split=arguments.split, config=config, cuts=arguments.cuts
+        )
     except (ValueError, ValidationError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"page: {page}")
@@ -38,6 +41,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory of examples/train_mapo.py")
     parser.add_argument("--checkpoint", metavar="NAME", help=f"below RUN/checkpoints, or {START} (default: the newest)")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="(default: %(default)s)")
+    parser.add_argument("--cuts", type=Path, metavar="MANIFEST", help="questions of this Lhotse manifest instead")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="questions at a time (default: the split's)")
     parser.add_argument("--max-items", type=int, metavar="N", help="use the first N questions only")
     parser.add_argument("--ratios", type=float, nargs="+", default=defaults.ratios, metavar="SHARE",
                         help="shares of a clip to silence (default: %(default)s)")  # fmt: skip

@@ -3,12 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nemo_mapo.console import quiet_upstream
-
-quiet_upstream()
-
-from nemo_mapo.evaluation.grounding.run import newest_analysis  # noqa: E402
-from nemo_mapo.reports.grounding_page import read_analysis, write_grounding_page  # noqa: E402
+from nemo_mapo.reports.grounding_page import newest_analysis, read_analysis, write_grounding_page
 
 
 def main() -> None:

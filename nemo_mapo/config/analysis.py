@@ -16,6 +16,8 @@ class AnalysisConfig:
 
     max_items: Annotated[int, Field(ge=2)] | None = None
     """Use only the first this many questions of the split."""
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Questions at a time; null is the split's. Clips are exchanged within a batch."""
     ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.05, 0.1, 0.3, 0.5)
     """Shares of a clip that evidence masking silences (Table 4)."""
     samples_per_item: Annotated[int, Field(ge=2)] = 4

@@ -40,6 +40,10 @@ LINES = (("audio_mass_max", "Audio mass along the completion", "share of attenti
           "How open the next token is to the policy, audio heard."))  # fmt: skip
 
 
+NEEDED = {"checkpoint", "split", "items", "ids", "settings", "accuracy", "needs_ears", "profile", "heads", "collapse",
+          "untagged_completions", "parts_of_speech", "evidence", "acs", "length"}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """An analysis file and what the page calls it."""
@@ -54,27 +58,31 @@ def read_analysis(path: Path, label: str) -> Analysis:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no analysis ({error}); make it with examples/analyse.py") from error
-    needed = {"items", "accuracy", "profile", "evidence", "acs", "length", "collapse", "heads", "parts_of_speech"}
-    if not isinstance(results, dict) or (missing := sorted(needed - results.keys())):
+    if not isinstance(results, dict) or (missing := sorted(NEEDED - results.keys())):
         raise ValueError(f"{path}: {', '.join(missing) if isinstance(results, dict) else 'everything'} missing; "
                          "make it again with examples/analyse.py")  # fmt: skip
     return Analysis(label=label, results=results)
+
+
+def newest_analysis(run_dir: Path) -> Path:
+    """The analysis file of a run directory that was written last; ValueError where there is none."""
+    found = sorted((run_dir / "analysis").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"{run_dir} has no analysis; make one: python examples/analyse.py {run_dir}")
+    return found[-1]
 
 
 def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str) -> Path:
     """Write the page, whole or not at all; several analyses share every chart, one colour each.
 
     Raises:
-        ValueError: nothing to show, or two analyses of different questions (their scores are not comparable).
+        ValueError: nothing to show, or analyses of other questions or settings (their figures are not comparable).
     """
-    if not analyses:
-        raise ValueError("name at least one analysis")
-    items = {analysis.results["items"] for analysis in analyses}
-    if len(items) > 1:
-        raise ValueError(f"the analyses are of {sorted(items)} questions: compare analyses of the same split")
+    _refuse_incomparable(analyses)
     sections = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="sub">{items.pop()} questions{_names(analyses)}</p>',
+        f'<p class="sub">{analyses[0].results["items"]} questions</p>',
+        *(f'<p class="note">{escape(_origin(analysis))}</p>' for analysis in analyses),
         "<h2>How much of the score needs ears</h2>",
         '<p class="lead">The same questions, answered greedily, with something else in place of the audio.</p>',
         grid_html([_heard(analyses)]),
@@ -87,6 +95,7 @@ def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str
         f'<p class="lead">{_EVIDENCE_LEAD}</p>',
         grid_html([*(_evidence(number, one) for number, one in enumerate(analyses)), _acs(analyses)]),
         _table(*_acs_table(analyses)),
+        _table(*_drop_table(analyses)),
         "<h2>Parts of speech</h2>",
         grid_html([_parts(number, one) for number, one in enumerate(analyses)]),
         "<h2>Length and collapse</h2>",
@@ -98,6 +107,37 @@ def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str
     partial.write_text(page(title=title, body="\n".join(sections)), encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def _refuse_incomparable(analyses: Sequence[Analysis]) -> None:
+    """ValueError where the analyses did not ask the same questions in the same way."""
+    if not analyses:
+        raise ValueError("name at least one analysis")
+    first = analyses[0]
+    for other in analyses[1:]:
+        if first.results["ids"] != other.results["ids"]:
+            shared = len(set(first.results["ids"]) & set(other.results["ids"]))
+            raise ValueError(
+                f"{first.label} has {first.results['items']} questions, {other.label} has {other.results['items']}, "
+                f"and {shared} of them are shared, or their order differs: compare analyses of the same split"
+            )
+        settings = {
+            name: (value, other.results["settings"].get(name))
+            for name, value in first.results["settings"].items()
+            if name != "max_items"
+        }
+        if changed := [f"{name} ({one} and {two})" for name, (one, two) in settings.items() if one != two]:
+            raise ValueError(
+                f"{first.label} and {other.label} differ in {', '.join(changed)}: analyse both with the same settings"
+            )
+
+
+def _origin(analysis: Analysis) -> str:
+    """Which checkpoint answered what; what of it is left out of the figures."""
+    results = analysis.results
+    untagged = results["untagged_completions"]
+    left_out = f"; {untagged} completions could not be laid over their text and have no part of speech"
+    return f"{analysis.label}: checkpoint {results['checkpoint']}, {results['split']}{left_out if untagged else ''}"
 
 
 _EVIDENCE_LEAD = (
@@ -250,18 +290,28 @@ def _acs_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
     return ["ACS, points (p)", *(f"{100 * ratio:g} % silenced" for ratio in ratios)], [
         [
             analysis.label,
-            *(
-                f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}] ({row['p_value']:.2g})"
-                for row in analysis.results["acs"]
-            ),
+            *(f"{_points(row)} ({row['p_value']:.2g})" for row in analysis.results["acs"]),
         ]
         for analysis in analyses
     ]
 
 
+def _drop_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
+    ratios = [row["ratio"] for row in analyses[0].results["acs"]]
+    return ["accuracy lost, points", "silenced", *(f"{100 * ratio:g} %" for ratio in ratios)], [
+        [
+            analysis.label,
+            name,
+            *(_points(row["drop"]) for row in analysis.results["evidence"] if row["selection"] == selection),
+        ]
+        for analysis in analyses
+        for selection, (name, _) in SELECTIONS.items()
+    ]
+
+
 def _length_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    header = ["", "length and accuracy, r", "r within questions", "collapse index, mean", "collapsed, %",
-              "accuracy collapsed, %", "accuracy others, %"]  # fmt: skip
+    header = ["", "length and accuracy, r", "r within questions", "the same, finished ones only", "cut off",
+              "collapse index, mean", "collapsed, %", "accuracy collapsed, %", "accuracy others, %"]  # fmt: skip
     rows = []
     for analysis in analyses:
         length, collapse = analysis.results["length"], analysis.results["collapse"]
@@ -270,14 +320,20 @@ def _length_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
                 analysis.label,
                 _number(length["pearson"]),
                 _number(length["within_item"]),
+                _number(length["within_item_finished"]),
+                str(length["cut_off"]),
                 _number(collapse["mean_index"]),
-                *(_number(collapse[key], 100, 1) for key in ("share", "accuracy_collapsed", "accuracy_others")),
+                *(_number(collapse[key], 100.0, 1) for key in ("share", "accuracy_collapsed", "accuracy_others")),
             ]
         )
     return header, rows
 
 
-def _number(value: float | None, factor: float = 1, digits: int = 2) -> str:
+def _points(interval: Mapping[str, float]) -> str:
+    return f"{100 * interval['mean']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+
+
+def _number(value: float | None, factor: float = 1.0, digits: int = 2) -> str:
     return MISSING if value is None or math.isnan(value) else f"{factor * value:.{digits}f}"
 
 
@@ -285,10 +341,6 @@ def _table(header: Header, rows: Rows) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-
-def _names(analyses: Sequence[Analysis]) -> str:
-    return "" if len(analyses) == 1 else ": " + escape(", ".join(analysis.label for analysis in analyses))
 
 
 def _colour(number: int) -> str:

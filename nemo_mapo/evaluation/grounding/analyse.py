@@ -1,5 +1,6 @@
 """Grounding analysis of a checkpoint: where it listens, and how much of its score needs ears."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,15 +16,15 @@ from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.evaluation.benchmarks.statistics import bootstrap_interval, compare_paired
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
-from nemo_mapo.evaluation.grounding.controls import exchanged, silenced, text_only
+from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, silenced, text_only
+from nemo_mapo.evaluation.grounding.effects import DIGITS, Effects, masking
 from nemo_mapo.evaluation.grounding.evidence import SELECTIONS, silence_frames
 from nemo_mapo.evaluation.grounding.lengths import length_effect
 from nemo_mapo.evaluation.grounding.listening import Listening, listen
 from nemo_mapo.evaluation.profile import PositionProfile
-from nemo_mapo.grounding.pos_gate import pos_token_tags
-from nemo_mapo.grounding.tagger import Tagger
+from nemo_mapo.grounding.pos_gate import pos_token_gate, pos_token_tags
+from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.references import FrozenReference
@@ -34,7 +35,7 @@ from nemo_mapo.types import PromptBatch, Rollouts
 
 NO_WORD = "(mark)"
 """Group of the tokens that belong to no word: markup, punctuation, end of turn."""
-_DIGITS = 5
+_WORDS = UNIVERSAL_TAGS - {"."}
 
 Scores = list[float]
 
@@ -57,16 +58,20 @@ class Subject:
 class _Found:
     """What is collected while batches are analysed; lists run over questions in their order."""
 
+    ids: list[str] = field(default_factory=list)
     accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
     """By what the model heard: full, text_only, silence, exchanged, and `<selection> <ratio>` for evidence masking."""
     collapse: list[float] = field(default_factory=list)
     by_tag: defaultdict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     """Policy entropy, delta h and audio mass of every token, by part of speech."""
+    untagged: int = 0
+    """Completions whose tokens could not be laid over their text: in no part of speech."""
     profile: PositionProfile = field(default_factory=PositionProfile)
     head_mass: Tensor | None = None
     """Sum over tokens, [layer, head]."""
     lengths: list[list[int]] = field(default_factory=list)
     length_scores: list[Scores] = field(default_factory=list)
+    finished: list[list[bool]] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -78,7 +83,8 @@ def analyse(subject: Subject, batches: Iterable[PromptBatch], config: AnalysisCo
     """
     found = _Found()
     subject.policy.eval()
-    for prompts in tqdm(batches, desc="grounding analysis", unit="batch", dynamic_ncols=True):
+    pad_id = SpecialTokens.from_tokenizer(subject.tokenizer).pad_id
+    for prompts in tqdm(never_alone(batches, pad_id), desc="grounding analysis", unit="batch", dynamic_ncols=True):
         _analyse_batch(prompts, subject, config, found)
     return _results(subject, config, found)
 
@@ -86,6 +92,7 @@ def analyse(subject: Subject, batches: Iterable[PromptBatch], config: AnalysisCo
 def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
     special = SpecialTokens.from_tokenizer(subject.tokenizer)
     ask = _asker(subject)
+    found.ids += [example.id for example in prompts.examples]
     rollouts = ask(prompts)
     sequences = token_batch(rollouts, pad_id=special.pad_id)
     listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
@@ -102,11 +109,6 @@ def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfi
         found.accuracy[name] += _correct(ask(changed), subject.rewards)
     _add_signals(rollouts, listening, subject, found)
     _add_lengths(prompts, subject, config, found)
-
-
-def masking(selection: str, ratio: float) -> str:
-    """Name of an evidence-masking condition."""
-    return f"{selection} {ratio:g}"
 
 
 def _asker(subject: Subject) -> Callable[[PromptBatch], Rollouts]:
@@ -149,8 +151,16 @@ def _add_tags(
     for row, ids in enumerate(rollouts.completions.tolist()):
         length = int(written[row].sum())
         tags = pos_token_tags(ids[:length], subject.tokenizer, subject.tagger)
+        if not any(tags) and _misaligned(ids[:length], subject):
+            found.untagged += 1
+            continue
         for tag, (entropy, delta_h, mass) in zip(tags, values[row, :length].tolist(), strict=True):
             found.by_tag[tag or NO_WORD].append((entropy, delta_h, mass))
+
+
+def _misaligned(ids: Sequence[int], subject: Subject) -> bool:
+    """Whether a completion has no tags because it could not be read, and not because it holds no word."""
+    return pos_token_gate(ids, subject.tokenizer, _WORDS, subject.tagger).fallback == "misaligned"
 
 
 def _add_lengths(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
@@ -160,61 +170,53 @@ def _add_lengths(prompts: PromptBatch, subject: Subject, config: AnalysisConfig,
     rollouts = subject.backend.generate(prompts, subject.sampling, group_size=group, seeds=seeds)
     correct = _correct(rollouts, subject.rewards)
     lengths = rollouts.completion_lengths.tolist()
+    finished = [reason == "stop" for reason in rollouts.finish_reasons]
     for start in range(0, len(lengths), group):
         found.lengths.append(lengths[start : start + group])
         found.length_scores.append(correct[start : start + group])
+        found.finished.append(finished[start : start + group])
 
 
 def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[str, Any]:
-    statistics: dict[str, Any] = {
-        "samples": config.bootstrap_samples, "seed": config.seed, "confidence": config.confidence
-    }  # fmt: skip
-
-    def interval(scores: Sequence[float]) -> dict[str, float]:
-        return _rounded(asdict(bootstrap_interval(scores, **statistics)))
-
-    def paired(first: str, second: str) -> dict[str, Any]:
-        compared = compare_paired(found.accuracy[first], found.accuracy[second], **statistics)
-        return {**_rounded(asdict(compared.difference)), "p_value": round(compared.p_value, _DIGITS)}
-
+    effects = Effects(scores=found.accuracy, config=config)
     plain = ("full", "text_only", "silence", "exchanged")
     assert found.head_mass is not None
     tokens = float(found.profile.count.sum())
     return {
-        "items": len(found.accuracy["full"]),
+        "items": len(found.ids),
+        "ids": found.ids,
         "settings": asdict(config),
         "pos_tagger": subject.tagger.name,
-        "accuracy": {name: interval(found.accuracy[name]) for name in plain},
-        "needs_ears": {name: paired("full", name) for name in plain[1:]},
+        "accuracy": {name: effects.accuracy(name) for name in plain},
+        "needs_ears": {name: effects.lost("full", name) for name in plain[1:]},
         "profile": found.profile.record(0, "analysis"),
         "heads": {
             "layers": list(_layers(subject)),
-            "audio_mass": [[round(value / tokens, _DIGITS) for value in row] for row in found.head_mass.tolist()],
+            "audio_mass": [[round(value / tokens, DIGITS) for value in row] for row in found.head_mass.tolist()],
         },
         "collapse": _collapse(found, config.collapse_threshold),
+        "untagged_completions": found.untagged,
         "parts_of_speech": [_tag_row(tag, values) for tag, values in sorted(found.by_tag.items())],
-        "evidence": [
-            {"ratio": ratio, "selection": selection, **interval(found.accuracy[masking(selection, ratio)])}
-            for ratio in config.ratios
-            for selection in SELECTIONS
-        ],
-        "acs": [{"ratio": ratio, **paired(masking("random", ratio), masking("top", ratio))} for ratio in config.ratios],
-        "length": asdict(length_effect(found.lengths, found.length_scores)),
+        "evidence": effects.evidence(),
+        "acs": effects.acs(),
+        "length": asdict(length_effect(found.lengths, found.length_scores, found.finished)),
         "scores": dict(found.accuracy),
     }
 
 
 def _collapse(found: _Found, threshold: float) -> dict[str, Any]:
-    """Share of completions above the threshold, and accuracy on either side; completions without a third stay out."""
+    """Share of completions above the threshold, and accuracy on either side; those without an index stay out."""
     pairs = [
-        (index, score) for index, score in zip(found.collapse, found.accuracy["full"], strict=True) if index == index
+        (index, score)
+        for index, score in zip(found.collapse, found.accuracy["full"], strict=True)
+        if math.isfinite(index)
     ]
     collapsed = [score for index, score in pairs if index > threshold]
     others = [score for index, score in pairs if index <= threshold]
     return {
         "threshold": threshold,
         "completions": len(pairs),
-        "too_short": len(found.collapse) - len(pairs),
+        "without_index": len(found.collapse) - len(pairs),
         "mean_index": _mean([index for index, _ in pairs]),
         "share": _mean([float(index > threshold) for index, _ in pairs]),
         "accuracy_collapsed": _mean(collapsed),
@@ -233,8 +235,4 @@ def _layers(subject: Subject) -> tuple[int, ...]:
 
 def _mean(values: Sequence[float]) -> float | None:
     """None where there is nothing to average."""
-    return round(sum(values) / len(values), _DIGITS) if values else None
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, _DIGITS) for name, value in figures.items()}
+    return round(sum(values) / len(values), DIGITS) if values else None

@@ -6,7 +6,8 @@ from torch import Tensor
 
 
 def collapse_index(mass: Float[Tensor, "batch time"], written: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
-    """c = 1 - (mean mass of the last third) / (mean mass of the first third); NaN where either has no token.
+    """c = 1 - (mean mass of the last third) / (mean mass of the first third); not finite where a third has no token, or
+    the first no mass.
 
     0: as much as at first; 1: nothing left; negative: more than at first. A token belongs to the third in which its
     middle (2 t + 1) / (2 T), t from 0, lies.

@@ -1,5 +1,6 @@
 """The same questions with the audio taken away, silenced, or exchanged: how much of the score needs ears."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,46 @@ from nemo_mapo.data.dataset import AudioTokenCount
 from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.types import AudioBatch, PromptBatch
+
+
+def never_alone(batches: Iterable[PromptBatch], pad_id: int) -> Iterator[PromptBatch]:
+    """The same prompts in the same order, in batches of at least two: a lone one has no clip to exchange with.
+
+    What is left over at the end joins the batch before it.
+    """
+    ready: PromptBatch | None = None
+    held: PromptBatch | None = None
+    for batch in batches:
+        held = batch if held is None else joined(held, batch, pad_id)
+        if len(held) > 1:
+            if ready is not None:
+                yield ready
+            ready, held = held, None
+    if held is not None:
+        ready = held if ready is None else joined(ready, held, pad_id)
+    if ready is not None:
+        yield ready
+
+
+def joined(first: PromptBatch, second: PromptBatch, pad_id: int) -> PromptBatch:
+    """The prompts of two batches, every one with its own clip, as one batch."""
+    clips = len(first.audio.lengths)
+    return PromptBatch(
+        tokens=_stacked(first.tokens, second.tokens, pad_id),
+        lengths=torch.cat([first.lengths, second.lengths]),
+        audio=AudioBatch(
+            waveforms=_stacked(first.audio.waveforms, second.audio.waveforms, 0),
+            lengths=torch.cat([first.audio.lengths, second.audio.lengths]),
+        ),
+        audio_row=torch.cat([first.audio_row, torch.where(second.audio_row < 0, -1, second.audio_row + clips)]),
+        examples=first.examples + second.examples,
+    )
+
+
+def _stacked(first: torch.Tensor, second: torch.Tensor, padding: int) -> torch.Tensor:
+    width = max(first.shape[1], second.shape[1])
+    rows = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=padding) for part in (first, second)]
+    return torch.cat(rows)
 
 
 def silenced(prompts: PromptBatch) -> PromptBatch:
@@ -72,8 +113,8 @@ def foreign_clips(prompts: PromptBatch) -> torch.Tensor:
             best, most = dict(pairs), different
     if best is None:
         raise ValueError(
-            f"the {len(prompts)} clips of a batch cannot be exchanged so that none is heard with its own question; "
-            "analyse more items, or larger batches"
+            f"the {len(prompts)} clips of the batch that begins with {prompts.examples[0].id} cannot be exchanged so "
+            "that no question hears its own or one that sounds the same: analyse more items, or set --batch-size higher"
         )
     return torch.tensor([best[row] for row in range(len(prompts))])
 

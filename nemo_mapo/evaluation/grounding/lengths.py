@@ -29,21 +29,39 @@ class LengthEffect:
     """Over all completions: confounded with difficulty."""
     within_item: float | None
     """With each question's means taken away from its lengths and scores: difficulty cannot play a part."""
+    within_item_finished: float | None
+    """The same among completions that came to an end: one cut off at the limit is long and wrong by construction."""
+    cut_off: int
+    """Completions cut off at the limit."""
     bins: tuple[LengthBin, ...]
 
 
-def length_effect(lengths: Sequence[Sequence[int]], correct: Sequence[Sequence[float]]) -> LengthEffect:
+def length_effect(
+    lengths: Sequence[Sequence[int]], correct: Sequence[Sequence[float]], finished: Sequence[Sequence[bool]]
+) -> LengthEffect:
     """Correlate; the outer sequence is questions, the inner one completions of a question."""
     length = [np.asarray(row, dtype=np.float64) for row in lengths]
     score = [np.asarray(row, dtype=np.float64) for row in correct]
+    ended = [np.asarray(row, dtype=np.bool_) for row in finished]
     all_lengths, all_scores = np.concatenate(length), np.concatenate(score)
     return LengthEffect(
         pearson=_pearson(all_lengths, all_scores),
-        within_item=_pearson(
-            np.concatenate([row - row.mean() for row in length]), np.concatenate([row - row.mean() for row in score])
+        within_item=_within_items(length, score),
+        within_item_finished=_within_items(
+            [row[kept] for row, kept in zip(length, ended, strict=True)],
+            [row[kept] for row, kept in zip(score, ended, strict=True)],
         ),
+        cut_off=int(sum((~row).sum() for row in ended)),
         bins=_bins(all_lengths, all_scores),
     )
+
+
+def _within_items(
+    lengths: Sequence[Float[NDArray[np.float64], " _"]], scores: Sequence[Float[NDArray[np.float64], " _"]]
+) -> float | None:
+    """Correlation of what is left of both when each question's mean is taken away."""
+    centred = [np.concatenate([row - row.mean() for row in rows if len(row)] or [[]]) for rows in (lengths, scores)]
+    return _pearson(*centred) if len(centred[0]) else None
 
 
 def _pearson(first: Float[NDArray[np.float64], " n"], second: Float[NDArray[np.float64], " n"]) -> float | None:

@@ -114,8 +114,9 @@ def _refuse_unsupported(policy: AudioLLM) -> None:
     config = policy.config
     if config.tensor_model_parallel_size > 1 or config.pipeline_model_parallel_size > 1:
         raise ValueError(
-            "the analysis reads attention weights in one process: set model.tensor_model_parallel_size and "
-            "model.pipeline_model_parallel_size to 1 (a checkpoint of any layout can be loaded)"
+            f"the model is cut into tensor_model_parallel_size={config.tensor_model_parallel_size} x "
+            f"pipeline_model_parallel_size={config.pipeline_model_parallel_size}: attention weights are read in one "
+            "process; build it with 1 and 1, a checkpoint of any layout can be loaded"
         )
     if not _core_attentions(policy):
         raise ValueError("the analysis reads the weights of torch's attention: set model.attention_backend=sdpa")

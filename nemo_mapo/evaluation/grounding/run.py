@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from nemo_mapo.config.analysis import AnalysisConfig
+from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.load import validate
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
@@ -17,7 +18,7 @@ from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.reports.grounding_page import read_analysis, write_grounding_page
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint
+from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint, read_checkpoint
 from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.run_directory import RunDirectory
 from nemo_mapo.training.signals import MicroBatching
@@ -26,7 +27,9 @@ START = "start"
 """In place of a checkpoint: the policy before training."""
 
 
-def analyse_run(run_dir: Path, checkpoint: str | None, *, split: str, config: AnalysisConfig) -> Path:
+def analyse_run(
+    run_dir: Path, checkpoint: str | None, *, split: str, config: AnalysisConfig, cuts: Path | None = None
+) -> Path:
     """Analyse a checkpoint of a run directory in this process; return the page, beside which lies the analysis.
 
     Args:
@@ -34,17 +37,16 @@ def analyse_run(run_dir: Path, checkpoint: str | None, *, split: str, config: An
         checkpoint: name below checkpoints/, or "start"; None is the newest.
         split: "validation" or "test".
         config: what to measure.
+        cuts: a Lhotse manifest of questions to ask in place of those of the split.
 
     Raises:
-        ValueError: no run, no such checkpoint or split, a layout of several ranks, unsound data.
+        ValueError: no run, no such checkpoint or split, attention other than torch's, a start that cannot be drawn
+            again, unsound data.
     """
-    run = _read_config(run_dir)
+    run = _in_one_process(_read_config(run_dir), run_dir)
     name, path = _find_checkpoint(run_dir, checkpoint)
-    dataset = {"validation": run.data.validation_ds, "test": run.data.test_ds}[split]
-    if dataset is None:
-        raise ValueError(f"{run_dir} has no {split} split (data.{split}_ds is null)")
-    if config.max_items is not None:
-        dataset = replace(dataset, max_samples=config.max_items)
+    dataset = _questions(run, run_dir, split, cuts, config)
+    split = split if cuts is None else cuts.name.split(".")[0]
     validate_manifest(dataset)
     if run.trainer.num_threads is not None:
         torch.set_num_threads(run.trainer.num_threads)
@@ -62,14 +64,6 @@ def analyse_run(run_dir: Path, checkpoint: str | None, *, split: str, config: An
     return write_grounding_page([read_analysis(written, name)], written.with_suffix(".html"), title=title)
 
 
-def newest_analysis(run_dir: Path) -> Path:
-    """The analysis file of a run directory that was written last; ValueError where there is none."""
-    found = sorted((run_dir / "analysis").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"{run_dir} has no analysis; make one: python examples/analyse.py {run_dir}")
-    return found[-1]
-
-
 def _read_config(run_dir: Path) -> RunConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -77,12 +71,53 @@ def _read_config(run_dir: Path) -> RunConfig:
     return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
+    """The run's config for this process alone: every layout's checkpoint can be loaded into an uncut model."""
+    if run.model.attention_backend != "sdpa":
+        raise ValueError(
+            f"{run_dir} was trained with model.attention_backend={run.model.attention_backend}, whose kernels do not "
+            "give their weights away; the analysis supports runs with sdpa only"
+        )
+    uncut = replace(
+        run.model,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        expert_model_parallel_size=1,
+        sequence_parallel=False,
+    )
+    from_noise = run.warm_start is None and run.pretrained_checkpoint.restore_from_path is None
+    if from_noise and uncut != run.model:
+        raise ValueError(
+            f"{run_dir} started from weights drawn in a layout of several ranks, which one process draws otherwise: "
+            "its start, and with it delta h, cannot be had; analyse runs with a warm start or a "
+            "pretrained_checkpoint.restore_from_path"
+        )
+    return replace(run, model=uncut, trainer=replace(run.trainer, num_nodes=1, devices=1))
+
+
+def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, config: AnalysisConfig) -> DatasetConfig:
+    """The split to ask, or its settings with another manifest."""
+    dataset = {"validation": run.data.validation_ds, "test": run.data.test_ds}[split]
+    if cuts is not None:
+        dataset = replace(
+            dataset or run.data.validation_ds,
+            input_cfg=({"type": "lhotse", "cuts_path": str(cuts)},),
+            max_samples=None,
+        )
+    if dataset is None:
+        raise ValueError(f"{run_dir} has no {split} split (data.{split}_ds is null): name another --split, or --cuts")
+    if config.max_items is not None:
+        dataset = replace(dataset, max_samples=config.max_items)
+    return replace(dataset, batch_size=config.batch_size or dataset.batch_size)
+
+
 def _find_checkpoint(run_dir: Path, name: str | None) -> tuple[str, Path | None]:
     directory = RunDirectory(path=run_dir).checkpoints
     if name == START:
         return name, None
     if name is not None:
-        return name, directory / name
+        # Before the model is built: a mistyped name must not cost minutes.
+        return name, read_checkpoint(directory / name).path
     newest = CheckpointStore(directory, keep=1).latest()
     if newest is None:
         raise ValueError(f"{run_dir} has no checkpoint; name --checkpoint {START} to analyse what it starts from")

@@ -1,5 +1,6 @@
 """Questions without their audio, and with another's: the trap is a question that hears its own clip."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,14 @@ import torch
 
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
-from nemo_mapo.evaluation.grounding.controls import exchanged, refuse_own_clips, silenced, text_only
+from nemo_mapo.evaluation.grounding.controls import (
+    exchanged,
+    joined,
+    never_alone,
+    refuse_own_clips,
+    silenced,
+    text_only,
+)
 from nemo_mapo.types import AudioBatch, Example, PromptBatch
 
 TOKENIZER = build_tokenizer()
@@ -92,3 +100,64 @@ def test_text_only_questions_are_those_of_a_model_without_ears():
 def test_silence_is_as_long_as_the_clip():
     changed = silenced(PROMPTS)
     assert not changed.audio.waveforms.any() and torch.equal(changed.audio.lengths, PROMPTS.audio.lengths)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_question_of_a_random_batch_hears_its_own_clip(seed):
+    generator = random.Random(seed)
+    size = generator.randint(3, 9)
+    answers = [generator.choice(["deep", "high", "rising"]) for _ in range(size)]
+    # The third sound is one that the first two questions share.
+    clips = [(0.5, 40), (0.5, 40), *((0.1 * row, 10 * generator.randint(2, 6)) for row in range(6, size + 4))]
+    prompts = batch(answers, clips)
+    if size == 3:
+        with pytest.raises(ValueError, match="cannot be exchanged"):
+            exchanged(prompts, TOKENIZER, audio_tokens)
+        return
+    changed = exchanged(prompts, TOKENIZER, audio_tokens)
+    assert sorted(changed.audio_row.tolist()) == list(range(size))
+    own = [{0, 1} if row < 2 else {row} for row in range(size)]
+    assert all(clip not in own[row] for row, clip in enumerate(changed.audio_row.tolist()))
+
+
+def one_by_one(prompts, sizes):
+    """The prompts in batches of the given sizes, each as narrow as its own rows and clips."""
+    start = 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        lengths = prompts.lengths[rows]
+        samples = prompts.audio.lengths[rows]
+        yield PromptBatch(
+            tokens=prompts.tokens[rows, : int(lengths.max())],
+            lengths=lengths,
+            audio=AudioBatch(waveforms=prompts.audio.waveforms[rows, : int(samples.max())], lengths=samples),
+            audio_row=torch.arange(size),
+            examples=prompts.examples[rows],
+        )
+        start += size
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([4], [4]), ([3, 1], [4]), ([2, 2], [2, 2]), ([1, 1, 1, 1], [2, 2]), ([1, 2, 1], [4]), ([1, 3], [4])],
+)
+def test_no_question_is_left_alone_in_a_batch_and_all_keep_their_order(sizes, expected):
+    batches = list(never_alone(one_by_one(PROMPTS, sizes), SPECIAL.pad_id))
+    assert [len(part) for part in batches] == expected
+    assert [example.id for part in batches for example in part.examples] == ["q0", "q1", "q2", "q3"]
+
+
+def test_joined_batches_are_the_batch_that_was_cut():
+    first, second = one_by_one(PROMPTS, [3, 1])
+    whole = joined(first, second, SPECIAL.pad_id)
+    assert torch.equal(whole.tokens, PROMPTS.tokens) and torch.equal(whole.lengths, PROMPTS.lengths)
+    assert torch.equal(whole.audio.waveforms, PROMPTS.audio.waveforms)
+    assert whole.audio_row.tolist() == [0, 1, 2, 3] and whole.examples == PROMPTS.examples
+
+
+def test_a_question_without_a_clip_stays_without_one_when_joined():
+    assert joined(PROMPTS, text_only(PROMPTS, SPECIAL), SPECIAL.pad_id).audio_row.tolist() == [0, 1, 2, 3, *[-1] * 4]
+
+
+def test_one_question_in_all_stays_alone():
+    assert [len(part) for part in never_alone(one_by_one(PROMPTS, [1]), SPECIAL.pad_id)] == [1]

@@ -1,0 +1,140 @@
+"""A tiny run through the analysis commands: batches, layouts, other questions, refusals, pages without the model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+from nemo_mapo.config.analysis import AnalysisConfig
+from nemo_mapo.config.load import as_plain, register_defaults, validate
+from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.evaluation.grounding.run import analyse_run
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.training.checkpoint import write_checkpoint
+from nemo_mapo.training.policies import build_policy
+from tests.integration.tiny_run import ROOT, command, environment, write_tiny_corpus
+
+pytestmark = pytest.mark.integration
+
+CONFIG = {"samples_per_item": 2, "bootstrap_samples": 50, "ratios": (0.3,)}
+LAYOUT = {
+    "model": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "trainer": {"devices": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus):
+    """What the analysis reads of a run directory: the config, and a checkpoint away from the start."""
+    install_cpu_host()
+    initialize_parallel()
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    register_defaults()
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        config = validate(compose("train_mapo", overrides=command(corpus, run)[2:]))
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(as_plain(config)))
+    policy = build_policy(config, load_tokenizer(config.data.tokenizer))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.5)
+    write_checkpoint(run / "checkpoints" / "step_000002", policy)
+    return run
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of the run whose config differs in the given sections."""
+
+    def copy(name, **sections):
+        run = tmp_path / name
+        shutil.copytree(trained, run, ignore=shutil.ignore_patterns("analysis"))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        for section, changes in sections.items():
+            config[section] |= changes
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        return run
+
+    return copy
+
+
+def analysis(run, *, checkpoint=None, cuts=None, **changes):
+    """What analysis.json holds, without the run's name."""
+    page = analyse_run(run, checkpoint, split="test", cuts=cuts, config=AnalysisConfig(**CONFIG | changes))
+    found = json.loads(page.with_suffix(".json").read_text())
+    del found["run"]
+    return found
+
+
+def test_the_analysis_of_a_checkpoint_is_a_function_of_it(trained):
+    assert analysis(trained) == analysis(trained)
+
+
+def test_a_question_left_over_at_the_end_is_analysed_with_the_batch_before_it(trained):
+    whole, cut = analysis(trained), analysis(trained, batch_size=3)
+    del whole["settings"], cut["settings"]
+    assert len(cut["ids"]) == 4 and cut == whole
+
+
+def test_a_run_of_several_ranks_is_analysed_in_one_process(copy, trained):
+    start = {"pretrained_checkpoint": {"restore_from_path": str(trained / "checkpoints" / "step_000002")}}
+    assert analysis(copy("cut", **LAYOUT, **start)) == analysis(copy("whole", **start))
+
+
+def test_a_start_drawn_on_several_ranks_is_refused(copy):
+    with pytest.raises(ValueError, match="started from weights drawn in a layout of several ranks"):
+        analysis(copy("cut", **LAYOUT))
+
+
+def test_attention_that_keeps_its_weights_is_refused(copy):
+    other = {"model": {"attention_backend": "transformer_engine"},
+             "trainer": {"accelerator": "gpu", "precision": "bf16"}}  # fmt: skip
+    with pytest.raises(ValueError, match=r"attention_backend=transformer_engine.*sdpa only"):
+        analysis(copy("fused", **other))
+
+
+def test_the_questions_may_be_those_of_another_manifest(trained, corpus):
+    cuts = corpus / "cuts_validation.jsonl.gz"
+    found, own = analysis(trained, cuts=cuts), analysis(trained)
+    assert found["split"] == "cuts_validation" and not set(found["ids"]) & set(own["ids"])
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(trained):
+    with pytest.raises(ValueError, match="step_000099 is not a complete nemo-mapo checkpoint"):
+        analysis(trained, checkpoint="step_000099")
+
+
+def compare(*arguments):
+    script = [sys.executable, str(ROOT / "examples" / "compare.py"), *map(str, arguments)]
+    return subprocess.run(script, capture_output=True, text=True, check=False, env=environment())
+
+
+def test_pages_are_made_from_the_files_alone(copy, tmp_path):
+    runs = [copy(name) for name in ("first", "second")]
+    for run in runs:
+        analysis(run)
+        shutil.rmtree(run / "checkpoints")
+    finished = compare(*runs, "--output", tmp_path / "page.html")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    page = Path(tmp_path / "page.html").read_text()
+    assert "first: checkpoint step_000002, test" in page and "second: checkpoint step_000002, test" in page
+
+
+def test_analyses_of_other_questions_are_not_compared(copy, corpus, tmp_path):
+    runs = [copy(name) for name in ("first", "second")]
+    analysis(runs[0])
+    analysis(runs[1], cuts=corpus / "cuts_validation.jsonl.gz")
+    finished = compare(*runs, "--output", tmp_path / "page.html")
+    assert finished.returncode != 0 and "0 of them are shared" in finished.stderr
+    assert "Traceback" not in finished.stderr and not (tmp_path / "page.html").exists()
