@@ -15,6 +15,8 @@ Count = Annotated[int, Field(ge=1)]
 
 MAX_SEED = 2**19
 """Every row of every step of every run gets a seed of its own in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
+MAX_COMPLETIONS_PER_STEP = 2**20
+"""The rows in that."""
 
 
 @config_class
@@ -57,6 +59,14 @@ class RolloutConfig:
 
 
 @config_class
+class DynamicSamplingConfig:
+    """Other prompts take the place of those whose completions all have the same reward (docs/training_loop.md)."""
+
+    max_generation_rounds: Count = 3
+    """Further rounds of generation for a rollout batch, at most; what has equal rewards then stays."""
+
+
+@config_class
 class MapoTrainerConfig:
     """NeMo-Aligner's trainer section."""
 
@@ -78,6 +88,8 @@ class MapoTrainerConfig:
     """Newest checkpoints kept."""
     max_skipped_steps: Count = 5
     """Updates in a row that may be skipped because a gradient is not finite; then the run stops."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""
 
     def __post_init__(self) -> None:
         if self.val_check_interval and self.save_interval % self.val_check_interval:
@@ -201,6 +213,7 @@ class RunConfig:
         self._check_length()
         self._check_tars()
         self._check_servers()
+        self._check_dynamic_sampling()
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
@@ -271,6 +284,23 @@ class RunConfig:
             raise ValueError(
                 "rewards.tars reads hidden states of all layers: set model.pipeline_model_parallel_size=1 and "
                 "model.sequence_parallel=false"
+            )
+
+    def _check_dynamic_sampling(self) -> None:
+        """ValueError where it is not known in time which groups have equal rewards, or seeds would run out."""
+        dynamic = self.trainer.mapo.dynamic_sampling
+        if dynamic is None:
+            return
+        if self.rewards.tars is not None:
+            raise ValueError(
+                "trainer.mapo.dynamic_sampling looks at the rewards while it samples, and rewards.tars adds to them "
+                "later: set one of them to null"
+            )
+        completions = self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt
+        if (most := MAX_COMPLETIONS_PER_STEP // completions - 1) < dynamic.max_generation_rounds:
+            raise ValueError(
+                f"trainer.mapo.dynamic_sampling.max_generation_rounds={dynamic.max_generation_rounds} exceeds {most}: "
+                f"{completions} completions a round have seeds of their own for no more"
             )
 
     def _check_backend(self) -> None:

@@ -1,8 +1,11 @@
-"""rollouts.jsonl: completions to read, with what the objective thought of each of their tokens."""
+"""Completions to read: rollouts.jsonl, with what the objective thought of each token, and a table for the loggers."""
 
+import html
 from typing import Any
 
 from jaxtyping import Float
+from lightning.pytorch.loggers import TensorBoardLogger
+from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,22 +18,34 @@ from nemo_mapo.training.scoring import ScoredRollouts
 from nemo_mapo.types import Rollouts
 
 _DIGITS = 4
+TABLE = "rollouts"
+"""Name of the table in W&B and TensorBoard."""
 
 
 class SampleWriter:
-    """Appends the best and the worst completion of each step's first prompt."""
+    """Appends the best and the worst completion of each step's first prompt; shows its whole group as a table."""
 
     def __init__(self, file: JsonLines, tokenizer: PreTrainedTokenizerBase, objective: ObjectiveConfig) -> None:
         self.file = file
         self.tokenizer = tokenizer
         self.objective = objective
+        self._table: list[dict[str, Any]] = []
 
     def write_training(self, step: int, rollouts: Rollouts, scored: ScoredRollouts) -> None:
-        """Record two completions with omega, nu, mass and differential entropy per token."""
+        """Record two completions with omega, nu, mass and differential entropy per token; remember the group."""
+        self._table = [_table_row(step, row, rollouts, scored) for row in range(rollouts.group_size)]
         totals = scored.rewards.total[: rollouts.group_size]
         rows = sorted({totals.index(max(totals)), totals.index(min(totals))})
         arrays = self._token_arrays(scored)
         self.file.append(self._record(step, row, rollouts, scored, arrays) for row in rows)
+
+    def log_table(self, logger: CustomLoggerWrapper, step: int) -> None:
+        """Show the last group to every logger that has tables (W&B) or texts (TensorBoard)."""
+        columns, data = list(self._table[0]), [list(row.values()) for row in self._table]
+        logger.log_table(key=TABLE, columns=columns, data=data, step=step)
+        for each in logger.loggers:
+            if isinstance(each, TensorBoardLogger):
+                each.experiment.add_text(TABLE, _markdown(columns, data), step)
 
     def _token_arrays(self, scored: ScoredRollouts) -> dict[str, Float[Tensor, "batch time"]]:
         batch, signals = scored.batch, scored.signals
@@ -84,6 +99,23 @@ def sample_record(step: int, split: str, row: int, rollouts: Rollouts, rewards: 
             **{name: values[row] for name, values in rewards.by_reward.items()},
         },
     }
+
+
+def _table_row(step: int, row: int, rollouts: Rollouts, scored: ScoredRollouts) -> dict[str, Any]:
+    record = sample_record(step, "train", row, rollouts, scored.rewards)
+    rewards = {f"reward_{name}": value for name, value in record["reward"].items()}
+    named = {name: record[name] for name in ("step", "id", "question", "answer", "text")}
+    return {**named, **rewards, "advantage": round(float(scored.batch.advantages[row]), _DIGITS)}
+
+
+def _markdown(columns: list[str], data: list[list[Any]]) -> str:
+    """A table whose cells show what they hold: TensorBoard drops tags such as <think> that are not escaped."""
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in data)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return html.escape(str(value)).replace("|", "&#124;").replace("\n", "<br>")
 
 
 def _rounded(values: Float[Tensor, " time"]) -> list[float]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -67,8 +67,16 @@ class RolloutScorer:
         self.rollout = rollout
         self._gate_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pos-gate")
 
-    def __call__(self, rollouts: Rollouts, actor: MapoActor, timer: Timer) -> ScoredRollouts:
-        """Compute rewards, advantages, gate, log pi_old, log pi_ref and text-reference entropies."""
+    def rewards_of(self, rollouts: Rollouts) -> tuple[RewardTable, Bool[Tensor, " group"]]:
+        """The rewards alone, and which groups have different ones, counting what is taken off for length."""
+        table = score_rollouts(rollouts, self.rewards)
+        totals = torch.tensor(table.total) + self._overlong_penalty(rollouts)
+        return table, ~_equal_groups(totals, rollouts.group_size)
+
+    def __call__(
+        self, rollouts: Rollouts, actor: MapoActor, timer: Timer, known: RewardTable | None = None
+    ) -> ScoredRollouts:
+        """Compute rewards (if not `known`), advantages, gate, log pi_old, log pi_ref and text-reference entropies."""
         wanted = self.objective.uses_text_reference
         gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, rollouts)
         sequences = token_batch(rollouts, pad_id=self.special.pad_id)
@@ -78,7 +86,7 @@ class RolloutScorer:
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
         with timer("rewards"):
             penalty = self._overlong_penalty(rollouts)
-            unpenalised = score_rollouts(rollouts, self.rewards)
+            unpenalised = score_rollouts(rollouts, self.rewards) if known is None else known
             aligned = self._alignment(rollouts, sequences, unpenalised, actor)
             totals = torch.tensor(unpenalised.total) + penalty + aligned.reward
             table = RewardTable(by_reward=unpenalised.by_reward, total=totals.tolist())
@@ -102,7 +110,7 @@ class RolloutScorer:
             finished=_finished(rollouts),
         )
         metrics = rollout_metrics(rollouts, table) | gate_metrics | aligned.metrics
-        metrics["rollout/equal_reward_groups"] = _equal_share(totals, rollouts.group_size)
+        metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, rollouts.group_size).float().mean())
         if self.objective.overlong_buffer > 0:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
         if self.rewards.asks_judge:
@@ -184,9 +192,9 @@ def _finished(rollouts: Rollouts) -> Bool[Tensor, " batch"]:
     return torch.tensor([reason == "stop" for reason in rollouts.finish_reasons])
 
 
-def _equal_share(totals: Tensor, group_size: int) -> float:
+def _equal_groups(totals: Float[Tensor, " batch"], group_size: int) -> Bool[Tensor, " group"]:
     groups = totals.view(-1, group_size)
-    return float((groups == groups[:, :1]).all(dim=1).float().mean())
+    return (groups == groups[:, :1]).all(dim=1)
 
 
 def _mean(values: list[float] | list[int]) -> float:

@@ -18,6 +18,7 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hidden_states import pooled_hidden_states
+from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.training.sequences import select_rows
@@ -102,18 +103,19 @@ def alignment(
         "rollout/accuracy_speech": float(right[modality == 0].mean()),
         "rollout/accuracy_text": float(right[modality == 1].mean()),
     }
-    if not speech:
-        return Alignment(reward=reward, metrics=metrics)
-    if config.representation > 0:
+    # Ranks may share out the layers' experts: none can make this pass alone.
+    if config.representation > 0 and any_rank(bool(speech)):
         states = _states(policy, sequences, batching)
         cosines = torch.cosine_similarity(states[speech], states[reference], dim=-1).mean(-1)
         reward[speech] += config.representation * cosines
-        metrics["rollout/tars_representation"] = float(cosines.mean())
+        if speech:
+            metrics["rollout/tars_representation"] = float(cosines.mean())
     if config.behaviour > 0:
         assert embedder is not None, "the config requires one"
         cosines = _text_cosines(rollouts.texts, speech, reference, embedder)
         reward[speech] += config.behaviour * cosines
-        metrics["rollout/tars_behaviour"] = float(cosines.mean())
+        if speech:
+            metrics["rollout/tars_behaviour"] = float(cosines.mean())
     return Alignment(reward=reward, metrics=metrics)
 
 
@@ -156,10 +158,19 @@ def _states(policy: AudioLLM, sequences: TokenBatch, batching: MicroBatching) ->
 def _text_cosines(
     texts: Sequence[str], speech: Sequence[int], reference: Sequence[int], embedder: EmbeddingModel
 ) -> Float[Tensor, " pair"]:
+    """One cosine a pair; RewardsUnavailable on all ranks when any of them gets no embeddings."""
     needed = list(dict.fromkeys(texts[row] for row in (*speech, *reference)))
+    failure: JudgeError | None = None
+    vectors: dict[str, Tensor] = {}
     try:
-        vectors = dict(zip(needed, torch.tensor(embedder.embed(needed), dtype=torch.float32), strict=True))
+        if needed:
+            vectors = dict(zip(needed, torch.tensor(embedder.embed(needed), dtype=torch.float32), strict=True))
     except JudgeError as error:
-        raise RewardsUnavailable(f"TARS needs embeddings of the completions: {error}") from error
+        failure = error
+    if any_rank(failure is not None):
+        reason = "another rank got none; its message says why" if failure is None else str(failure)
+        raise RewardsUnavailable(f"TARS needs embeddings of the completions: {reason}") from failure
+    if not needed:
+        return torch.zeros(0)
     first, second = (torch.stack([vectors[texts[row]] for row in rows]) for rows in (speech, reference))
     return torch.cosine_similarity(first, second, dim=-1)

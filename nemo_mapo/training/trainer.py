@@ -8,12 +8,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from nemo_aligner.utils.distributed import ScopedTimer, Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from nemo_aligner.utils.trainer_utils import check_progress
+from torch import Tensor
 from tqdm import tqdm
 
-from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
@@ -21,16 +23,22 @@ from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.client_http import RolloutUnavailable
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from nemo_mapo.training.dynamic_sampling import Refilled, RefillingPromptStream, refill
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank, mean_over_data_parallel
+from nemo_mapo.training.ranks import (
+    data_parallel_prompts,
+    is_main_rank,
+    mean_over_data_parallel,
+    sum_over_data_parallel,
+)
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
 from nemo_mapo.types import Rollouts
 
-_SEEDS_PER_STEP = 2**20
+_SEEDS_PER_STEP = MAX_COMPLETIONS_PER_STEP
 """Rows of a step get consecutive seeds; steps are this far apart."""
 _SEEDS_PER_RUN = 2**44
 """Runs with different `seed` are this far apart: no two rows of any two runs share a seed."""
@@ -64,7 +72,8 @@ class MapoTrainer:
         self.actor = actor
         self.scorer = scorer
         self.optimizer = optimizer
-        self.prompts = prompts
+        self.refills = None if self.cfg.dynamic_sampling is None else RefillingPromptStream(prompts)
+        self.prompts = prompts if self.refills is None else self.refills
         self.validate = validate
         self.logger = logger
         self.samples = samples
@@ -110,7 +119,11 @@ class MapoTrainer:
         """One rollout batch: generate, score, and take its optimiser steps."""
         started = time.perf_counter()
         rollouts = self.generate_rollouts()
-        scored = self.scorer(rollouts, self.actor, self.timer)
+        generated = sum_over_data_parallel(int(rollouts.completion_lengths.sum()))
+        refilled = self._refill(rollouts)
+        if refilled is not None:
+            rollouts = refilled.rollouts
+        scored = self.scorer(rollouts, self.actor, self.timer, None if refilled is None else refilled.rewards)
         self.actor.finish_inference()
         with self.timer("train"):
             metrics = self.run_training(scored)
@@ -119,8 +132,9 @@ class MapoTrainer:
             self.samples.write_training(self.step, rollouts, scored)
         metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self._timings()
         metrics |= self.prompts.figures()
+        if refilled is not None:
+            metrics |= refilled.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
-        generated = metrics["rollout/completion_tokens"] * self.samples_per_step
         metrics["rollout/tokens_per_second"] = generated / metrics["timing/rollout_seconds"]
         return metrics
 
@@ -138,19 +152,51 @@ class MapoTrainer:
         """
         with self.timer("data"):
             prompts = next(self.prompts)
-        per_prompt = group_size = self.cfg.num_rollouts_per_prompt
+        group_size = self.cfg.num_rollouts_per_prompt
         if self.config.rewards.tars is not None:
             prompts = with_text_twins(prompts, self.scorer.tokenizer)
             group_size //= MODALITIES
-        first_seed = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP
-        mine = torch.tensor(data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation))
-        seeds = first_seed + (mine[:, None] * per_prompt + torch.arange(per_prompt)).flatten()
+        seeds = self._seeds(self._places())
         self.actor.prepare_for_inference()
         self.actor.rollout.update_weights(self.optimization_step, policy_tensors(self.actor.policy))
         with self.timer("rollout"):
             rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
         self.consumed_samples += self.samples_per_step
         return rollouts
+
+    def _refill(self, rollouts: Rollouts) -> Refilled | None:
+        """Dynamic sampling, if the config asks for it; other prompts for groups of equal rewards."""
+        if self.refills is None:
+            return None
+        assert self.cfg.dynamic_sampling is not None
+        stream, group_size = self.refills, self.cfg.num_rollouts_per_prompt
+
+        def sample(number: int, places: list[int], mine: list[int]) -> Rollouts:
+            prompts = stream.spare(len(places), mine)
+            seeds = self._seeds([places[index] for index in mine], number)
+            return self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
+
+        with self.timer("refill"), torch.no_grad():
+            refilled = refill(
+                rollouts,
+                places=self._places(),
+                max_rounds=self.cfg.dynamic_sampling.max_generation_rounds,
+                score=self.scorer.rewards_of,
+                sample=sample,
+                pad_id=self.scorer.special.pad_id,
+            )
+        self.consumed_samples += refilled.groups * group_size - self.samples_per_step
+        return refilled
+
+    def _places(self) -> list[int]:
+        """Where this rank's prompts stand in the whole batch."""
+        return data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation)
+
+    def _seeds(self, places: list[int], number: int = 0) -> Int[Tensor, " batch"]:
+        """A seed for every completion of the prompts at `places`, in a round of generation; 0 is the first."""
+        first = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP + number * self.samples_per_step
+        per_prompt = self.cfg.num_rollouts_per_prompt
+        return first + (torch.tensor(places)[:, None] * per_prompt + torch.arange(per_prompt)).flatten()
 
     def run_training(self, scored: ScoredRollouts) -> dict[str, float]:
         """Take the optimiser steps of one rollout batch; returns metrics averaged over them.
@@ -238,6 +284,8 @@ class MapoTrainer:
             with self.timer("validation"):
                 metrics |= self.validate(self.step)
             metrics |= self._timings()
+            if is_main_rank():
+                self.samples.log_table(self.logger, self.step)
         self._log(metrics)
         # A signal may reach the ranks in different steps; they have to end in the same one.
         stop_now = any_rank(termination_requested())
