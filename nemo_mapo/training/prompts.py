@@ -88,7 +88,12 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batches that `state` has consumed."""
+        """Continue after the batches that `state` has consumed; ValueError for a state of an earlier nemo-mapo."""
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise ValueError(
+                f"the checkpoint does not say where its training data stood ({', '.join(missing)}): it was written by "
+                "an earlier nemo-mapo. Start a new run from it with pretrained_checkpoint.restore_from_path"
+            )
         self._go_to(phase=state["phase"])
         self.steps_in_phase, self.epoch, self.batch = state["steps_in_phase"], state["epoch"], state["batch"]
         self.unreadable = frozenset(state["unreadable"])

@@ -216,3 +216,10 @@ def test_what_cannot_be_sampled_dynamically_is_refused(overrides, said):
     asked = ["trainer.mapo.dynamic_sampling={max_generation_rounds: 3}", *overrides]
     with initialize_config_dir(str(ROOT / "conf"), version_base=None), pytest.raises(ConfigError, match=said):
         validate(compose("train_mapo", overrides=asked))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_it_lacks(corpus):
+    state = stream(corpus).state_dict()
+    del state["phase"], state["unreadable"]
+    with pytest.raises(ValueError, match=r"\(phase, unreadable\).*earlier nemo-mapo"):
+        stream(corpus).load_state_dict(state)
