@@ -22,7 +22,10 @@ def main() -> None:
     # A plan is counted on the CPU, also where there are GPUs.
     hide_cuda_devices()
     try:
-        fits = plan(arguments.overrides)
+        searched = (
+            [] if arguments.config_dir is None else [f"hydra.searchpath=[file://{arguments.config_dir.absolute()}]"]
+        )
+        fits = plan([*arguments.overrides, *searched])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -50,7 +53,7 @@ def plan(overrides: list[str]) -> bool:
     from nemo_mapo.training.plan import as_table, make_plan, too_large
 
     install_cpu_host()
-    vocab_size = limits.vocab_size or len(load_tokenizer(config.data.tokenizer))
+    vocab_size = limits.vocab_size or config.model.decoder.vocab_size or len(load_tokenizer(config.data.tokenizer))
     planned = make_plan(config, limits, vocab_size=vocab_size)
     print(as_table(planned))
     problem = too_large(planned, limits)
@@ -67,6 +70,7 @@ def _arguments() -> argparse.Namespace:
         help="as for train_mapo.py; and plan.gpu_memory_gb, plan.reserved_gb, plan.sequence_tokens, "
         "plan.audio_seconds, plan.vocab_size",
     )
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="further config groups, as for train_mapo.py")
     return parser.parse_args()
 
 

@@ -41,7 +41,26 @@ class NemoPerceptionConfig:
     """The module's own config, as in NeMo's speech-LLM examples; its output_dim is set to the decoder's hidden size."""
 
 
-PerceptionConfig = Annotated[ConvPerceptionConfig | NemoPerceptionConfig, Field(discriminator="type")]
+QwenOmniFamily = Literal["qwen2_5_omni", "qwen3_omni_moe"]
+
+
+@config_class
+class QwenOmniPerceptionConfig:
+    """Audio encoder of Qwen2.5-Omni or Qwen3-Omni; examples/import_hf.py writes it out for a model."""
+
+    type: Literal["qwen_omni"] = "qwen_omni"
+    """Qwen's own encoder, through transformers."""
+    family: QwenOmniFamily
+    """Whose encoder."""
+    encoder: dict[str, Any]
+    """The model's thinker_config.audio_config; its output_dim must be the decoder's hidden size."""
+    features: dict[str, Any]
+    """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
+
+
+PerceptionConfig = Annotated[
+    ConvPerceptionConfig | NemoPerceptionConfig | QwenOmniPerceptionConfig, Field(discriminator="type")
+]
 
 
 @config_class
@@ -72,6 +91,10 @@ class DecoderConfig:
     """Standard deviation of the initial weights."""
     share_embeddings_and_output_weights: bool = True
     """Tied output head."""
+    add_qkv_bias: bool = False
+    """Biases on the query, key and value projections (Qwen2.5)."""
+    vocab_size: Count | None = None
+    """Rows of the embedding, where there are more than tokens (Qwen pads it); null is the tokenizer's length."""
     num_moe_experts: Annotated[int, Field(ge=2)] | None = None
     """Experts per layer; null is a dense decoder."""
     moe_router_topk: Count = 2

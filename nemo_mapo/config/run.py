@@ -332,6 +332,15 @@ class RunConfig:
                 f"model.expert_model_parallel_size={model.expert_model_parallel_size} must divide the {replicas} "
                 "data-parallel ranks"
             )
+        if (
+            self.trainer.accelerator == "cpu"
+            and min(model.tensor_model_parallel_size, model.expert_model_parallel_size) > 1
+        ):
+            raise ValueError(
+                f"model.tensor_model_parallel_size={model.tensor_model_parallel_size} with "
+                f"model.expert_model_parallel_size={model.expert_model_parallel_size} exchanges unequal numbers of "
+                "tokens, which gloo, the library of trainer.accelerator=cpu, cannot do: set one of them to 1"
+            )
         group = self.trainer.mapo.num_rollouts_per_prompt
         if replicas > 1 and model.global_batch_size % (replicas * group):
             raise ValueError(

@@ -1,13 +1,13 @@
 """Chat layout: question and audio placeholders as token ids, and the same rows without any trace of the audio."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, USER, SpecialTokens
+from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, USER, SpecialTokens, token_id
 from nemo_mapo.types import Example
 
 
@@ -22,26 +22,48 @@ class WithoutAudio(NamedTuple):
 
 
 def encode_prompt(example: Example, num_audio_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`.
+    """Return the ids of one user turn, clip first, up to where the assistant begins.
 
-    A question without choices ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of
-    a text-only model. ValueError when the question or a choice spells a special token of the audio span.
+    A tokenizer with a chat template (Qwen's) lays the turn out by it; else it is
+    `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`. A question without choices
+    ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model, which
+    is also what `drop_audio_span` leaves of the prompt with audio.
+
+    Raises:
+        ValueError: the question or a choice spells a special token of the audio span, or the template gives none.
     """
-    span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" if num_audio_tokens else ""
     choices = f" choices: {', '.join(example.choices)}." if example.choices else ""
-    text = f" {example.question}{choices}"
-    ids: list[int] = tokenizer.encode(f"{USER}{span}{text}{ASSISTANT}", add_special_tokens=False)
+    text = f"{example.question}{choices}"
+    if tokenizer.chat_template is None:
+        if token_id(tokenizer, USER) is None:
+            raise ValueError(
+                f"data.tokenizer={tokenizer.name_or_path!r} has neither a chat template nor the token {USER}; give the "
+                "`tokenizer` directory that examples/import_hf.py makes"
+            )
+        span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" if num_audio_tokens else ""
+        ids: list[int] = tokenizer.encode(f"{USER}{span} {text}{ASSISTANT}", add_special_tokens=False)
+    else:
+        ids = _templated(text, tokenizer, with_audio=num_audio_tokens > 0)
     special = SpecialTokens.from_tokenizer(tokenizer)
-    found = sum(ids.count(token) for token in (special.audio_id, special.audio_start_id, special.audio_end_id))
-    if found != (3 if num_audio_tokens else 0):
+    marks = (special.audio_start_id, special.audio_id, special.audio_end_id)
+    if sum(ids.count(token) for token in marks) != (3 if num_audio_tokens else 0):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(list(marks)))
         raise ValueError(
-            f"{example.id}: question or choices contain one of {AUDIO_START}, {AUDIO}, {AUDIO_END}, which stand for "
-            f"audio: {text!r}; remove it from the manifest"
+            f"{example.id}: question or choices contain one of {names}, which stand for audio: {text!r}; remove it "
+            "from the manifest"
         )
     if not num_audio_tokens:
         return ids
     place = ids.index(special.audio_id)
     return [*ids[:place], *[special.audio_id] * num_audio_tokens, *ids[place + 1 :]]
+
+
+def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, with_audio: bool) -> list[int]:
+    """The turn as the model's own chat template has it, its clip as one placeholder."""
+    clip = [{"type": "audio", "audio": ""}] if with_audio else []
+    turn: Any = {"role": "user", "content": [*clip, {"type": "text", "text": text}]}
+    ids: Any = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=False)
+    return list(ids)
 
 
 def drop_audio_span(

@@ -40,24 +40,30 @@ class SpecialTokens:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
-        """Look the ids up; ValueError names the tokens that the tokenizer lacks."""
-        vocabulary = tokenizer.get_vocab()
-        missing = [token for token in _TOKEN_OF_FIELD.values() if token not in vocabulary]
-        if missing:
-            raise ValueError(
-                f"tokenizer {tokenizer.name_or_path!r} lacks the special tokens {missing}: "
-                "add them to it (and rows for them to the model's embedding)"
-            )
-        return cls(**{field.name: vocabulary[_TOKEN_OF_FIELD[field.name]] for field in fields(cls)})
+        """Look the ids up, in the first family that the tokenizer has; ValueError names the tokens that it lacks."""
+        for tokens in SPECIAL_TOKENS.values():
+            ids = [found for token in tokens if (found := token_id(tokenizer, token)) is not None]
+            if len(ids) == len(tokens):
+                return cls(**{field.name: found for field, found in zip(fields(cls), ids, strict=True)})
+        missing = [token for token in SPECIAL_TOKENS["nemo_mapo"] if token_id(tokenizer, token) is None]
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r} lacks the special tokens {missing}: "
+            "add them to it (and rows for them to the model's embedding), or take that of a Qwen Omni model"
+        )
 
 
-_TOKEN_OF_FIELD = {
-    "pad_id": PAD,
-    "end_id": END,
-    "audio_id": AUDIO,
-    "audio_start_id": AUDIO_START,
-    "audio_end_id": AUDIO_END,
+SPECIAL_TOKENS = {
+    "nemo_mapo": (PAD, END, AUDIO, AUDIO_START, AUDIO_END),
+    "qwen2_5_omni": ("<|endoftext|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
+    "qwen3_omni_moe": ("<|endoftext|>", "<|im_end|>", "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>"),
 }
+"""By family, in the order of the fields of `SpecialTokens`."""
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+    """The id of a token; None where the vocabulary has no such token. (`get_vocab` copies a large one each time.)"""
+    found: int | None = tokenizer.convert_tokens_to_ids(token)
+    return None if found == tokenizer.unk_token_id and token != tokenizer.unk_token else found
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -34,7 +34,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
     """Perception + decoder, or this rank's part of them.
 
     Token index = position everywhere, counted from each sequence's start. Embeddings of the placeholder tokens are
-    replaced, in order, by the valid frames of the sequence's audio clip. Perception lives on the first pipeline stage
+    replaced, in order, by the valid frames of the sequence's audio clips. Perception lives on the first pipeline stage
     and is whole on every tensor-parallel rank.
     """
 
@@ -49,8 +49,8 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
     ) -> None:
         self.session = AttentionSession(config.resolved_target_layers)
         shards = config.tensor_model_parallel_size
-        self.vocab_size = vocab_size
-        padded = math.ceil(vocab_size / shards) * shards
+        self.vocab_size = _embedding_rows(config.decoder.vocab_size, vocab_size)
+        padded = math.ceil(self.vocab_size / shards) * shards
         language_model = build_decoder(config, vocab_size=padded, session=self.session, params_dtype=params_dtype)
         super().__init__(config=language_model.config)
         self.language_model = language_model
@@ -91,7 +91,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         self,
         tokens: Int[Tensor, "batch time"],
         audio: AudioBatch,
-        audio_row: Int[Tensor, " sequence"],
+        audio_row: Int[Tensor, " sequence *clips"],
         *,
         segment_ids: Int[Tensor, "batch key"] | None = None,
         packed_lengths: Int[Tensor, " sequence"] | None = None,
@@ -103,7 +103,8 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         Args:
             tokens: ids; audio placeholders where a clip's frames go.
             audio: distinct clips.
-            audio_row: clip of each sequence, -1 for none; a row is one sequence unless it is packed.
+            audio_row: clip of each sequence, or its clips in order, -1 for none; a row is one sequence unless it is
+                packed.
             segment_ids: 0 on padding keys of left-padded rows (generation); None means every row is one sequence
                 padded, if at all, on the right.
             packed_lengths: lengths of the sequences that stand one after the other in a single row and fill it.
@@ -111,7 +112,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
             inference_context: Megatron's KV cache for generation.
 
         Raises:
-            ValueError: if the frames of a sequence's clip do not fill exactly its placeholders, or a sequence is
+            ValueError: if the frames of a sequence's clips do not fill exactly its placeholders, or a sequence is
                 longer than the model's positions.
         """
         longest = tokens.shape[1] if packed_lengths is None else int(packed_lengths.max())
@@ -172,11 +173,11 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         placeholders: Bool[Tensor, "batch time"],
         sequence: Int[Tensor, "batch time"],
         audio: AudioBatch,
-        audio_row: Int[Tensor, " sequence"],
+        audio_row: Int[Tensor, " sequence *clips"],
     ) -> Float[Tensor, "time batch hidden"]:
         embeddings: Tensor = self.language_model.embedding(input_ids=tokens, position_ids=None)
         if audio.waveforms.shape[0] > 0 and bool(placeholders.any()):
-            frames = self.perception(audio.waveforms.to(embeddings.dtype), audio.lengths)
+            frames = self.perception(audio.waveforms, audio.lengths)
             wanted = torch.bincount(sequence[placeholders], minlength=len(audio_row))
             filled = _frames_of_sequences(frames, audio_row, wanted)
             by_row = embeddings.transpose(0, 1)
@@ -186,22 +187,34 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         return embeddings.contiguous()
 
 
+def _embedding_rows(configured: int | None, tokens: int) -> int:
+    """Rows of the vocabulary; ValueError where the tokenizer has more tokens."""
+    if configured is not None and configured < tokens:
+        raise ValueError(
+            f"model.decoder.vocab_size={configured} is less than the tokenizer's {tokens} tokens; set it to null, or "
+            "to the rows of the model's embedding"
+        )
+    return configured or tokens
+
+
 def _frames_of_sequences(
     frames: tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]],
-    audio_row: Int[Tensor, " sequence"],
+    audio_row: Int[Tensor, " sequence *clips"],
     wanted: Int[Tensor, " slots"],
 ) -> Float[Tensor, "valid hidden"]:
     """Frames in the order in which the sequences' placeholders take them."""
     embeddings, lengths = frames
-    wanted = wanted[: len(audio_row)]
-    given = torch.where(audio_row >= 0, lengths[audio_row.clamp(min=0)], 0)
+    clips = audio_row.reshape(len(audio_row), -1)
+    wanted = wanted[: len(clips)]
+    given = torch.where(clips >= 0, lengths[clips.clamp(min=0)], 0).sum(1)
     wrong = ((wanted != given) & (wanted > 0)).nonzero().flatten()
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
             f"row {row} has {int(wanted[row])} audio placeholders but its clip gives {int(given[row])} frames"
         )
-    rows = audio_row[wanted > 0]
+    rows = clips[wanted > 0]
+    rows = rows[rows >= 0]
     valid = torch.arange(embeddings.shape[1], device=lengths.device) < lengths[rows][:, None]
     return embeddings[rows][valid]
 

@@ -71,7 +71,7 @@ class RotatedCacheSelfAttention(SelfAttention):  # type: ignore[misc]
 
 
 def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's config: pre-norm RMSNorm, SwiGLU, no biases, no dropout, no fused CUDA kernels."""
+    """Megatron's config: pre-norm RMSNorm, SwiGLU, biases on q, k, v at most, no dropout, no fused CUDA kernels."""
     config = model.decoder
     return TransformerConfig(
         num_layers=config.num_layers,
@@ -87,6 +87,7 @@ def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> Transfo
         activation_func=F.silu,
         gated_linear_unit=True,
         add_bias_linear=False,
+        add_qkv_bias=config.add_qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=params_dtype,

@@ -9,7 +9,13 @@ from jaxtyping import Float, Int
 from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
 from torch import Tensor, nn
 
-from nemo_mapo.config.model import ConvPerceptionConfig, NemoPerceptionConfig
+from nemo_mapo.config.model import (
+    ConvPerceptionConfig,
+    NemoPerceptionConfig,
+    PerceptionConfig,
+    QwenOmniPerceptionConfig,
+)
+from nemo_mapo.models.qwen_omni.encoder import QwenOmniPerception
 
 _MEL_FLOOR_OFFSET = 4.0
 _MEL_SCALE = 4.0
@@ -69,7 +75,7 @@ class ConvPerception(nn.Module):
     ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
         """Encode waveforms; see `Perception`."""
         with torch.no_grad():
-            features, _ = self.preprocessor(input_signal=waveforms, length=lengths)
+            features, _ = self.preprocessor(input_signal=waveforms.to(self.context.weight.dtype), length=lengths)
         frame_lengths = lengths // self.hop_samples
         features = (features[..., : int(frame_lengths.max())] + _MEL_FLOOR_OFFSET) / _MEL_SCALE
         features = features.to(self.context.weight.dtype)
@@ -124,6 +130,7 @@ class NemoPerception(nn.Module):
         Clips of one length go through together. NeMo's subsampling lets padding leak into the last frames, and then
         a clip would sound different in another batch.
         """
+        waveforms = waveforms.to(next(self.module.parameters()).dtype)
         encoded: dict[int, Float[Tensor, "frames hidden"]] = {}
         for samples in sorted(set(lengths.tolist())):
             rows = (lengths == samples).nonzero().flatten()
@@ -156,9 +163,11 @@ def _refuse_randomness(module: dict[str, Any]) -> None:
 
 
 def build_perception(
-    config: ConvPerceptionConfig | NemoPerceptionConfig, hidden_size: int, sample_rate: int
-) -> ConvPerception | NemoPerception:
+    config: PerceptionConfig, hidden_size: int, sample_rate: int
+) -> ConvPerception | NemoPerception | QwenOmniPerception:
     """Build the encoder that the config names."""
+    if isinstance(config, QwenOmniPerceptionConfig):
+        return QwenOmniPerception(config, hidden_size, sample_rate)
     if isinstance(config, NemoPerceptionConfig):
         rate = config.module.get("preprocessor", {}).get("sample_rate")
         if rate != sample_rate:

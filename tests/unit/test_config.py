@@ -131,6 +131,14 @@ def test_the_readme_shows_ten_overrides() -> None:
         ),
         ("model.context_parallel_size=2", ["model", "context_parallel_size=2", "set it to 1"]),
         ("model.expert_model_parallel_size=2", ["expert_model_parallel_size=2", "num_moe_experts=None", "set it to 1"]),
+        (
+            [
+                *("trainer.devices=4", "model.tensor_model_parallel_size=2", "model.expert_model_parallel_size=2"),
+                *("model.sequence_parallel=true", "model.decoder.num_moe_experts=2", "model.decoder.vocab_size=512"),
+                *("model.micro_batch_size=8", "model.lora=null"),
+            ],
+            ["tensor_model_parallel_size=2", "expert_model_parallel_size=2", "gloo", "set one of them to 1"],
+        ),
         ("model.sequence_parallel=true", ["model", "sequence_parallel=true", "set it to false"]),
         ("model.decoder.num_moe_experts=1", ["model.decoder.num_moe_experts=1", "greater than or equal to 2"]),
         ("trainer.devices=3", ["global_batch_size=32", "3 data-parallel ranks", "= 24"]),

@@ -1,0 +1,58 @@
+"""Take a trained Qwen Omni model out: a directory that transformers loads.
+
+The thinker comes from the run's checkpoint, adapters merged; talker, vocoder and vision are those of the original.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from nemo_mapo.console import quiet_upstream
+from nemo_mapo.platform import hide_cuda_devices
+
+hide_cuda_devices()
+quiet_upstream()
+
+from nemo_mapo.models.qwen_omni.convert import export_hf  # noqa: E402
+from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main() -> None:
+    """Convert, one shard in memory at a time."""
+    arguments = _arguments()
+    install_cpu_host()
+    initialize_parallel()
+    try:
+        done = export_hf(
+            arguments.checkpoint,
+            arguments.original,
+            arguments.output,
+            dtype=None if arguments.dtype is None else DTYPES[arguments.dtype],
+            lora_alpha=arguments.lora_alpha,
+            thinker_only=arguments.thinker_only,
+        )
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"{done.tensors} tensors of the thinker written to {arguments.output}, {done.left_aside} others carried over")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="such as RUN/checkpoints/step_000100")
+    parser.add_argument("--original", type=Path, required=True, help="the Hugging Face directory that was imported")
+    parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the thinker's tensors (default: the checkpoint's)")
+    parser.add_argument("--lora-alpha", type=float, help="model.lora.alpha of a run with adapters, which are merged")
+    parser.add_argument(
+        "--thinker-only",
+        action="store_true",
+        help="leave the other parts out; then --original may be IMPORTED/original, without weights",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Bring a Qwen2.5-Omni or Qwen3-Omni model in: its thinker becomes a Megatron checkpoint to train from.
+
+Reads safetensors of a local directory, one shard in memory at a time, and downloads nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+from nemo_mapo.console import quiet_upstream
+from nemo_mapo.platform import hide_cuda_devices
+
+hide_cuda_devices()
+quiet_upstream()
+
+from nemo_mapo.models.qwen_omni.convert import CHECKPOINT, TOKENIZER, import_hf  # noqa: E402
+from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
+
+
+def main() -> None:
+    """Convert, then print how to train from it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="directory of the Hugging Face model")
+    parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
+    arguments = parser.parse_args()
+    install_cpu_host()
+    initialize_parallel()
+    try:
+        done = import_hf(arguments.model, arguments.output)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    output = arguments.output
+    print(f"{done.tensors} tensors written to {output}; {done.left_aside} of talker, vocoder and vision left aside")
+    print("train from it with:")
+    print(f"  python examples/train_mapo.py --config-dir {output}/conf model=imported '~warm_start' \\")
+    print(f"    data.tokenizer={output}/{TOKENIZER} pretrained_checkpoint.restore_from_path={output}/{CHECKPOINT} ...")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The tensors of a Megatron distributed checkpoint by the names of our model's state, whatever layout wrote it."""
+
+from pathlib import Path
+from typing import get_args
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from nemo_mapo.config.adapters import LoraConfig, LoraTarget
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import add_lora, is_adapter
+from nemo_mapo.models.qwen_omni.families import QwenModel
+from nemo_mapo.models.qwen_omni.streamed import Entry, Place, pieces_of, with_dtype
+
+
+def model_without_storage(model: QwenModel) -> AudioLLM:
+    """The whole model in one process, on the meta device: names and shapes."""
+    vocab_size = model.config.decoder.vocab_size
+    assert vocab_size is not None, "a model's config.json says it"
+    with torch.device("meta"):
+        return AudioLLM(
+            model.config, vocab_size=vocab_size, audio_token_id=model.audio_token_id, sample_rate=model.sample_rate
+        )
+
+
+def sharded_tensors(model: AudioLLM) -> dict[str, Entry]:
+    """The tensors of its sharded state, without the empty extra states of linears."""
+    state = model.sharded_state_dict()
+    return {name: entry for name, entry in state.items() if isinstance(entry, Entry)}
+
+
+class CheckpointTensors:
+    """A thinker's tensors in a checkpoint; adapters are merged into the weights they belong to."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, directory: Path, model: QwenModel, *, lora_alpha: float | None) -> None:
+        """Compare the checkpoint with the model.
+
+        Raises:
+            ValueError: for no checkpoint, another model's, or adapters without `lora_alpha` (and the reverse).
+        """
+        if not (directory / "metadata.json").is_file():
+            raise ValueError(
+                f"{directory} is no Megatron distributed checkpoint; give one such as RUN/checkpoints/step_000100"
+            )
+        self.directory = directory
+        self._reader = FileSystemReader(directory)
+        metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._stored = {
+            key: value
+            for key, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata)
+        }
+        self.lora = _adapters(self._stored, lora_alpha, directory)
+        built = model_without_storage(model)
+        if self.lora is not None:
+            add_lora(built.language_model, self.lora, seed=0)
+        self._entries = {name: self._as_stored(entry) for name, entry in sharded_tensors(built).items()}
+        self.names = tuple(name for name in self._entries if not is_adapter(name))
+
+    def nbytes(self, name: str) -> int:
+        """Size of a tensor."""
+        size: int = self._entries[name].data.nbytes
+        return size
+
+    def read(self, name: str) -> Tensor:
+        """A tensor; W + scale * B A is added in float32 at least and rounded once, as training merges adapters."""
+        weight = self._load(name)
+        stem = name.removesuffix("weight")
+        if f"{stem}lora_a" not in self._entries:
+            return weight
+        assert self.lora is not None
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        a, b = (self._load(f"{stem}{part}").to(dtype) for part in ("lora_a", "lora_b"))
+        return torch.addmm(weight.to(dtype), b, a, alpha=self.lora.scale).to(weight.dtype)
+
+    def _load(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        tensor = torch.empty_like(entry.data, device="cpu")
+        targets = dict(pieces_of(entry, tensor))
+        items = [
+            item
+            for (key, offset), target in targets.items()
+            for item in create_read_items_for_chunk_list(
+                key, self._stored[key], [ChunkStorageMetadata(torch.Size(offset), target.size())]
+            )
+        ]
+        self._reader.read_data(LoadPlan(items), _IntoTargets(targets)).wait()
+        return tensor
+
+    def _as_stored(self, entry: Entry) -> Entry:
+        """The entry in the type that the checkpoint has; ValueError where it has another shape or no such tensor."""
+        for part in entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]:
+            found = self._stored.get(part.key)
+            if found is None or not _fits(tuple(found.size), part):
+                raise ValueError(
+                    f"{self.directory}: {part.key} is {'missing' if found is None else tuple(found.size)}, the model "
+                    f"has {tuple(part.global_shape)}; give the checkpoint of a run that began from this model"
+                )
+            dtype = found.properties.dtype
+        return with_dtype(entry, dtype)
+
+
+def _fits(stored: tuple[int, ...], part: ShardedTensor) -> bool:
+    """Whether the tensor is there whole; with tensor parallelism the vocabulary has rows at its end that fill up."""
+    wanted = tuple(part.global_shape)
+    return stored == wanted or (part.allow_shape_mismatch and stored[0] >= wanted[0] and stored[1:] == wanted[1:])
+
+
+class _IntoTargets(DefaultLoadPlanner):
+    """Reads into views of the tensors that are being put together."""
+
+    def __init__(self, targets: dict[Place, Tensor]) -> None:
+        super().__init__()
+        self.targets = targets
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        """Where a piece goes."""
+        target = self.targets[read_item.dest_index.fqn, tuple(read_item.dest_index.offset or ())]
+        return narrow_tensor_by_index(target, read_item.dest_offsets, read_item.lengths)
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        """Nothing is left to do."""
+
+
+def _adapters(stored: dict[str, TensorStorageMetadata], alpha: float | None, directory: Path) -> LoraConfig | None:
+    """What the adapters in a checkpoint are; all but alpha shows."""
+    found = {key: value for key, value in stored.items() if key.endswith(".lora_a")}
+    if bool(found) != (alpha is not None):
+        raise ValueError(
+            f"{directory} holds LoRA adapters: give the run's model.lora.alpha to merge them"
+            if found
+            else f"{directory} holds no LoRA adapters, but an alpha is given; leave it out"
+        )
+    if alpha is None:
+        return None
+    names = {key.split(".")[-2] for key in found}
+    targets = tuple(target for target in get_args(LoraTarget) if target in names)
+    (rank,) = {value.size[-2] for value in found.values()}
+    return LoraConfig(rank=rank, alpha=alpha, targets=targets)

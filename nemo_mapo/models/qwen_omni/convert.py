@@ -1,0 +1,206 @@
+"""Qwen Omni thinkers between Hugging Face directories and Megatron distributed checkpoints, never whole in memory."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.models.qwen_omni.checkpoint import CheckpointTensors, model_without_storage
+from nemo_mapo.models.qwen_omni.families import read_model
+from nemo_mapo.models.qwen_omni.files import ModelFiles, shard_layout, side_files, write_shards
+from nemo_mapo.models.qwen_omni.streamed import Entry, save_streamed, with_dtype
+from nemo_mapo.models.qwen_omni.weights import Source, WeightMap, is_left_aside
+
+CHECKPOINT, ORIGINAL, TOKENIZER = "checkpoint", "original", "tokenizer"
+MODEL_CONFIG = Path("conf", "model", "imported.yaml")
+_TRAINER_STATE = "trainer_state.json"
+"""A directory without this file is not one of the trainer's checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What was done."""
+
+    tensors: int
+    left_aside: int
+    """Tensors of parts that are not taken in (import), or carried over (export)."""
+
+
+def import_hf(source: Path, output: Path) -> Converted:
+    """Make OUTPUT/checkpoint, and beside it what training from it needs: config, tokenizer, the original's side files.
+
+    One shard of the original is in memory at a time. Tensors keep their type.
+
+    Raises:
+        ValueError: naming the file, tensor or option that is wrong; nothing is left behind.
+    """
+    model = read_model(source)
+    files = ModelFiles(source)
+    state = model_without_storage(model).sharded_state_dict()
+    ours = [name for name, entry in state.items() if isinstance(entry, Entry)]
+    weights = WeightMap(model.config.decoder, prefix=model.prefix)
+    sources = weights.sources(ours, files.tensors)
+    for name, found in sources.items():
+        state[name] = _checked(state[name], name, found, files)
+    with _finished_or_gone(output) as folder:
+        _write_side_files(source, folder, model.config)
+        (folder / CHECKPOINT).mkdir()
+
+        with tqdm(total=len(ours), desc="import", unit="tensor", dynamic_ncols=True) as progress:
+
+            def read(name: str) -> Tensor:
+                progress.update()
+                return sources[name].layout.fuse([files.read(theirs) for theirs in sources[name].theirs])
+
+            save_streamed(state, read, folder / CHECKPOINT)
+        (folder / CHECKPOINT / _TRAINER_STATE).write_text("{}\n")
+    return Converted(tensors=len(ours), left_aside=sum(map(is_left_aside, files.tensors)))
+
+
+def export_hf(
+    checkpoint: Path,
+    original: Path,
+    output: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    lora_alpha: float | None = None,
+    thinker_only: bool = False,
+) -> Converted:
+    """Make a directory that transformers loads, one shard at a time.
+
+    Args:
+        checkpoint: of a run that began from `original`, or of import.
+        original: the Hugging Face directory; weights left aside, and how tensors share out over files, come from it.
+        output: directory to make.
+        dtype: of the thinker's tensors; None is the checkpoint's.
+        lora_alpha: `model.lora.alpha` of a run with adapters, which are merged.
+        thinker_only: leave out the weights left aside; then `original` may be the side files that import kept.
+
+    Raises:
+        ValueError: naming the file, tensor or option that is wrong; nothing is left behind.
+    """
+    model = read_model(original)
+    tensors = CheckpointTensors(checkpoint, model, lora_alpha=lora_alpha)
+    weights = WeightMap(model.config.decoder, prefix=model.prefix)
+    sources = {name: weights.source(name) for name in tensors.names}
+    files = None if thinker_only else ModelFiles(original)
+    if files is not None:
+        weights.sources(tensors.names, files.tensors)
+    layout = _layout(tensors, sources, files)
+    reader = _ShardReader(tensors, sources, files, dtype)
+    with _finished_or_gone(output) as folder:
+        for path in side_files(original):
+            shutil.copy2(path, folder / path.name)
+        written = write_shards(folder, layout, reader.read)
+    aside = 0 if files is None else sum(map(is_left_aside, files.tensors))
+    return Converted(tensors=written - aside, left_aside=aside)
+
+
+class _ShardReader:
+    """Gives the tensors of a Hugging Face shard: ours from the checkpoint, those left aside from the original."""
+
+    def __init__(
+        self,
+        tensors: CheckpointTensors,
+        sources: Mapping[str, Source],
+        files: ModelFiles | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.tensors, self.sources, self.files, self.dtype = tensors, sources, files, dtype
+        self.ours = {theirs: name for name, source in sources.items() for theirs in source.theirs}
+
+    def read(self, theirs: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors of these names, in their order."""
+        found: dict[str, Tensor] = {}
+        ours = dict.fromkeys(self.ours[name] for name in theirs if name in self.ours)
+        wanted = set(theirs)
+        for name in ours:
+            fused = self.tensors.read(name)
+            parts = self.sources[name].layout.split(fused if self.dtype is None else fused.to(self.dtype))
+            named = zip(self.sources[name].theirs, parts, strict=True)
+            found |= {key: part.contiguous() for key, part in named if key in wanted}
+        for name in wanted - found.keys():
+            assert self.files is not None, "without the original's weights only ours are asked for"
+            found[name] = self.files.read(name)
+        return {name: found[name] for name in theirs}
+
+
+def _layout(
+    tensors: CheckpointTensors, sources: Mapping[str, Source], files: ModelFiles | None
+) -> Mapping[str, Sequence[str]]:
+    """Which file holds which tensors: as in the original, where its weights are there."""
+    if files is None:
+        # A fused tensor's parts are counted as equal, which is near enough for where a file ends.
+        sizes = {
+            theirs: tensors.nbytes(name) // len(source.theirs)
+            for name, source in sources.items()
+            for theirs in source.theirs
+        }
+        return shard_layout(sizes)
+    by_file: dict[str, list[str]] = {}
+    for name, stored in files.tensors.items():
+        by_file.setdefault(stored.file, []).append(name)
+    return by_file
+
+
+def _checked(entry: Entry, name: str, source: Source, files: ModelFiles) -> Entry:
+    """The entry in the files' type; ValueError for a tensor whose shape is not the model's."""
+    parts = [files.tensors[theirs] for theirs in source.theirs]
+    dtypes = {part.dtype for part in parts}
+    if len(dtypes) > 1:
+        raise ValueError(f"{', '.join(source.theirs)} are of different types and become one tensor; convert them")
+    fused = source.layout.fuse([torch.empty(part.shape, device="meta") for part in parts])
+    if fused.shape != entry.data.shape:
+        shapes = ", ".join(f"{theirs} {part.shape}" for theirs, part in zip(source.theirs, parts, strict=True))
+        raise ValueError(f"{shapes}: config.json describes a model whose {name} is {tuple(entry.data.shape)}")
+    return with_dtype(entry, dtypes.pop())
+
+
+def _write_side_files(source: Path, folder: Path, config: ModelConfig) -> None:
+    (folder / ORIGINAL).mkdir()
+    for path in side_files(source):
+        shutil.copy2(path, folder / ORIGINAL / path.name)
+    _write_tokenizer(source, folder / TOKENIZER)
+    target = folder / MODEL_CONFIG
+    target.parent.mkdir(parents=True)
+    plain = json.loads(
+        json.dumps({part: dataclasses.asdict(getattr(config, part)) for part in ("perception", "decoder")})
+    )
+    text = yaml.safe_dump({"defaults": ["defaults", "_self_"], **plain}, sort_keys=False)
+    target.write_text(f"# {source.name}, as config.json describes it; made by examples/import_hf.py.\n{text}")
+
+
+def _write_tokenizer(source: Path, folder: Path) -> None:
+    """The tokenizer with the processor's chat template, which older directories keep apart from it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)  # type: ignore[no-untyped-call]
+    legacy = source / "chat_template.json"
+    if tokenizer.chat_template is None and legacy.is_file():
+        tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
+    tokenizer.save_pretrained(str(folder))
+
+
+@contextmanager
+def _finished_or_gone(output: Path) -> Iterator[Path]:
+    """A folder that gets the name `output` when all went well, and is removed otherwise."""
+    if output.exists():
+        raise ValueError(f"{output} is there already; remove it or name another directory")
+    folder = output.with_name(output.name + ".unfinished")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        folder.rename(output)
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder)

@@ -1,0 +1,129 @@
+"""Qwen's audio encoders as perception: waveforms through the model's own features, encoder and projector."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nemo_mapo.config.model import QwenOmniPerceptionConfig
+
+
+class QwenOmniPerception(nn.Module):
+    """The encoder as transformers has it, each clip as if it were alone in its batch.
+
+    In transformers the last frames of a clip depend on what else is in the batch: on the end of the longest clip, on
+    the padding of the others, and (Qwen3) on clips that attend to each other unless flash attention runs.
+    """
+
+    def __init__(self, config: QwenOmniPerceptionConfig, hidden_size: int, sample_rate: int) -> None:
+        super().__init__()
+        from transformers import WhisperFeatureExtractor
+
+        from nemo_mapo.models.qwen_omni.hf_encoders import build_encoder
+
+        self.features = WhisperFeatureExtractor(**config.features)  # type: ignore[no-untyped-call]
+        _check(config, self.features, hidden_size, sample_rate)
+        self.family = config.family
+        # `module`, as in NeMo's perception: what freezing takes for the projector goes by these names.
+        self.module = build_encoder(config)
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Positions after the encoder's convolutions and pooling; ValueError where none is left, or for a clip that
+        transformers would cut off.
+        """
+        if num_samples > self.features.n_samples:
+            seconds = self.features.n_samples / self.features.sampling_rate
+            raise ValueError(
+                f"a clip of {num_samples} samples is longer than the {seconds:g} s that the model's features take; set "
+                f"max_duration={seconds:g} for the split"
+            )
+        tokens = self._tokens_of_frames(self._num_frames(num_samples))
+        if tokens < 1:
+            raise ValueError(f"a clip of {num_samples} samples is too short for one audio token; set min_duration=0.1")
+        return tokens
+
+    def forward(
+        self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
+    ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
+        """Encode waveforms; see `Perception`. Features are float32, whatever the encoder's type."""
+        samples = lengths.tolist()
+        counts = [self.num_tokens(length) for length in samples]
+        features = [self._features(waveform[:length]) for waveform, length in zip(waveforms, samples, strict=True)]
+        encoded: dict[int, Float[Tensor, "frames hidden"]] = {}
+        for rows in self._groups([feature.shape[1] for feature in features]):
+            frames = self._encode([features[row] for row in rows])
+            parts = torch.split(frames, [counts[row] for row in rows])
+            encoded |= dict(zip(rows, parts, strict=True))
+        in_order = [encoded[row] for row in range(len(samples))]
+        return nn.utils.rnn.pad_sequence(in_order, batch_first=True), torch.tensor(counts, device=lengths.device)
+
+    def _encode(self, features: list[Float[Tensor, "mel _"]]) -> Float[Tensor, "valid hidden"]:
+        lengths = torch.tensor([feature.shape[1] for feature in features], device=features[0].device)
+        joined = torch.cat(features, dim=1).to(next(self.module.parameters()).dtype)
+        encoded: Tensor = self.module(
+            joined, feature_lens=lengths, aftercnn_lens=(lengths - 1) // 2 + 1
+        ).last_hidden_state
+        return encoded
+
+    def _groups(self, num_frames: list[int]) -> list[list[int]]:
+        """Rows that go through the encoder together.
+
+        Qwen3's convolutions see the padding behind a clip that is shorter than one chunk, so it must be that of the
+        clip alone.
+        """
+        if self.family == "qwen2_5_omni":
+            return [list(range(len(num_frames)))]
+        together: dict[int, list[int]] = {}
+        for row, frames in enumerate(num_frames):
+            together.setdefault(min(frames, 2 * self.module.n_window), []).append(row)
+        return list(together.values())
+
+    @torch.no_grad()
+    def _features(self, waveform: Float[Tensor, " samples"]) -> Float[Tensor, "mel frames"]:
+        """The processor's log-mel features of a clip alone.
+
+        Qwen2.5's processor pads clips with zeros to five minutes; zeros for one more window give the same features.
+        """
+        extractor = self.features
+        padded = min(waveform.shape[0] + extractor.n_fft + extractor.hop_length, extractor.n_samples)
+        padding = {"padding": "max_length", "max_length": padded - padded % extractor.hop_length}
+        features = extractor(
+            waveform.float().cpu().numpy(),
+            sampling_rate=extractor.sampling_rate,
+            return_tensors="pt",
+            device=str(waveform.device),
+            **(padding if self.family == "qwen2_5_omni" else {"padding": True}),
+        )["input_features"][0]
+        taken: Tensor = features[:, : self._num_frames(waveform.shape[0])].to(waveform.device)
+        return taken
+
+    def _num_frames(self, num_samples: int) -> int:
+        """Feature frames that the processor marks as valid."""
+        hop: int = self.features.hop_length
+        return -(-num_samples // hop) if self.family == "qwen2_5_omni" else num_samples // hop
+
+    def _tokens_of_frames(self, frames: int) -> int:
+        from nemo_mapo.models.qwen_omni.hf_encoders import tokens_of_frames
+
+        return tokens_of_frames(self.family, frames)
+
+
+def _check(config: QwenOmniPerceptionConfig, features: object, hidden_size: int, sample_rate: int) -> None:
+    """ValueError for a config that is not that of one model, or would not give a clip the same features twice."""
+    if config.encoder.get("output_dim") != hidden_size:
+        raise ValueError(
+            f"model.perception.encoder.output_dim={config.encoder.get('output_dim')} but "
+            f"model.decoder.hidden_size={hidden_size}; take both from one model"
+        )
+    rate = config.features.get("sampling_rate", 16000)
+    if rate != sample_rate:
+        raise ValueError(
+            f"model.perception.features.sampling_rate={rate} but data.train_ds.sample_rate={sample_rate}; "
+            "make them equal"
+        )
+    if config.features.get("dither", 0.0) != 0:
+        raise ValueError(f"model.perception.features.dither={config.features['dither']}: set it to 0")
+    if config.encoder.get("num_mel_bins", 128) != config.features.get("feature_size", 80):
+        raise ValueError(
+            f"model.perception.encoder.num_mel_bins={config.encoder.get('num_mel_bins')} but "
+            f"model.perception.features.feature_size={config.features.get('feature_size')}; take both from one model"
+        )

@@ -1,0 +1,138 @@
+"""A Hugging Face model directory: safetensors read one tensor at a time, and written one shard at a time."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+SHARD_BYTES = 5 * 10**9
+"""Of the shards that are laid out here, as transformers does it."""
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies, and what it is."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class ModelFiles:
+    """The tensors of a directory, by name."""
+
+    tensors: dict[str, Stored]
+
+    def __init__(self, directory: Path) -> None:
+        """Read the headers of all shards.
+
+        Raises:
+            ValueError: naming what is missing or damaged; weights in another format than safetensors are not read.
+        """
+        self.directory = directory
+        self.tensors = {}
+        self._open: tuple[str, Any] | None = None
+        for file in _shards(directory):
+            for name, stored in _header(directory / file).items():
+                if name in self.tensors:
+                    raise ValueError(f"{directory}: {name} is in {self.tensors[name].file} and in {file}")
+                self.tensors[name] = stored
+
+    def read(self, name: str) -> Tensor:
+        """The tensor; its shard stays open until one of another shard is asked for."""
+        from safetensors import safe_open
+
+        file = self.tensors[name].file
+        if self._open is None or self._open[0] != file:
+            # The one before is let go first: there is never more than one shard in memory.
+            self._open = None
+            self._open = (file, safe_open(str(self.directory / file), framework="pt"))
+        tensor: Tensor = self._open[1].get_tensor(name)
+        return tensor
+
+
+def write_shards(
+    directory: Path, layout: Mapping[str, Iterable[str]], read: Callable[[list[str]], Mapping[str, Tensor]]
+) -> int:
+    """Write each file of `layout` with the tensors of these names, and the index; returns how many tensors."""
+    from safetensors.torch import save_file
+
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file, names in tqdm(layout.items(), desc="export", unit="file", dynamic_ncols=True):
+        tensors = dict(read(list(names)))
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        save_file(tensors, str(directory / file), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+        del tensors
+    if list(layout) != [_SINGLE]:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return len(weight_map)
+
+
+def shard_layout(sizes: Mapping[str, int], limit: int = SHARD_BYTES) -> dict[str, list[str]]:
+    """Names in shards of up to `limit` bytes, in order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if filled and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {_SINGLE: shards[0]}
+    total = len(shards)
+    return {f"model-{number:05d}-of-{total:05d}.safetensors": names for number, names in enumerate(shards, 1)}
+
+
+def side_files(directory: Path) -> list[Path]:
+    """Everything beside the weights: config, tokenizer, processor, chat template, speakers' voices, licence."""
+    weights = {
+        _INDEX,
+        *(path.name for pattern in ("*.safetensors", *_OTHER_WEIGHTS) for path in directory.glob(pattern)),
+    }
+    kept = {"spk_dict.pt"}
+    return sorted(path for path in directory.iterdir() if path.is_file() and path.name not in weights - kept)
+
+
+def _shards(directory: Path) -> list[str]:
+    index = directory / _INDEX
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [file for file in files if not (directory / file).is_file()]
+        if missing:
+            raise ValueError(f"{directory}: {_INDEX} names {', '.join(missing)}, which are not there")
+        return files
+    if (directory / _SINGLE).is_file():
+        return [_SINGLE]
+    others = sorted(path.name for pattern in _OTHER_WEIGHTS for path in directory.glob(pattern))
+    found = f"only {', '.join(others)}, whose format can run code; convert them" if others else "none"
+    raise ValueError(f"{directory}: no safetensors weights ({found}); give a directory with {_SINGLE} or {_INDEX}")
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: _stored(path.name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: fetch it again ({error})") from error
+
+
+def _stored(file: str, piece: Any) -> Stored:
+    dtype = _DTYPES.get(piece.get_dtype())
+    if dtype is None:
+        raise ValueError(f"{file} holds {piece.get_dtype()} numbers; only {', '.join(_DTYPES)} are taken")
+    return Stored(file, tuple(piece.get_shape()), dtype)
+
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -1,0 +1,145 @@
+"""A Megatron distributed checkpoint written tensor by tensor: what is not being written is not in memory."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+Entry: TypeAlias = ShardedTensor | ShardedTensorFactory
+"""What a sharded state says of a tensor."""
+Read = Callable[[str], Tensor]
+"""The tensor of a name of the model's state."""
+Place = tuple[str, tuple[int, ...]]
+"""Key and offset in a checkpoint."""
+_FILE = "__0_0.distcp"
+
+
+def save_streamed(state: dict[str, Any], read: Read, directory: Path) -> None:
+    """Write the sharded state of a model on the meta device, with `read` giving its tensors one at a time.
+
+    The directory exists and is empty; one process writes all of it.
+    """
+    # Megatron reshapes the entries that it is given.
+    given = {name: replace(entry) for name, entry in state.items()}
+    dist_checkpointing.save({"model": given}, str(directory), sharded_strategy=_StreamedSave(state, read))
+
+
+class _StreamedSave(SaveShardedStrategy):  # type: ignore[misc]
+    """Megatron's torch format, written as it is read."""
+
+    def __init__(self, state: dict[str, Any], read: Read) -> None:
+        super().__init__("torch_dist", 1)
+        self.state = state
+        self.read = read
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:
+        """Plan as Megatron does, then write in the order of the state."""
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        save_state_dict(
+            mcore_to_pyt_state_dict(by_key),
+            storage_writer=_StreamedWriter(checkpoint_dir),
+            planner=_StreamedPlanner(self.state, self.read),
+        )
+
+    @property
+    def can_handle_sharded_objects(self) -> bool:
+        """Linears have empty extra states, which are such objects."""
+        return True
+
+
+class _StreamedPlanner(MCoreSavePlanner):  # type: ignore[misc]
+    """Megatron's planner over tensors without storage; gives their data when it is asked for an item of the plan."""
+
+    def __init__(self, state: dict[str, Any], read: Read) -> None:
+        super().__init__(flatten_state_dict=False)
+        self.state = state
+        self.read = read
+        self.place = {place: name for name, entry in state.items() for place in _places(entry)}
+        self.order = {name: number for number, name in enumerate(state)}
+        self._pieces: tuple[str, dict[Place, Tensor]] = ("", {})
+
+    def create_local_plan(self) -> SavePlan:
+        """Items that are pieces of one tensor stand together."""
+        plan: SavePlan = super().create_local_plan()
+        plan.items.sort(key=lambda item: self.order.get(self._name(item), -1))
+        return plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        """The data of a piece; the tensor it belongs to is kept until a piece of another one is asked for."""
+        if write_item.type == WriteItemType.BYTE_IO:
+            data: io.BytesIO = super().resolve_data(write_item)
+            return data
+        name = self._name(write_item)
+        if self._pieces[0] != name:
+            self._pieces = ("", {})
+            self._pieces = (name, dict(pieces_of(self.state[name], self.read(name))))
+        return self._pieces[1][_place(write_item)]
+
+    def _name(self, item: WriteItem) -> str:
+        return self.place.get(_place(item), "")
+
+
+class _StreamedWriter(FileSystemWriter):
+    """One file, written item after item. torch's own writer keeps a tensor of each key until its file is whole."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write all items in the order of the plan."""
+        results = []
+        with open(Path(self.path) / _FILE, "wb") as file:
+            for item in plan.items:
+                start = file.tell()
+                data = planner.resolve_data(item)
+                if isinstance(data, Tensor):
+                    # A view would drag along the storage that it is a part of.
+                    torch.save(data.detach().contiguous().clone(), file)
+                else:
+                    file.write(data.getbuffer())
+                length = file.tell() - start
+                results.append(
+                    WriteResult(index=item.index, size_in_bytes=length, storage_data=_StorageInfo(_FILE, start, length))
+                )
+            file.flush()
+            os.fsync(file.fileno())
+        written: Future[list[WriteResult]] = Future()
+        written.set_result(results)
+        return written
+
+
+def with_dtype(entry: Entry, dtype: torch.dtype) -> Entry:
+    """The entry of a sharded state, for a checkpoint that has the tensor in this type."""
+    changes = {"dtype": dtype} if isinstance(entry, ShardedTensor) else {}
+    return replace(entry, data=entry.data.to(dtype), **changes)
+
+
+def _places(entry: Any) -> Iterator[Place]:
+    if isinstance(entry, ShardedTensor | ShardedTensorFactory):
+        yield from (place for place, _ in pieces_of(entry, entry.data))
+
+
+def pieces_of(entry: Entry, data: Tensor) -> Iterator[tuple[Place, Tensor]]:
+    """What of a tensor goes where in the checkpoint: all of it, or views of the parts that Megatron cuts it into."""
+    built = replace(entry, data=data)
+    for part in built.build() if isinstance(built, ShardedTensorFactory) else [built]:
+        yield (part.key, tuple(part.global_offset)), part.data.view((1,) * part.prepend_axis_num + part.local_shape)
+
+
+def _place(item: WriteItem) -> Place:
+    return item.index.fqn, tuple(item.index.offset or ())

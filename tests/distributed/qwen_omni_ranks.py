@@ -1,0 +1,32 @@
+"""What the ranks of the Qwen Omni tests run; apart, because a rank can import this file by its name only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from integration.qwen_omni_tiny import SAMPLE_RATE, Row, imported_model, our_logits, prompt_batch
+
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.testing.tiny import tiny_tokenizer
+from nemo_mapo.training.checkpoint import write_checkpoint
+
+
+def in_layout(
+    imported: str, layout: dict[str, Any], rows: list[Row], new_tokens: int, saved: str
+) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Load what was imported in this layout; its logits (last stage), greedy continuations of the rows with one clip,
+    and a checkpoint written from here.
+    """
+    model = imported_model(Path(imported), layout)
+    assert model.num_audio_tokens(SAMPLE_RATE) > 0
+    logits = our_logits(model, rows)
+    single = [row for row in rows if len(row[1]) == 1]
+    rollouts = MegatronRollout(model, tiny_tokenizer(), batch_size=len(single)).generate(
+        prompt_batch(single),
+        SamplingConfig(temperature=0.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens),
+        group_size=1,
+        seeds=torch.arange(len(single)),
+    )
+    write_checkpoint(Path(saved), model)
+    return logits, rollouts.completions.tolist()

@@ -1,0 +1,207 @@
+"""Qwen Omni thinkers in and out: imported, a model computes what transformers does; exported, it is the same again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from integration.qwen_omni_tiny import (
+    FAMILIES,
+    TALKER,
+    WINDOW_SECONDS,
+    Family,
+    Row,
+    TinyHf,
+    clip,
+    hf_greedy,
+    hf_logits,
+    imported_model,
+    our_logits,
+    prompt_batch,
+    row,
+    save_tiny,
+    tensors_of,
+)
+from transformers import Qwen2_5OmniForConditionalGeneration, Qwen3OmniMoeForConditionalGeneration
+
+from nemo_mapo.config.adapters import LoraConfig
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.prompts import drop_audio_span
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import add_lora, merged_state_dict
+from nemo_mapo.models.qwen_omni.convert import CHECKPOINT, ORIGINAL, export_hf, import_hf
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.testing.tiny import tiny_tokenizer
+from nemo_mapo.training.checkpoint import write_checkpoint
+
+pytestmark = pytest.mark.integration
+
+TOLERANCE = 1e-4
+SHORT, TAIL, LONG = 9000, 24123, 16000 * 2 * WINDOW_SECONDS + 77
+"""Samples: less than a chunk of either encoder, one and a half, and more than two windows of attention."""
+NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Pair:
+    hf: TinyHf
+    imported: Path
+    ours: AudioLLM
+
+
+Make = Callable[[Family, int], Pair]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    install_cpu_host()
+    initialize_parallel()
+
+    @cache
+    def pair(family: Family, seed: int) -> Pair:
+        folder = tmp_path_factory.mktemp(family)
+        hf = save_tiny(folder / "original", family, seed=seed)
+        import_hf(hf.directory, folder / "imported")
+        return Pair(hf, folder / "imported", imported_model(folder / "imported"))
+
+    return pair
+
+
+@pytest.fixture(params=[(family, seed) for family in FAMILIES for seed in (0, 1, 2)], ids=str)
+def pair(request: pytest.FixtureRequest, make: Make) -> Pair:
+    return make(*request.param)
+
+
+@pytest.fixture(params=FAMILIES)
+def first(request: pytest.FixtureRequest, make: Make) -> Pair:
+    return make(request.param, 0)
+
+
+def cases(family) -> dict[str, Row]:
+    return {
+        "text only": row(family, 9),
+        "audio first": row(family, clip(SHORT), 6),
+        "audio in the middle": row(family, 4, clip(TAIL), 5),
+        "audio last": row(family, 3, clip(LONG)),
+        "two clips": row(family, 2, clip(TAIL, seed=1), 3, clip(SHORT, seed=2), 4),
+        "two clips of one length, side by side": row(family, 2, clip(SHORT, seed=3), clip(SHORT, seed=4), 1),
+    }
+
+
+def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    assert [one.shape for one in found] == [one.shape for one in wanted]
+    assert wanted[0].std() > 0.5, "logits that hardly differ would agree with anything"
+    return max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", cases("qwen2_5_omni"))
+def test_logits_of_one_prompt_are_those_of_transformers(pair: Pair, name: str) -> None:
+    rows = [cases(pair.hf.family)[name]]
+    assert difference(our_logits(pair.ours, rows), hf_logits(pair.hf, rows)) <= TOLERANCE
+
+
+def test_logits_of_a_batch_of_unequal_lengths_are_those_of_transformers(pair: Pair) -> None:
+    rows = list(cases(pair.hf.family).values())
+    assert len({len(ids) for ids, _ in rows}) > 3
+    assert difference(our_logits(pair.ours, rows), hf_logits(pair.hf, rows)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("samples", [SHORT, TAIL])
+def test_a_clip_within_one_window_needs_no_care_in_transformers(pair: Pair, samples: int) -> None:
+    rows = [row(pair.hf.family, 3, clip(samples), 5)]
+    assert difference(our_logits(pair.ours, rows), hf_logits(pair.hf, rows, as_upstream=True)) <= TOLERANCE
+
+
+def test_the_text_only_reference_is_the_model_given_the_text_alone(pair: Pair) -> None:
+    ids, _ = row(pair.hf.family, 4, clip(TAIL), 5)
+    dropped = drop_audio_span(
+        torch.tensor([ids]), torch.tensor([len(ids)]), SpecialTokens.from_tokenizer(tiny_tokenizer())
+    )
+    text = dropped.tokens[0].tolist()
+    assert len(text) == 9 < len(ids)
+    assert difference(our_logits(pair.ours, [(text, [])]), hf_logits(pair.hf, [(text, [])])) <= TOLERANCE
+
+
+def test_the_greedy_continuation_is_that_of_transformers(pair: Pair) -> None:
+    rows = [row(pair.hf.family, 4, clip(TAIL, seed=5), 5, seed=seed) for seed in range(3)] + [
+        row(pair.hf.family, 2, clip(SHORT, seed=6), 7)
+    ]
+    rollouts = MegatronRollout(pair.ours, tiny_tokenizer(), batch_size=4).generate(
+        prompt_batch(rows),
+        SamplingConfig(temperature=0.0, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS),
+        group_size=1,
+        seeds=torch.arange(len(rows)),
+    )
+    assert rollouts.completions.tolist() == [hf_greedy(pair.hf, row, NEW_TOKENS) for row in rows]
+    assert len(set(rollouts.completions.flatten().tolist())) > 2
+
+
+def test_what_is_exported_is_what_was_imported_bit_for_bit(first: Pair, tmp_path: Path) -> None:
+    done = export_hf(first.imported / CHECKPOINT, first.hf.directory, tmp_path / "exported")
+    before, after = tensors_of(first.hf.directory), tensors_of(tmp_path / "exported")
+    assert list(before) and before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert done.tensors + done.left_aside == len(before)
+    assert TALKER.keys() <= after.keys()
+    rows = [cases(first.hf.family)["audio in the middle"]]
+    again = TinyHf(
+        family=first.hf.family, directory=tmp_path / "exported", thinker=loaded(first.hf.family, tmp_path / "exported")
+    )
+    assert torch.equal(hf_logits(again, rows)[0], hf_logits(first.hf, rows)[0])
+
+
+def test_a_thinker_alone_is_exported_with_what_import_kept(first: Pair, tmp_path: Path) -> None:
+    done = export_hf(first.imported / CHECKPOINT, first.imported / ORIGINAL, tmp_path / "out", thinker_only=True)
+    before, after = tensors_of(first.hf.directory), tensors_of(tmp_path / "out")
+    assert done.left_aside == 0
+    assert after.keys() == {name for name in before if not name.startswith((*TALKER, "thinker.visual."))}
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_adapters_are_merged_on_export(first: Pair, tmp_path: Path) -> None:
+    targets = ("linear_qkv", "linear_proj") + (
+        ("linear_fc1", "linear_fc2") if first.hf.family == "qwen2_5_omni" else ()
+    )
+    adapted = imported_model(first.imported)
+    lora = LoraConfig(rank=2, alpha=6.0, targets=targets)
+    add_lora(adapted.language_model, lora, seed=0)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    write_checkpoint(tmp_path / "adapted", adapted)
+    with pytest.raises(ValueError, match=r"adapted holds LoRA adapters: give the run's model.lora.alpha"):
+        export_hf(tmp_path / "adapted", first.hf.directory, tmp_path / "refused")
+    export_hf(tmp_path / "adapted", first.hf.directory, tmp_path / "exported", lora_alpha=lora.alpha)
+    import_hf(tmp_path / "exported", tmp_path / "again")
+    merged = merged_state_dict(adapted.language_model)
+    found = imported_model(tmp_path / "again").language_model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in merged.items() if tensor is not None)
+    before = first.ours.language_model.state_dict()["decoder.layers.0.self_attention.linear_qkv.weight"]
+    assert not torch.equal(before, found["decoder.layers.0.self_attention.linear_qkv.weight"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_head_and_bfloat16_survive_the_way_in_and_out(family, tmp_path: Path) -> None:
+    install_cpu_host()
+    initialize_parallel()
+    hf = save_tiny(tmp_path / "original", family, dtype=torch.bfloat16, tie_word_embeddings=True)
+    before = tensors_of(hf.directory)
+    assert "thinker.lm_head.weight" not in before
+    import_hf(hf.directory, tmp_path / "imported")
+    export_hf(tmp_path / "imported" / CHECKPOINT, hf.directory, tmp_path / "exported")
+    after = tensors_of(tmp_path / "exported")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    hf.thinker.float()
+    rows = [cases(family)["audio in the middle"]]
+    assert difference(our_logits(imported_model(tmp_path / "imported"), rows), hf_logits(hf, rows)) <= TOLERANCE
+
+
+def loaded(family, directory: Path):
+    kind = Qwen2_5OmniForConditionalGeneration if family == "qwen2_5_omni" else Qwen3OmniMoeForConditionalGeneration
+    return kind.from_pretrained(directory, local_files_only=True).thinker.eval()

@@ -1,0 +1,74 @@
+"""The way of docs/qwen3_omni.md through its commands: import, train two steps, export, load with transformers."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from integration.qwen_omni_tiny import FAMILIES, qwen_tokenizer, save_tiny
+from transformers import Qwen2_5OmniForConditionalGeneration, Qwen3OmniMoeForConditionalGeneration
+
+from tests.integration.tiny_run import ROOT, environment, metrics, write_tiny_corpus
+
+pytestmark = pytest.mark.integration
+
+CLASSES = {
+    "qwen2_5_omni": Qwen2_5OmniForConditionalGeneration,
+    "qwen3_omni_moe": Qwen3OmniMoeForConditionalGeneration,
+}
+# The synthetic words; a multiple of nothing.
+ROWS = 701
+
+
+def run(script, *arguments):
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "synthetic")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_imported_model_is_trained_and_taken_out_again(family, corpus, tmp_path):
+    original, imported, run_dir = tmp_path / "original", tmp_path / "imported", tmp_path / "run"
+    save_tiny(original, family, tokenizer=qwen_tokenizer(family), vocab_size=ROWS)
+    told = run("import_hf.py", "--model", original, "--output", imported)
+    assert "--config-dir" in told and "of talker, vocoder and vision left aside" in told
+    run(
+        "train_mapo.py",
+        *("--config-dir", imported / "conf", "model=imported", "~warm_start"),
+        f"data.tokenizer={imported}/tokenizer",
+        f"pretrained_checkpoint.restore_from_path={imported}/checkpoint",
+        f"data.corpus_dir={corpus}",
+        f"exp_manager.explicit_log_dir={run_dir}",
+        *("trainer.num_threads=1", "trainer.mapo.max_steps=2", "trainer.mapo.val_check_interval=2"),
+        *("trainer.mapo.save_interval=2", "trainer.mapo.num_rollouts_per_prompt=2", "data.train_ds.batch_size=4"),
+        *("model.global_batch_size=4", "model.micro_batch_size=4", "rollout.sampling.max_new_tokens=8"),
+        *("model.optim.lr=1e-3", "data.test_ds=null"),
+    )
+    steps = metrics(run_dir)[1:]
+    assert len(steps) == 2
+    # What is generated from a cache is what training sees: positions, placeholders and attention agree.
+    assert all(record["rollout/log_prob_gap"] < 1e-3 for record in steps)
+    assert all(record["mapo/audio_mass"] > 0 for record in steps)
+    checkpoint = run_dir / "checkpoints" / "step_000002"
+    run("export_hf.py", "--checkpoint", checkpoint, "--original", original, "--output", tmp_path / "exported")
+    before, after = (CLASSES[family].from_pretrained(path).thinker for path in (original, tmp_path / "exported"))
+    moved = [
+        name
+        for (name, old), new in zip(before.model.named_parameters(), after.model.parameters(), strict=True)
+        if not torch.equal(old, new)
+    ]
+    assert any("q_proj" in name for name in moved) and any("norm" in name for name in moved)
+    assert all(
+        torch.equal(old, new) for old, new in zip(before.visual.parameters(), after.visual.parameters(), strict=True)
+    )

@@ -1,0 +1,127 @@
+"""Qwen's prompts: the tokens that its own processor would give, and the same without any trace of the clip."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
+from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
+
+from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
+from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
+from nemo_mapo.testing.tiny import tiny_tokenizer
+from nemo_mapo.types import Example
+
+PAD, END = "<|endoftext|>", "<|im_end|>"
+SPANS = [(start, audio, end) for name, (_, _, audio, start, end) in SPECIAL_TOKENS.items() if name.startswith("qwen")]
+EXAMPLE = Example(id="cut-7", question="what is loud ?", choices=("deep", "high"), answer="deep", task="t")
+WORDS = [
+    "<|im_start|>",
+    "user",
+    "assistant",
+    "what",
+    "is",
+    "loud",
+    "?",
+    "choices:",
+    "deep,",
+    "high.",
+    "system",
+    "be",
+    "brief",
+]
+PROCESSORS = dict(zip(SPANS, (Qwen2_5OmniProcessor, Qwen3OmniMoeProcessor), strict=True))
+
+
+def template(span: tuple[str, str, str]) -> str:
+    """Turns as the models lay them out, with blanks around tokens for this test's tokenizer."""
+    return (
+        "<|im_start|> system be brief <|im_end|> "
+        "{% for message in messages %}<|im_start|> {{ message.role }} "
+        "{% for part in message.content %}{% if part.type == 'audio' %}" + " ".join(span) + " "
+        "{% else %}{{ part.text }} {% endif %}{% endfor %}<|im_end|> {% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
+    )
+
+
+@pytest.fixture(params=SPANS, ids=["qwen2.5", "qwen3"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    tokens = [PAD, END, *request.param, *WORDS, "<unk>"]
+    words = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=PAD, eos_token=END, additional_special_tokens=[*request.param]
+    )
+    made.chat_template = template(request.param)
+    return made
+
+
+def span_of(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str, str]:
+    return next(span for span in SPANS if span[1] in tokenizer.get_vocab())
+
+
+def processors_tokens(tokenizer: PreTrainedTokenizerFast, counts: list[int]) -> list[int]:
+    """What the model's own processor makes of the same turn: its template, its expansion of the placeholder."""
+    span = span_of(tokenizer)
+    processor = PROCESSORS[span]
+
+    class AudioOnly(processor):
+        """Without images and video, whose processors want torchvision."""
+
+        def __init__(self) -> None:
+            self.audio_token, self.image_token, self.video_token = span[1], "<|IMAGE|>", "<|VIDEO|>"
+            self.image_processor = self.video_processor = type("Merge", (), {"merge_size": 2})()
+
+    content = [{"type": "audio", "audio": "clip.wav"}, {"type": "text", "text": "what is loud ? choices: deep, high."}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    (expanded,) = AudioOnly().replace_multimodal_special_tokens(
+        [text], iter(np.array(counts)), iter(()), iter(()), iter(()), False, 25, 2.0
+    )
+    # The run of placeholders has no blanks between, which this tokenizer needs.
+    return tokenizer.encode(expanded.replace(span[1], f" {span[1]} "), add_special_tokens=False)
+
+
+def test_a_prompt_is_what_the_models_processor_makes_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = encode_prompt(EXAMPLE, 5, tokenizer)
+    assert ids == processors_tokens(tokenizer, [5])
+    assert ids.count(SpecialTokens.from_tokenizer(tokenizer).audio_id) == 5
+
+
+def test_dropping_the_span_leaves_the_prompt_of_the_text_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = torch.tensor([encode_prompt(EXAMPLE, 4, tokenizer)])
+    dropped = drop_audio_span(ids, torch.tensor([ids.shape[1]]), SpecialTokens.from_tokenizer(tokenizer))
+    alone = encode_prompt(EXAMPLE, 0, tokenizer)
+    assert dropped.tokens[0].tolist() == alone
+    assert "what is loud ? choices: deep, high." in tokenizer.decode(alone)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_question_that_spells_an_audio_token_is_refused(tokenizer: PreTrainedTokenizerFast, count: int) -> None:
+    start, _, _ = span_of(tokenizer)
+    spelled = Example(id="cut-9", question=f"what is {start} ?", choices=("deep",), answer="deep", task="t")
+    with pytest.raises(ValueError, match=r"cut-9: question or choices contain .*" + re.escape(start)):
+        encode_prompt(spelled, count, tokenizer)
+
+
+def test_a_tokenizer_without_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"neither a chat template .* give the `tokenizer` directory"):
+        encode_prompt(EXAMPLE, 2, tokenizer)
+
+
+def test_other_tokenizers_are_told_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    ours, qwens = SpecialTokens.from_tokenizer(tiny_tokenizer()), SpecialTokens.from_tokenizer(tokenizer)
+    assert tiny_tokenizer().convert_ids_to_tokens(ours.end_id) == "<|end|>"
+    assert tokenizer.convert_ids_to_tokens(qwens.end_id) == END
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>")), unk_token="<unk>"
+    )
+    with pytest.raises(ValueError, match=r"lacks the special tokens .*Qwen Omni"):
+        SpecialTokens.from_tokenizer(plain)
