@@ -39,6 +39,9 @@ class NemoPerceptionConfig:
     """NeMo's AudioPerceptionModule."""
     module: dict[str, Any]
     """The module's own config, as in NeMo's speech-LLM examples; its output_dim is set to the decoder's hidden size."""
+    restore_from_path: str | None = None
+    """A .nemo file of an ASR model: a run starts with its preprocessor and encoder, and with the rest of
+    pretrained_checkpoint, if that is given."""
 
 
 QwenOmniFamily = Literal["qwen2_5_omni", "qwen3_omni_moe"]
@@ -223,6 +226,11 @@ class ModelConfig:
                 f"target_layers={list(self.resolved_target_layers)} leave none; name later layers or set it to "
                 "selective"
             )
+
+    @property
+    def restored_encoder(self) -> str | None:
+        """The ASR model whose encoder a run starts with, if the config names one."""
+        return self.perception.restore_from_path if isinstance(self.perception, NemoPerceptionConfig) else None
 
     @property
     def cut_over_ranks(self) -> list[str]:

@@ -214,6 +214,11 @@ class RunConfig:
         self._check_tars()
         self._check_servers()
         self._check_dynamic_sampling()
+        if self.warm_start is not None and self.model.restored_encoder is not None:
+            raise ValueError(
+                "warm_start trains the whole model from noise, and would not keep the encoder of "
+                f"model.perception.restore_from_path={self.model.restored_encoder}: leave one of them out (~warm_start)"
+            )
         group = self.trainer.mapo.num_rollouts_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(

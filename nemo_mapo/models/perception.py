@@ -107,6 +107,14 @@ class NemoPerception(nn.Module):
         self.module = AudioPerceptionModule(module_config)
         self._tokens: dict[int, int] = {}
 
+    def train(self, mode: bool = True) -> "NemoPerception":
+        """Switch as usual; batch norms keep the statistics they have, or a clip would depend on its batch."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
     def num_tokens(self, num_samples: int) -> int:
         """Length that the module itself reports for a clip of this many samples (measured once, on silence)."""
         if num_samples not in self._tokens:
@@ -152,8 +160,11 @@ def _refuse_randomness(module: dict[str, Any]) -> None:
         for key in ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
         if encoder.get(key) != 0
     ]
-    if encoder.get("conv_norm_type", "batch_norm") == "batch_norm":
-        wrong.append("encoder.conv_norm_type=batch_norm: set it to layer_norm")
+    if encoder.get("stochastic_depth_drop_prob", 0.0) != 0:
+        wrong.append("encoder.stochastic_depth_drop_prob is above 0: leave it out")
+    contexts = encoder.get("att_context_size")
+    if contexts and not isinstance(contexts[0], int) and len(contexts) > 1:
+        wrong.append(f"encoder.att_context_size={contexts} would be drawn from at random: name one")
     if module.get("spec_augment") is not None:
         wrong.append("spec_augment is set: leave it out")
     if module.get("preprocessor", {}).get("dither") != 0:

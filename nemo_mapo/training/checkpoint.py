@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -113,6 +113,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "point to a directory such as RUN/checkpoints/step_000100"
         )
     return Checkpoint(path=path, state=json.loads(state_file.read_text()))
+
+
+def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language_model"]) -> None:
+    """Load one part of a checkpoint and leave the other as it is, whatever the checkpoint has there."""
+    read_checkpoint(path)
+    wanted = {name: value for name, value in model.sharded_state_dict().items() if name.startswith(f"{part}.")}
+    loaded = dist_checkpointing.load({"model": wanted}, str(path))
+    missing, unexpected = model.load_state_dict(loaded["model"], strict=False)
+    assert not unexpected and not any(name.startswith(f"{part}.") for name in missing)
 
 
 def load_checkpoint(path: Path, model: AudioLLM, *, optimizer: PolicyOptimizer | None = None) -> dict[str, Any]:

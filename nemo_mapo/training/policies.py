@@ -10,8 +10,10 @@ from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora, freeze
+from nemo_mapo.models.nemo_encoder import load_encoder
+from nemo_mapo.models.perception import NemoPerception
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint
+from nemo_mapo.training.checkpoint import load_checkpoint, load_part
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.warm_start import warm_start
@@ -34,7 +36,14 @@ def build_policy(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Audio
 def load_start_weights(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a fresh policy what the run starts from: a checkpoint, or the warm start (made if it is not cached)."""
     start = config.pretrained_checkpoint.restore_from_path
-    if start is not None:
+    encoder = config.model.restored_encoder
+    if encoder is not None:
+        if start is not None:
+            load_part(Path(start), policy, "language_model")
+        if policy.pre_process:
+            assert isinstance(policy.perception, NemoPerception)
+            load_encoder(policy.perception, Path(encoder))
+    elif start is not None:
         load_checkpoint(Path(start), policy)
     elif config.warm_start is not None:
         warm_start(policy, config.warm_start, config.model, tokenizer, model_seed=config.warm_start.seed)

@@ -5,11 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.data import DatasetConfig
-from nemo_mapo.config.load import validate
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.manifests import validate_manifest
@@ -18,9 +16,9 @@ from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.reports.grounding_page import read_analysis, write_grounding_page
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint, read_checkpoint
+from nemo_mapo.training.checkpoint import load_checkpoint
+from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, uncut
 from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
-from nemo_mapo.training.run_directory import RunDirectory
 from nemo_mapo.training.signals import MicroBatching
 
 START = "start"
@@ -43,7 +41,7 @@ def analyse_run(
         ValueError: no run, no such checkpoint or split, attention other than torch's, a start that cannot be drawn
             again, unsound data.
     """
-    run = _in_one_process(_read_config(run_dir), run_dir)
+    run = _in_one_process(read_run_config(run_dir), run_dir)
     name, path = _find_checkpoint(run_dir, checkpoint)
     dataset = _questions(run, run_dir, split, cuts, config)
     split = split if cuts is None else cuts.name.split(".")[0]
@@ -64,13 +62,6 @@ def analyse_run(
     return write_grounding_page([read_analysis(written, name)], written.with_suffix(".html"), title=title)
 
 
-def _read_config(run_dir: Path) -> RunConfig:
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
-    return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
 def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
     """The run's config for this process alone: every layout's checkpoint can be loaded into an uncut model."""
     if run.model.attention_backend != "sdpa":
@@ -78,21 +69,15 @@ def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
             f"{run_dir} was trained with model.attention_backend={run.model.attention_backend}, whose kernels do not "
             "give their weights away; the analysis supports runs with sdpa only"
         )
-    uncut = replace(
-        run.model,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        expert_model_parallel_size=1,
-        sequence_parallel=False,
-    )
+    model = uncut(run.model)
     from_noise = run.warm_start is None and run.pretrained_checkpoint.restore_from_path is None
-    if from_noise and uncut != run.model:
+    if from_noise and model != run.model:
         raise ValueError(
             f"{run_dir} started from weights drawn in a layout of several ranks, which one process draws otherwise: "
             "its start, and with it delta h, cannot be had; analyse runs with a warm start or a "
             "pretrained_checkpoint.restore_from_path"
         )
-    return replace(run, model=uncut, trainer=replace(run.trainer, num_nodes=1, devices=1))
+    return replace(run, model=model, trainer=replace(run.trainer, num_nodes=1, devices=1))
 
 
 def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, config: AnalysisConfig) -> DatasetConfig:
@@ -112,16 +97,11 @@ def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, con
 
 
 def _find_checkpoint(run_dir: Path, name: str | None) -> tuple[str, Path | None]:
-    directory = RunDirectory(path=run_dir).checkpoints
     if name == START:
         return name, None
-    if name is not None:
-        # Before the model is built: a mistyped name must not cost minutes.
-        return name, read_checkpoint(directory / name).path
-    newest = CheckpointStore(directory, keep=1).latest()
-    if newest is None:
-        raise ValueError(f"{run_dir} has no checkpoint; name --checkpoint {START} to analyse what it starts from")
-    return newest.path.name, newest.path
+    # Before the model is built: a mistyped name must not cost minutes.
+    path = find_checkpoint(run_dir, name)
+    return path.name, path
 
 
 def _subject(run: RunConfig, checkpoint: Path | None) -> Subject:

@@ -1,0 +1,115 @@
+"""Encoders of NeMo's ASR models: into the perception module, and back into files that NeMo loads."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from nemo_mapo.models.perception import NemoPerception
+
+PARTS: Final = ("preprocessor.", "encoder.")
+"""Prefixes, in an ASR model and in the perception module, of what both have."""
+ASR_FILE, MODULE_CONFIG, MODULE_WEIGHTS = "asr.nemo", "perception.yaml", "perception.pt"
+_DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
+_ADAPTER = "nemo.collections.multimodal.speech_llm.modules.modality_adapters.IdentityConnectors"
+
+
+def module_config(asr: Path) -> dict[str, Any]:
+    """The perception module's config with the preprocessor and encoder of an ASR model.
+
+    Dither, dropout and skipped layers are switched off, and of several attention contexts the first is taken, as NeMo
+    does in evaluation: a clip must sound the same in every pass.
+
+    Raises:
+        ValueError: the file is not an ASR model of NeMo, or its encoder has no `d_model`.
+    """
+    from omegaconf import OmegaConf
+
+    config = _restored(asr, return_config=True)
+    plain = OmegaConf.to_container(OmegaConf.create({name: config.get(name) for name in ("preprocessor", "encoder")}))
+    assert isinstance(plain, dict)
+    preprocessor, encoder = plain["preprocessor"], plain["encoder"]
+    if not encoder or "d_model" not in encoder:
+        raise ValueError(f"{asr}: encoder.d_model is missing; only encoders of the Conformer family are supported")
+    return {
+        "preprocessor": {**preprocessor, "dither": 0.0},
+        "encoder": {**_without_several_contexts(encoder), **dict.fromkeys(_DROPOUTS, 0.0)},
+        "modality_adapter": {"_target_": _ADAPTER, "d_model": encoder["d_model"]},
+    }
+
+
+def _without_several_contexts(encoder: dict[str, Any]) -> dict[str, Any]:
+    fixed = {key: value for key, value in encoder.items() if not key.startswith("stochastic_depth")}
+    contexts = encoder.get("att_context_size")
+    if contexts and not isinstance(contexts[0], int):
+        fixed["att_context_size"] = contexts[0]
+        fixed.pop("att_context_probs", None)
+    return fixed
+
+
+def load_encoder(perception: NemoPerception, asr: Path) -> None:
+    """Give the module the preprocessor and encoder weights of an ASR model, bit for bit up to the module's type.
+
+    Raises:
+        ValueError: naming tensors that are missing, left over or of another shape.
+    """
+    given = _shared_part(_restored(asr, map_location="cpu").state_dict())
+    own = _shared_part(perception.module.state_dict())
+    wrong = sorted(given.keys() ^ own.keys())
+    wrong += sorted(name for name in given.keys() & own.keys() if given[name].shape != own[name].shape)
+    if wrong:
+        raise ValueError(
+            f"model.perception.restore_from_path={asr}: {wrong[0]} ({len(wrong)} such) is not in both, or has another "
+            "shape than model.perception.module describes; make the config with examples/import_nemo_encoder.py"
+        )
+    with torch.no_grad():
+        for name, value in given.items():
+            own[name].copy_(value)
+
+
+def save_encoder(perception: NemoPerception, asr: Path, folder: Path) -> None:
+    """Write the module for NeMo into a folder that is made.
+
+    `asr.nemo` is the ASR model `asr` with this preprocessor and encoder, as NeMo's speech-LLM examples take one;
+    `perception.yaml` and `perception.pt` are config and state of the whole AudioPerceptionModule, projection included.
+
+    Raises:
+        ValueError: the folder is there, or the ASR model is not the one that the encoder came from.
+    """
+    from omegaconf import OmegaConf
+
+    model = _restored(asr, map_location="cpu")
+    trained, theirs = _shared_part(perception.module.state_dict()), _shared_part(model.state_dict())
+    if wrong := sorted(name for name in theirs if name not in trained or theirs[name].shape != trained[name].shape):
+        raise ValueError(
+            f"{asr}: {wrong[0]} ({len(wrong)} such) is not the trained encoder's; give the model it came from"
+        )
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; remove it or name another directory")
+    with torch.no_grad():
+        for name, value in theirs.items():
+            value.copy_(trained[name])
+    folder.mkdir(parents=True)
+    model.save_to(str(folder / ASR_FILE))
+    OmegaConf.save(perception.module.cfg, folder / MODULE_CONFIG)
+    torch.save(perception.module.state_dict(), folder / MODULE_WEIGHTS)
+
+
+def _restored(asr: Path, **options: Any) -> Any:
+    """The ASR model in the file, or its config, as NeMo's own code reads it."""
+    import tarfile
+
+    from nemo.collections.asr.models import ASRModel
+
+    if not asr.is_file():
+        raise ValueError(f"{asr}: no such file; give a .nemo file of an ASR model")
+    try:
+        return ASRModel.restore_from(str(asr), **options)
+    except (tarfile.TarError, FileNotFoundError) as error:
+        raise ValueError(f"{asr} is not a .nemo file: {error}") from error
+
+
+def _shared_part(state: dict[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
+    return {name: value for name, value in state.items() if name.startswith(PARTS)}

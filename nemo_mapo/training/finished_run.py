@@ -1,0 +1,42 @@
+"""A run directory that somebody comes back to: its config, and one of its checkpoints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from nemo_mapo.config.load import validate
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.run import RunConfig
+from nemo_mapo.training.checkpoint import CheckpointStore, read_checkpoint
+from nemo_mapo.training.run_directory import RunDirectory
+
+
+def read_run_config(run_dir: Path) -> RunConfig:
+    """The resolved config of a run; ValueError where there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
+    return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def uncut(model: ModelConfig) -> ModelConfig:
+    """The same model in one process, which loads a checkpoint of any layout."""
+    return replace(
+        model,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        expert_model_parallel_size=1,
+        sequence_parallel=False,
+    )
+
+
+def find_checkpoint(run_dir: Path, name: str | None) -> Path:
+    """The checkpoint of this name, or the newest; ValueError where it is not there or not whole."""
+    directory = RunDirectory(path=run_dir).checkpoints
+    if name is not None:
+        return read_checkpoint(directory / name).path
+    newest = CheckpointStore(directory, keep=1).latest()
+    if newest is None:
+        raise ValueError(f"{run_dir} has no checkpoint")
+    return newest.path
