@@ -72,9 +72,14 @@ def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:
         raise ConfigError(_explain(error)) from error
 
 
+_REQUIRED = "${required:}"
+"""Our mark for what the user has to give in place of a default; Hydra's own, ???, does not displace one."""
+OmegaConf.register_new_resolver("required", lambda: "???", replace=True)
+
+
 def _left_open(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the values that are ???, Hydra's mark for what the user has to give."""
-    if value == "???":
+    """Paths of the values that the user has to give."""
+    if value in ("???", _REQUIRED):
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

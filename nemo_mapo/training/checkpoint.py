@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.optimizer import PolicyOptimizer
@@ -113,6 +114,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "point to a directory such as RUN/checkpoints/step_000100"
         )
     return Checkpoint(path=path, state=json.loads(state_file.read_text()))
+
+
+def refuse_adapters(path: Path) -> None:
+    """ValueError for a checkpoint with LoRA adapters: a model without them would silently load its base alone."""
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    if adapters := sorted(key for key in keys if key.endswith(".lora_a")):
+        raise ValueError(
+            f"pretrained_checkpoint.restore_from_path={path} holds LoRA adapters ({adapters[0]}, ...), which a start "
+            "would leave out: merge them first (docs/recipes.md)"
+        )
 
 
 def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language_model"]) -> None:

@@ -13,7 +13,7 @@ from nemo_mapo.models.lora import add_lora, freeze
 from nemo_mapo.models.nemo_encoder import load_encoder
 from nemo_mapo.models.perception import NemoPerception
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint, load_part
+from nemo_mapo.training.checkpoint import load_checkpoint, load_part, read_checkpoint, refuse_adapters
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.warm_start import warm_start
@@ -37,6 +37,9 @@ def load_start_weights(policy: AudioLLM, config: RunConfig, tokenizer: PreTraine
     """Give a fresh policy what the run starts from: a checkpoint, or the warm start (made if it is not cached)."""
     start = config.pretrained_checkpoint.restore_from_path
     encoder = config.model.restored_encoder
+    if start is not None:
+        read_checkpoint(Path(start))
+        refuse_adapters(Path(start))
     if encoder is not None:
         if start is not None:
             load_part(Path(start), policy, "language_model")

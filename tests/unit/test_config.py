@@ -19,7 +19,8 @@ PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in (
 GROUP_OPTIONS = sorted(
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in CONF.glob("*/**/*.yaml")
-    if path.parent.name != "benchmark"
+    # Benchmarks are evaluate.py's; experiments need an imported model (tests/integration/test_recipes.py).
+    if path.parent.name not in ("benchmark", "experiment")
 )
 PAPER_DATA = [
     "~warm_start",
@@ -29,6 +30,7 @@ PAPER_DATA = [
     "trainer.mapo.max_steps=-1",
 ]
 # What an option leaves to the user.
+PAPER_SPLIT = [*PAPER_DATA[:3], "trainer.mapo.max_steps=5"]
 JUDGE = ["rewards.judge.base_url=http://localhost/v1", "rewards.judge.model=judge"]
 TARS = ["objective=tars", JUDGE[0], "rewards.judge.embedding_model=encoder"]
 MPAR2 = [
@@ -37,6 +39,8 @@ MPAR2 = [
 ]
 REQUIRED = {
     "data=paper_two_phase": PAPER_DATA,
+    "data=paper_avqa": PAPER_SPLIT,
+    "data=paper_mixture": PAPER_SPLIT,
     "rewards=judge": JUDGE,
     "rewards=mpar2": [*JUDGE, *MPAR2],
     "rewards=tars": TARS,
@@ -58,9 +62,15 @@ def test_every_primary_config_composes_and_validates(primary: str) -> None:
 
 @pytest.mark.parametrize("option", GROUP_OPTIONS)
 def test_every_option_of_every_group_composes_and_validates(option: str) -> None:
-    # Experiments are layered on top of the default config; the other groups are already in its defaults list.
-    first = f"+{option}" if option.startswith("experiment") else option
-    assert isinstance(run_config(first, *REQUIRED.get(option, [])), RunConfig)
+    assert isinstance(run_config(option, *REQUIRED.get(option, [])), RunConfig)
+
+
+def test_an_option_asks_for_what_it_leaves_to_the_user_in_place_of_a_default() -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_config("rewards=mpar2", *JUDGE, "rewards.format=1")
+    asked = [line.strip().split(":")[0] for line in str(refused.value).splitlines()[1:]]
+    wanted = ["reviewed_answer", "perception", "reasoning_steps", "mpar2.review_bonus", "mpar2.step_floor"]
+    assert asked == [f"rewards.{name}" for name in [*wanted, "mpar2.step_share"]]
 
 
 @pytest.mark.parametrize("missing", ["data.prepared_dir", "data.tokenizer", "data.phase_steps"])
