@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         name="3 frames of a packed row's clips in the wrong places",
         file="nemo_mapo/models/audio_llm.py",
-        right="    rows = audio_row[wanted > 0]\n",
-        wrong="    rows = audio_row[wanted > 0].flip(0)\n",
+        right="    rows = clips[wanted > 0]\n",
+        wrong="    rows = clips[wanted > 0].flip(0)\n",
         tests=(LAYOUTS, "-k", "packed"),
     ),
     Fault(
