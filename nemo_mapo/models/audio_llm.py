@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
@@ -146,6 +147,14 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         """Logits of all vocabulary shards side by side, without the padding; no gradient."""
         gathered = logits if self.tensor_group is None else _gather_last_axis(logits, self.tensor_group)
         return gathered[..., : self.vocab_size]
+
+    def rotated_keys(
+        self, keys: Float[Tensor, "time batch heads dim"], by: int
+    ) -> Float[Tensor, "time batch heads dim"]:
+        """Rotated keys of the cache as they would be `by` positions later; attention sees differences of positions."""
+        turn: Tensor = self.language_model.rotary_pos_emb(by + 1)[by:]
+        rotated: Tensor = apply_rotary_pos_emb(keys, turn.expand(len(keys), -1, -1, -1), config=self.config)
+        return rotated
 
     def _mask_vocabulary_padding(self, logits: Tensor) -> Tensor:
         real = self.vocab_size - self.vocab_start

@@ -23,6 +23,7 @@ def sampling_distribution(
     generated: Int[Tensor, "batch past"],
     forbidden_ids: Int[Tensor, " forbidden"],
     stop_ids: Int[Tensor, " stops"],
+    steps: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch vocab"]:
     """Log-probabilities (nats, float32) of the distribution that the next token is drawn from; -inf is never drawn.
 
@@ -34,15 +35,19 @@ def sampling_distribution(
     Args:
         logits: of the next token.
         sampling: the parameters.
-        generated: completion tokens so far (not the prompt), all rows at the same step.
+        generated: completion tokens so far (not the prompt).
         forbidden_ids: tokens that are never drawn.
         stop_ids: tokens that end a completion. They and the forbidden ones must leave something to draw.
+        steps: how many of `generated` each row has; None is all of them.
     """
+    if steps is None:
+        steps = torch.full((len(logits),), generated.shape[1], device=logits.device)
     scores = logits.float().index_fill(1, forbidden_ids, _IMPOSSIBLE)
     if sampling.repetition_penalty != 1.0:
-        scores = penalize_repetition(scores, generated, sampling.repetition_penalty)
-    if generated.shape[1] < sampling.min_new_tokens:
-        scores = scores.index_fill(1, stop_ids, _IMPOSSIBLE)
+        scores = penalize_repetition(scores, generated, sampling.repetition_penalty, steps)
+    if sampling.min_new_tokens > 0:
+        unstopped = scores.index_fill(1, stop_ids, _IMPOSSIBLE)
+        scores = torch.where((steps < sampling.min_new_tokens)[:, None], unstopped, scores)
     if sampling.temperature == 0:
         return _greedy(scores)
     scores = scores / sampling.temperature
@@ -52,11 +57,19 @@ def sampling_distribution(
 
 
 def penalize_repetition(
-    scores: Float[Tensor, "batch vocab"], generated: Int[Tensor, "batch past"], penalty: float
+    scores: Float[Tensor, "batch vocab"],
+    generated: Int[Tensor, "batch past"],
+    penalty: float,
+    steps: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch vocab"]:
-    """Divide positive and multiply negative scores of tokens in `generated` by `penalty`, once each."""
+    """Divide positive and multiply negative scores of each row's first `steps` tokens by `penalty`, once each.
+
+    What stands behind them must be no token that a row has before (padding is none).
+    """
     repeated = scores.gather(1, generated)
     penalized = torch.where(repeated > 0, repeated / penalty, repeated * penalty)
+    written = torch.arange(generated.shape[1], device=scores.device) < steps[:, None]
+    penalized = torch.where(written, penalized, repeated)
     return scores.scatter(1, generated, penalized)
 
 

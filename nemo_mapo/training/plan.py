@@ -228,18 +228,26 @@ def _plan_stage(config: RunConfig, batch: MicroBatch, stage: int, row_tokens: in
     replicas = config.trainer.world_size // (model.tensor_model_parallel_size * stages)
     share = math.ceil(model.global_batch_size / replicas * row_tokens / batch.tokens)
     under_way = min(stages - stage, share)
-    group = config.trainer.mapo.num_rollouts_per_prompt
-    generated = min(config.rollout.batch_size, config.data.train_ds.batch_size * group // replicas)
-    in_place = config.rollout.backend == "megatron"
     layers = stage_bytes(model, batch, stage) * under_way + recompute_bytes(model, batch, stage)
     return StagePlan(
         static=static,
         activations=layers,
         perception=(perception_bytes(model, batch) or 0) * under_way if stage == 0 else 0,
         logits=sum(logits_bytes(model, batch)) if stage == stages - 1 else 0,
-        kv_cache=kv_cache_bytes(model, rows=generated, tokens=row_tokens, width=batch.width) if in_place else 0,
+        kv_cache=_kv_cache(config, batch, row_tokens, replicas),
         offloaded=static.weights if model.offload_reference else 0,
     )
+
+
+def _kv_cache(config: RunConfig, batch: MicroBatch, row_tokens: int, replicas: int) -> int:
+    if config.rollout.backend != "megatron":
+        return 0
+    completions = config.data.train_ds.batch_size * config.trainer.mapo.num_rollouts_per_prompt // replicas
+    rows = min(config.rollout.batch_size, completions)
+    # Where prompts wait for slots, the cache has room for two completions after a prompt (docs/decisions/0007).
+    refills = rows < completions and config.model.expert_model_parallel_size == 1
+    tokens = row_tokens + (config.rollout.sampling.max_new_tokens if refills else 0)
+    return kv_cache_bytes(config.model, rows=rows, tokens=tokens, width=batch.width)
 
 
 def _left_out(config: RunConfig, batch: MicroBatch) -> Iterator[str]:

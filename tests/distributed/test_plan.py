@@ -22,6 +22,7 @@ from nemo_mapo.testing.layouts import dense_config, moe_config
 from nemo_mapo.testing.ranks import run_on_ranks
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.plan import StaticMemory, as_table, too_large
+from nemo_mapo.training.plan_activations import kv_cache_bytes
 
 pytestmark = pytest.mark.distributed
 
@@ -179,6 +180,22 @@ def test_a_layout_that_does_not_fit_is_refused_with_what_to_change() -> None:
     assert problem is not None
     assert "plan.gpu_memory_gb=" in problem
     assert ": change " in problem
+
+
+def test_the_cache_has_room_for_a_second_completion_where_prompts_wait() -> None:
+    config = run_config(dense_config(), ranks=1)
+    of_slots = {
+        slots: (
+            replace(config, rollout=replace(config.rollout, batch_size=slots)),
+            PlanConfig(sequence_tokens=64),
+            VOCABULARY,
+        )
+        for slots in (6, 8, 20)
+    }
+    (plans,) = run_on_ranks(of_each, 1, planned, of_slots)
+    for slots, (rows, tokens) in {6: (6, 64 + 16), 8: (8, 64), 20: (8, 64)}.items():
+        expected = kv_cache_bytes(config.model, rows=rows, tokens=tokens, width=4)
+        assert plans[slots].stages[0].kv_cache == expected
 
 
 def test_the_table_has_a_column_for_each_stage_and_its_peak() -> None:

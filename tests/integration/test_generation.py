@@ -207,6 +207,43 @@ def test_a_completion_does_not_depend_on_how_many_are_generated_together(
     assert_same_rows(whole, parts.generate(prompts, FREE, group_size=2, seeds=seeds(8)), list(range(8)))
 
 
+@pytest.mark.parametrize("batch_size", [4, 6, 10])
+@pytest.mark.parametrize("sampling", [replace(FREE, repetition_penalty=1.3, min_new_tokens=3), GREEDY])
+def test_prompts_that_wait_take_the_places_of_finished_rows_and_change_nothing(
+    tiny: TinyAudioLLM, sampling: SamplingConfig, batch_size: int
+) -> None:
+    prompts = tiny_prompt_batch(tiny, num_prompts=9, without_audio=(2, 5), seed=4)
+    whole, steps_of_whole = generated_and_steps(tiny, prompts, sampling, WHOLE_BATCH)
+    refilled, steps = generated_and_steps(tiny, prompts, sampling, batch_size)
+    assert_same_rows(whole, refilled, list(range(18)))
+    assert len(set(whole.completion_lengths.tolist())) > 3, "the test would show nothing"
+    one_by_one = sum(
+        generated_and_steps(tiny, rows_of(prompts, rows), sampling, batch_size)[1]
+        for rows in torch.argsort(prompts.lengths, descending=True).split(batch_size // 2)
+    )
+    assert steps_of_whole < steps < one_by_one
+
+
+def generated_and_steps(
+    tiny: TinyAudioLLM, prompts: PromptBatch, sampling: SamplingConfig, batch_size: int
+) -> tuple[Rollouts, int]:
+    """Two completions of each prompt, with seeds of its own, and how often the model read a single token a row."""
+    steps: list[None] = []
+    counting = tiny.model.register_forward_pre_hook(
+        lambda _, arguments: steps.append(None) if arguments[0].shape[1] == 1 else None
+    )
+    own_seeds = torch.tensor(
+        [100 + 2 * int(example.id.split("-")[-1]) + member for example in prompts.examples for member in (0, 1)]
+    )
+    try:
+        rollouts = backend(tiny, batch_size=batch_size, stops=stop_ids(tiny)).generate(
+            prompts, sampling, group_size=2, seeds=own_seeds
+        )
+    finally:
+        counting.remove()
+    return rollouts, len(steps)
+
+
 def test_sharing_the_prompt_within_a_group_changes_nothing(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
     engine = backend(tiny, stops=stop_ids(tiny))
     shared = engine.generate(prompts, FREE, group_size=3, seeds=seeds(12))

@@ -1,0 +1,207 @@
+"""Completion tokens per second of our Megatron backend and of transformers' generate: `python benchmarks/rollout.py`.
+
+Both have the same weights (a small Qwen3-style decoder), the same prompts, sampling, stop tokens and number of slots.
+Lengths are unequal as real ones are: a completion ends where one of the stop tokens is drawn. Runs alternate; the ratio
+is the median over pairs.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from nemo_mapo.config.model import DecoderConfig, ModelConfig
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.qwen_omni.weights import WeightMap
+from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.types import AudioBatch, Example, PromptBatch
+
+WANTED = 2.0
+SAMPLE_RATE = 16000
+SHORTEST_PROMPT, LONGEST_PROMPT = 24, 96
+STOP_SHARE = 40
+"""One token in this many ends a completion."""
+
+
+def main() -> None:
+    """Time pairs of runs and print a table; with --check fail below the wanted ratio."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    hide_cuda_devices()
+    install_cpu_host()
+    initialize_parallel()
+    tokenizer = build_tokenizer()
+    ours, theirs = build_pair(tokenizer, layers=arguments.layers, width=arguments.width)
+    sampling = SamplingConfig(temperature=1.2, top_k=50, top_p=0.99, max_new_tokens=arguments.max_new_tokens)
+    prompts = draw_prompts(tokenizer, arguments.prompts)
+    stops = stop_tokens(tokenizer)
+    pairs = []
+    for pair in range(arguments.pairs + 1):
+        seed = 1000 * pair
+        mine = megatron_rate(ours, tokenizer, prompts, sampling, stops, arguments, seed)
+        pairs.append((mine, transformers_rate(theirs, tokenizer, prompts, sampling, stops, arguments, seed)))
+    # The first pair is a warm-up.
+    report(pairs[1:], check=arguments.check)
+
+
+def build_pair(tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int) -> tuple[AudioLLM, Qwen3ForCausalLM]:
+    """The same decoder as ours and as transformers' Qwen3."""
+    heads, groups = width // 16, width // 32
+    decoder = DecoderConfig(
+        num_layers=layers,
+        hidden_size=width,
+        ffn_hidden_size=3 * width,
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        kv_channels=16,
+        max_position_embeddings=1024,
+    )
+    ours = build_audio_llm(
+        ModelConfig(decoder=decoder, target_layers=(layers - 1,)),
+        vocab_size=len(tokenizer),
+        special=SpecialTokens.from_tokenizer(tokenizer),
+        sample_rate=SAMPLE_RATE,
+        seed=0,
+    ).eval()
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=16,
+            max_position_embeddings=1024,
+            rope_theta=decoder.rotary_base,
+            rms_norm_eps=decoder.layernorm_epsilon,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    weights = WeightMap(decoder, prefix="")
+    state = {}
+    for name, value in ours.state_dict().items():
+        if name.startswith("language_model.") and isinstance(value, torch.Tensor):
+            source = weights.source(name)
+            state |= dict(zip(source.theirs, source.layout.split(value), strict=True))
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
+    return ours, theirs
+
+
+def draw_prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> PromptBatch:
+    """Text-only prompts of random words and unequal lengths."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(SHORTEST_PROMPT, LONGEST_PROMPT, (count,), generator=generator)
+    words = torch.randint(len(tokenizer) // 2, len(tokenizer) - 2, (count, int(lengths.max())), generator=generator)
+    padding = torch.arange(words.shape[1]) >= lengths[:, None]
+    return PromptBatch(
+        tokens=words.masked_fill(padding, SpecialTokens.from_tokenizer(tokenizer).pad_id),
+        lengths=lengths,
+        audio=AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64)),
+        audio_row=torch.full((count,), -1),
+        examples=tuple(Example(id=str(row), question="", choices=(), answer="", task="") for row in range(count)),
+    )
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end of turn, and words spread over the vocabulary."""
+    return [SpecialTokens.from_tokenizer(tokenizer).end_id, *range(20, len(tokenizer) - 2, STOP_SHARE)]
+
+
+def megatron_rate(
+    model: AudioLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptBatch,
+    sampling: SamplingConfig,
+    stops: list[int],
+    arguments: argparse.Namespace,
+    seed: int,
+) -> float:
+    """Tokens per second of one call for all prompts."""
+    backend = MegatronRollout(model, tokenizer, batch_size=arguments.slots, stop_token_ids=stops)
+    seeds = torch.arange(len(prompts) * arguments.group) + seed
+    started = time.perf_counter()
+    rollouts = backend.generate(prompts, sampling, group_size=arguments.group, seeds=seeds)
+    return float(rollouts.completion_lengths.sum()) / (time.perf_counter() - started)
+
+
+@torch.no_grad()
+def transformers_rate(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptBatch,
+    sampling: SamplingConfig,
+    stops: list[int],
+    arguments: argparse.Namespace,
+    seed: int,
+) -> float:
+    """Tokens per second of calls for as many completions as there are slots; prompts sorted by length, padded left."""
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    forbidden = sorted(set(tokenizer.all_special_ids) - set(stops))
+    order = torch.argsort(prompts.lengths)
+    torch.manual_seed(seed)
+    tokens = 0
+    started = time.perf_counter()
+    for chosen in order.repeat_interleave(arguments.group).split(arguments.slots):
+        width = int(prompts.lengths[chosen].max())
+        source = torch.arange(width) - (width - prompts.lengths[chosen])[:, None]
+        mask = (source >= 0).long()
+        ids = prompts.tokens[chosen].gather(1, source.clamp(min=0)).masked_fill(mask == 0, special.pad_id)
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=stops,
+            pad_token_id=special.pad_id,
+            suppress_tokens=forbidden,
+        )[:, width:]
+        ended = torch.isin(generated, torch.tensor(stops))
+        first = torch.where(ended.any(1), ended.int().argmax(1) + 1, generated.shape[1])
+        tokens += int(first.sum())
+    return tokens / (time.perf_counter() - started)
+
+
+def report(pairs: list[tuple[float, float]], *, check: bool) -> None:
+    """Medians of both, and of their ratio."""
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = sorted(one / other for one, other in pairs)
+    print(f"Megatron backend   {mine:8.0f} completion tokens/s")
+    print(f"transformers       {theirs:8.0f} completion tokens/s")
+    print(
+        f"ratio              {statistics.median(ratios):8.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {len(pairs)} pairs)"
+    )
+    if check and statistics.median(ratios) < WANTED:
+        sys.exit(f"asked for is at least {WANTED:g}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, meaning in (
+        ("prompts", 64, "prompts of a call"),
+        ("group", 8, "completions per prompt"),
+        ("slots", 64, "completions generated together"),
+        ("max-new-tokens", 256, "longest completion"),
+        ("layers", 4, "decoder layers"),
+        ("width", 128, "hidden size"),
+        ("pairs", 5, "runs of each, after one of each to warm up"),
+        ("threads", 1, "torch threads"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help=f"fail below a ratio of {WANTED:g}")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
