@@ -111,6 +111,8 @@ class RolloutBatch:
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
+    behaviour_log_probs: Float[Tensor, "batch time"] | None = None
+    """log mu under the distribution sampled from, nats; None where the objective does not ask for it."""
 
     def to(self, device: torch.device) -> "RolloutBatch":
         """Copy to `device`."""
@@ -147,6 +149,8 @@ class ObjectiveInputs:
     """Completions in the whole optimiser step, over micro-batches and data-parallel ranks (denominator)."""
     global_tokens: int
     """Valid completion tokens in the whole optimiser step (denominator of token-mean aggregation)."""
+    behaviour_log_probs: Float[Tensor, "batch time"] | None = None
+    """log mu(y_t) under the distribution sampled from; None is allowed without `behaviour_clip` only."""
 
 
 @dataclass(frozen=True, kw_only=True)

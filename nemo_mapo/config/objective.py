@@ -45,6 +45,9 @@ class ObjectiveConfig:
     """Upper clip when it differs from `clip_ratio` (clip-higher, DAPO)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound c of the dual clip: for negative advantages the loss is at most c * |A|. None switches it off."""
+    behaviour_clip: Annotated[float, Field(ge=1)] | None = None
+    """C, the cap of the importance weight pi_old / mu of a token, where mu is the distribution that it was drawn from
+    (earlier weights, temperature, top-k, top-p). None takes every token as drawn from pi_old."""
     aggregation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
     """How token losses become one number: mean per completion then over completions (paper), one mean over all
     tokens (DAPO), or the sum over a constant length (Dr.GRPO)."""
@@ -74,6 +77,11 @@ class ObjectiveConfig:
             raise ValueError(
                 f"dr_grpo_length={self.dr_grpo_length} with aggregation={self.aggregation}: "
                 "set dr_grpo_length (a number of tokens, e.g. rollout.max_new_tokens) exactly when aggregation=dr_grpo"
+            )
+        if self.behaviour_clip is not None and self.ratio == "sequence":
+            raise ValueError(
+                f"behaviour_clip={self.behaviour_clip} weights tokens one by one, which does not go with "
+                "ratio=sequence: set it to null, or ratio=token"
             )
         if self.clip_ratio_high is not None and self.clip_ratio_high < self.clip_ratio:
             raise ValueError(f"clip_ratio_high={self.clip_ratio_high} is below clip_ratio={self.clip_ratio}")

@@ -10,6 +10,7 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.rollout import RolloutServerConfig
+from nemo_mapo.config.warm_start import WarmStartConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -50,6 +51,8 @@ class RolloutConfig:
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
+    log_prob_alarm: Annotated[float, Field(gt=0)] = 0.1
+    """Mean difference of a token's log-prob in the engine and in training, in nats, above which a warning is given."""
     server: RolloutServerConfig | None = None
     """The servers of `backend: server`."""
 
@@ -60,10 +63,18 @@ class RolloutConfig:
 
 @config_class
 class DynamicSamplingConfig:
-    """Other prompts take the place of those whose completions all have the same reward (docs/training_loop.md)."""
+    """Other prompts take the place of those whose completions all have the same reward (docs/rollouts.md)."""
 
     max_generation_rounds: Count = 3
     """Further rounds of generation for a rollout batch, at most; what has equal rewards then stays."""
+
+
+@config_class
+class AsynchronousConfig:
+    """The next rollout batch is generated while this one is trained on (docs/rollouts.md)."""
+
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 1
+    """Rollout batches that the weights sampled from may be behind those that are trained; 0 is the synchronous run."""
 
 
 @config_class
@@ -90,6 +101,8 @@ class MapoTrainerConfig:
     """Updates in a row that may be skipped because a gradient is not finite; then the run stops."""
     dynamic_sampling: DynamicSamplingConfig | None = None
     """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""
+    asynchronous: AsynchronousConfig | None = None
+    """Generate a batch ahead on rollout servers; null waits for each batch, sampled from the newest weights."""
 
     def __post_init__(self) -> None:
         if self.val_check_interval and self.save_interval % self.val_check_interval:
@@ -138,45 +151,6 @@ class ExpManagerConfig:
 
 
 @config_class
-class WarmStartStageConfig:
-    """One stage of supervised training."""
-
-    target: Literal["caption", "reasoning"]
-    """Which templated text is learned."""
-    steps: Count
-    """Optimiser steps."""
-    batch_size: Count
-    """Texts per step."""
-    truth_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
-
-
-@config_class
-class WarmStartConfig:
-    """Supervised start of the embedded run; its result is cached by the hash of what it depends on."""
-
-    cuts_path: str
-    """Lhotse cuts with caption, question, choices, answer."""
-    cache_dir: str = ".cache/warm_start"
-    """Where finished warm starts are kept."""
-    stages: tuple[WarmStartStageConfig, ...]
-    lr: Annotated[float, Field(gt=0)] = 2e-3
-    """Peak learning rate; a cosine with 5 % warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of AdamW."""
-    text_only_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of samples whose audio span is dropped, so that the text-only reference stays in distribution."""
-    silent_clip_share: Annotated[float, Field(ge=0, le=1)] = 0.06
-    """Share of samples whose clip is silence, so that a silent clip leaves a guess among the choices."""
-    seed: int = 0
-    """Of the initial weights and of what is drawn."""
-
-    def __post_init__(self) -> None:
-        if (total := self.text_only_share + self.silent_clip_share) > 1:
-            raise ValueError(f"text_only_share + silent_clip_share = {total:g} is more than all samples")
-
-
-@config_class
 class PretrainedConfig:
     """Start weights that were made before."""
 
@@ -214,6 +188,7 @@ class RunConfig:
         self._check_tars()
         self._check_servers()
         self._check_dynamic_sampling()
+        self._check_asynchronous()
         if self.warm_start is not None and self.model.restored_encoder is not None:
             raise ValueError(
                 "warm_start trains the whole model from noise, and would not keep the encoder of "
@@ -306,6 +281,33 @@ class RunConfig:
             raise ValueError(
                 f"trainer.mapo.dynamic_sampling.max_generation_rounds={dynamic.max_generation_rounds} exceeds {most}: "
                 f"{completions} completions a round have seeds of their own for no more"
+            )
+
+    @property
+    def max_staleness(self) -> int:
+        """Rollout batches that are generated ahead."""
+        asynchronous = self.trainer.mapo.asynchronous
+        return 0 if asynchronous is None else asynchronous.max_staleness
+
+    def _check_asynchronous(self) -> None:
+        """ValueError where nothing could be generated ahead, or would be trained on as if it were not."""
+        if self.max_staleness == 0:
+            return
+        option = f"trainer.mapo.asynchronous.max_staleness={self.max_staleness}"
+        if self.rollout.backend == "megatron":
+            raise ValueError(
+                f"{option}: rollout.backend=megatron samples from the very weights that are trained and cannot do so "
+                "meanwhile; use rollout=server"
+            )
+        if self.objective.behaviour_clip is None:
+            raise ValueError(
+                f"{option} trains on samples of earlier weights, which have to be weighted: set "
+                "objective.behaviour_clip, e.g. to 2"
+            )
+        if self.trainer.mapo.dynamic_sampling is not None:
+            raise ValueError(
+                f"{option} has asked for the next batch, of newer weights, when trainer.mapo.dynamic_sampling wants "
+                "more samples for this one: set one of them to null"
             )
 
     def _check_backend(self) -> None:

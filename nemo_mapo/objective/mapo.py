@@ -1,11 +1,14 @@
 """The MAPO objective (Eq. 5), composed from its terms."""
 
+from dataclasses import replace
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.aggregation import aggregate, loss_denominator, row_losses
 from nemo_mapo.objective.attention_loss import attention_loss
+from nemo_mapo.objective.behaviour import behaviour_weights
 from nemo_mapo.objective.kl import k3_kl
 from nemo_mapo.objective.metrics import LossTerms, objective_metrics
 from nemo_mapo.objective.surrogate import Surrogate, clipped_surrogate
@@ -20,7 +23,8 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
 
     Eq. 5: L = L_PG + beta L_KL + eta L_attn, where
 
-    - L_PG is the clipped surrogate, its tokens weighted by the relevance mask omega (Eq. 1, Eq. 2),
+    - L_PG is the clipped surrogate, its tokens weighted by the relevance mask omega (Eq. 1, Eq. 2); with
+      `behaviour_clip` a token's loss is multiplied by its truncated importance weight as well,
     - L_KL is the k3 estimate, aggregated as L_PG is but without omega,
     - L_attn is the attention loss (Eq. 4), a mean over completions under every aggregation.
 
@@ -31,11 +35,15 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
     Metrics are listed in `objective_metrics`.
 
     Raises:
-        ValueError: eta > 0 without an audio mass or without its gradient, or a denominator below 1.
+        ValueError: eta > 0 without an audio mass or without its gradient, `behaviour_clip` without behaviour
+            log-probabilities, or a denominator below 1.
     """
     _check(inputs, cfg)
     weights = build_weights(inputs, cfg) if _needs_weights(inputs, cfg) else None
     surrogate = _surrogate(inputs, cfg)
+    behaviour = _behaviour_weights(inputs, cfg)
+    if behaviour is not None:
+        surrogate = replace(surrogate, token_losses=behaviour * surrogate.token_losses)
     policy_mask = _policy_mask(inputs, cfg)
 
     policy_loss = _aggregate(
@@ -58,7 +66,7 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
         loss=loss.detach(),
         mask_effect=_mask_effect(surrogate, policy_mask, inputs, cfg, weights),
     )
-    return LossOutput(loss=loss, metrics=objective_metrics(inputs, cfg, weights, surrogate, terms))
+    return LossOutput(loss=loss, metrics=objective_metrics(inputs, cfg, weights, surrogate, terms, behaviour))
 
 
 def _check(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> None:
@@ -87,6 +95,19 @@ def _surrogate(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Surrogate:
         clip_high=cfg.clip_ratio if cfg.clip_ratio_high is None else cfg.clip_ratio_high,
         dual_clip=cfg.dual_clip,
         ratio=cfg.ratio,
+    )
+
+
+def _behaviour_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Float[Tensor, "batch time"] | None:
+    if cfg.behaviour_clip is None:
+        return None
+    if inputs.behaviour_log_probs is None:
+        raise ValueError(
+            f"objective.behaviour_clip={cfg.behaviour_clip} needs the log-probabilities of the distribution sampled "
+            "from, and there are none: set it to null"
+        )
+    return behaviour_weights(
+        inputs.old_log_probs, inputs.behaviour_log_probs, inputs.response_mask, clip=cfg.behaviour_clip
     )
 
 

@@ -35,7 +35,12 @@ MAXIMA = frozenset({"train/ratio_max", "mapo/mask_max", "mapo/inverse_mask_max"}
 
 
 def objective_metrics(
-    inputs: ObjectiveInputs, cfg: ObjectiveConfig, weights: Weights | None, surrogate: Surrogate, terms: LossTerms
+    inputs: ObjectiveInputs,
+    cfg: ObjectiveConfig,
+    weights: Weights | None,
+    surrogate: Surrogate,
+    terms: LossTerms,
+    behaviour: Float[Tensor, "batch time"] | None = None,
 ) -> dict[str, Metric]:
     """All metrics of the objective.
 
@@ -46,6 +51,7 @@ def objective_metrics(
       `mapo/mask_capped_share`, `mapo/audio_mass` and its first and last third of the completion.
     - Means over completions: `mapo/mask_mean_max`, `mapo/mask_entropy` (1 is flat), `mapo/gate_fallbacks_empty`,
       `mapo/prefactor`.
+    - With behaviour weights, token means: `train/behaviour_weight`, `train/behaviour_clip_share` (capped ones).
     - Maxima: `train/ratio_max`, `mapo/mask_max`, `mapo/inverse_mask_max`.
 
     Without an audio mass, or without weights, the figures that need them are left out.
@@ -55,6 +61,7 @@ def objective_metrics(
         **_policy_metrics(inputs, surrogate),
         **({} if weights is None else _mask_metrics(inputs, cfg, weights)),
         **_audio_mass_metrics(inputs),
+        **({} if behaviour is None else _behaviour_metrics(inputs, cfg, behaviour)),
     }
 
 
@@ -116,6 +123,17 @@ def _audio_mass_metrics(inputs: ObjectiveInputs) -> dict[str, Metric]:
         "mapo/audio_mass": _mean(inputs.audio_mass, kept),
         "mapo/audio_mass_early": _mean(inputs.audio_mass, kept & (3 * middle < 2 * lengths)),
         "mapo/audio_mass_late": _mean(inputs.audio_mass, kept & (3 * middle > 4 * lengths)),
+    }
+
+
+def _behaviour_metrics(
+    inputs: ObjectiveInputs, cfg: ObjectiveConfig, behaviour: Float[Tensor, "batch time"]
+) -> dict[str, Metric]:
+    assert cfg.behaviour_clip is not None, "there are weights"
+    kept = inputs.response_mask
+    return {
+        "train/behaviour_weight": _mean(behaviour, kept),
+        "train/behaviour_clip_share": _mean(behaviour >= cfg.behaviour_clip, kept),
     }
 
 

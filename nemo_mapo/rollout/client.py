@@ -5,7 +5,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.rollout.adapters import BadAnswer, Body, Completion, PromptRow, Wanted, adapter_of, check_completions
 from nemo_mapo.rollout.client_http import Refused, RolloutUnavailable, ServerConnection, Unreachable
 from nemo_mapo.rollout.client_weights import WeightSender
-from nemo_mapo.rollout.protocol import Capabilities
+from nemo_mapo.rollout.protocol import Capabilities, PendingRollouts
 from nemo_mapo.types import PromptBatch, Rollouts
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class ServerRollout:
         self.servers = [ServerConnection(url, token=token, timeout_seconds=timeout) for url in config.urls]
         self.sender = WeightSender(config, self.servers)
         self._special = SpecialTokens.from_tokenizer(tokenizer)
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._version = 0
         self._digest: str | None = None
         self._usable = set(range(len(self.servers)))
@@ -108,6 +111,12 @@ class ServerRollout:
             ValueError: this kind of server cannot serve the request.
             RolloutUnavailable: a prompt has no completions after `max_attempts` requests; names servers and reasons.
         """
+        return self.begin(prompts, sampling, group_size=group_size, seeds=seeds).result()
+
+    def begin(
+        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> PendingRollouts:
+        """Send the requests of `generate` from threads of their own and return at once; ValueError as there."""
         self.adapter.refuse(sampling)
         if self.adapter.takes_weights and self._digest is None:
             raise ValueError("the rollout servers have no weights from here yet: call update_weights first")
@@ -116,32 +125,30 @@ class ServerRollout:
         rows = prompt_rows(prompts, self.sample_rate)
         per_request = self.adapter.completions_per_request or group_size
         requests = [
-            (rows[start // group_size], tuple(seeds[start : min(start + per_request, end)].tolist()))
+            (
+                rows[start // group_size],
+                Wanted(
+                    sampling=sampling,
+                    seeds=tuple(seeds[start : min(start + per_request, end)].tolist()),
+                    weight_version=self._version,
+                    weight_digest=self._digest,
+                ),
+            )
             for end in range(group_size, len(seeds) + 1, group_size)
             for start in range(end - group_size, end, per_request)
         ]
-        outcome: list[Completion] | RolloutUnavailable = []
-        if _asks_for_its_replica():
-            try:
-                outcome = self._complete(requests, sampling)
-            except RolloutUnavailable as error:
-                outcome = error
-        outcome = _from_asking_rank(outcome)
-        somewhere = _any_rank(isinstance(outcome, RolloutUnavailable))
-        if isinstance(outcome, RolloutUnavailable):
-            raise outcome
-        if somewhere:
-            raise RolloutUnavailable("another rank has no completions; its message says why")
-        return self._rollouts(prompts, group_size, outcome)
-
-    def _complete(
-        self, requests: Sequence[tuple[PromptRow, tuple[int, ...]]], sampling: SamplingConfig
-    ) -> list[Completion]:
-        """Completions of all requests, in order; the first request that fails for good ends them all."""
         given_up = threading.Event()
+        asks = _asks_for_its_replica()
+        return _Pending(
+            completions=self._asking.submit(self._complete, requests, given_up) if asks else None,
+            given_up=given_up,
+            rollouts=partial(self._rollouts, prompts, group_size, self._version),
+        )
 
-        def work(number: int, prompt: PromptRow, seeds: tuple[int, ...]) -> list[Completion]:
-            wanted = Wanted(sampling=sampling, seeds=seeds, weight_version=self._version, weight_digest=self._digest)
+    def _complete(self, requests: Sequence[tuple[PromptRow, Wanted]], given_up: threading.Event) -> list[Completion]:
+        """Completions of all requests, in order; the first request that fails for good ends them all."""
+
+        def work(number: int, prompt: PromptRow, wanted: Wanted) -> list[Completion]:
             try:
                 return self._with_retries(number, prompt, wanted, given_up)
             except RolloutUnavailable:
@@ -176,13 +183,13 @@ class ServerRollout:
                 pause = max(pause, error.retry_after_seconds)
                 if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
                     # It may have been started anew, without weights.
-                    self.sender.repeat(chosen, self._version, self._digest)
+                    self.sender.repeat(chosen, wanted.weight_version, wanted.weight_digest)
             except Refused as error:
                 reasons[server.url] = str(error)
                 if error.status != HTTPStatus.CONFLICT:
                     break
                 # It was started anew, or someone else gave it weights.
-                if not self.sender.repeat(chosen, self._version, self._digest):
+                if not self.sender.repeat(chosen, wanted.weight_version, wanted.weight_digest):
                     self._usable = self._usable - {chosen}
             logger.debug(f"attempt {attempt + 1}: {reasons}")
         raise RolloutUnavailable(
@@ -240,7 +247,9 @@ class ServerRollout:
         except BadAnswer as error:
             raise ValueError(f"rollout.server.kind={self.config.kind}: {error}") from error
 
-    def _rollouts(self, prompts: PromptBatch, group_size: int, completions: Sequence[Completion]) -> Rollouts:
+    def _rollouts(
+        self, prompts: PromptBatch, group_size: int, version: int, completions: Sequence[Completion]
+    ) -> Rollouts:
         device = prompts.tokens.device
 
         def padded(rows: Iterable[Sequence[int | float]], fill: int | float, dtype: torch.dtype) -> Tensor:
@@ -259,12 +268,42 @@ class ServerRollout:
             ),
             log_probs=padded((one.log_probs for one in completions), 0.0, torch.float32),
             sampling_log_probs=padded((one.sampling_log_probs for one in completions), 0.0, torch.float32),
-            weight_version=self._version,
+            weight_version=version,
         )
 
 
 class _GivenUp(RolloutUnavailable):
-    """Not tried further, because another request of the call had failed."""
+    """Not tried further, because another request of the call had failed or the call was abandoned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A `PendingRollouts` of servers."""
+
+    completions: "Future[list[Completion]] | None"
+    """None on a rank that has another one ask for it."""
+    given_up: threading.Event
+    rollouts: Callable[[Sequence[Completion]], Rollouts]
+
+    def result(self) -> Rollouts:
+        """Wait; a failure of one rank is raised on all."""
+        outcome: list[Completion] | RolloutUnavailable = []
+        if self.completions is not None:
+            try:
+                outcome = self.completions.result()
+            except RolloutUnavailable as error:
+                outcome = error
+        outcome = _from_asking_rank(outcome)
+        somewhere = _any_rank(isinstance(outcome, RolloutUnavailable))
+        if isinstance(outcome, RolloutUnavailable):
+            raise outcome
+        if somewhere:
+            raise RolloutUnavailable("another rank has no completions; its message says why")
+        return self.rollouts(outcome)
+
+    def abandon(self) -> None:
+        """Send no further request."""
+        self.given_up.set()
 
 
 def prompt_rows(prompts: PromptBatch, sample_rate: int) -> list[PromptRow]:

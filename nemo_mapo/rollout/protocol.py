@@ -77,6 +77,42 @@ class RolloutBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class PendingRollouts(Protocol):
+    """Completions on their way."""
+
+    def result(self) -> Rollouts:
+        """Wait for them. To be called by all ranks.
+
+        Raises:
+            RolloutUnavailable: they cannot be had.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """They are not wanted any more; nothing further is asked for."""
+        ...
+
+
+@runtime_checkable
+class OverlappingBackend(RolloutBackend, Protocol):
+    """An engine that generates beside the trainer."""
+
+    def begin(
+        self,
+        prompts: PromptBatch,
+        sampling: SamplingConfig,
+        *,
+        group_size: int,
+        seeds: Int[Tensor, " batch"],
+    ) -> PendingRollouts:
+        """Begin what `generate` does and return at once.
+
+        Weights must not be updated before `PendingRollouts.result` has returned.
+        """
+        ...
+
+
 def check_capabilities(
     capabilities: Capabilities, config: RolloutConfig, *, longest_prompt: int, training: bool
 ) -> None:

@@ -162,4 +162,5 @@ def objective_inputs(
         finished=batch.finished,
         global_sequences=global_sequences,
         global_tokens=global_tokens,
+        behaviour_log_probs=batch.behaviour_log_probs,
     )

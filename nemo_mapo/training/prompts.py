@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, num_batches_per_epoch, skip_batches
 from nemo_mapo.training.ranks import gather_over_data_parallel
 from nemo_mapo.types import PromptBatch
@@ -129,6 +130,19 @@ class PromptStream:
             f"{f' of phase {self.phases[self.phase].name}' if len(self.phases) > 1 else ''} (or each of its duration "
             "buckets); use a smaller batch or more data"
         )
+
+
+def total_steps(config: RunConfig, prompts: PromptStream) -> int:
+    """Rollout batches of the whole run: phases, or NeMo-Aligner's max_epochs; max_steps may end it earlier."""
+    split, limit = config.data.train_ds, config.trainer.mapo.max_steps
+    if split.phases:
+        steps = sum(phase.steps for phase in split.phases)
+    elif split.infinite:
+        steps = limit
+    else:
+        # A long split is not counted beyond what the run takes.
+        steps = prompts.batches_per_epoch(limit=None if limit < 0 else max(limit, 1)) * config.trainer.mapo.max_epochs
+    return steps if limit < 0 else min(steps, limit)
 
 
 def _dataset(phase: PromptPhase) -> PromptDataset:

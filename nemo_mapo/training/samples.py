@@ -77,6 +77,7 @@ class SampleWriter:
         return {
             **sample_record(step, "train", row, rollouts, scored.rewards),
             "advantage": round(float(scored.batch.advantages[row]), _DIGITS),
+            "weight_version": rollouts.weight_version,
             "tokens": [self.tokenizer.decode([token]) for token in ids],
             **per_token,
         }

@@ -108,6 +108,7 @@ class RolloutScorer:
             ),
             accuracy_rewards=torch.tensor(table.accuracy),
             finished=_finished(rollouts),
+            behaviour_log_probs=None if self.objective.behaviour_clip is None else rollouts.sampling_log_probs,
         )
         metrics = rollout_metrics(rollouts, table) | gate_metrics | aligned.metrics
         metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, rollouts.group_size).float().mean())
@@ -115,7 +116,9 @@ class RolloutScorer:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
         if self.rewards.asks_judge:
             metrics["rollout/verdicts_missing"] = table.missing_share
-        metrics["rollout/log_prob_gap"] = float((signals.log_probs - rollouts.log_probs).abs().max())
+        gaps = (signals.log_probs - rollouts.log_probs).abs()
+        metrics["rollout/log_prob_gap"] = float(gaps.max())
+        metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / rollouts.completion_lengths).mean())
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
 
     def _alignment(self, rollouts: Rollouts, sequences: TokenBatch, table: RewardTable, actor: MapoActor) -> Alignment:

@@ -91,7 +91,7 @@ def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
     """A part of the rows of everything; times cut to the longest completion kept."""
     sequences = select_rows(batch.sequences, rows)
     longest = int(sequences.completion_lengths.max())
-    text_entropy = batch.text_ref_entropy_nats
+    text_entropy, behaviour = batch.text_ref_entropy_nats, batch.behaviour_log_probs
     return RolloutBatch(
         sequences=sequences,
         response_mask=batch.response_mask[rows, :longest],
@@ -102,6 +102,7 @@ def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
         advantages=batch.advantages[rows],
         accuracy_rewards=batch.accuracy_rewards[rows],
         finished=batch.finished[rows],
+        behaviour_log_probs=None if behaviour is None else behaviour[rows, :longest],
     )
 
 

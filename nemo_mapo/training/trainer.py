@@ -1,10 +1,9 @@
 """The MAPO training loop, keeping NeMo-Aligner's trainer contract."""
 
-import signal
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,11 +20,13 @@ from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.client_http import RolloutUnavailable
+from nemo_mapo.rollout.protocol import OverlappingBackend
 from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.ahead import RolloutsAhead
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from nemo_mapo.training.dynamic_sampling import Refilled, RefillingPromptStream, refill
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
-from nemo_mapo.training.prompts import PromptStream
+from nemo_mapo.training.prompts import PromptStream, total_steps
 from nemo_mapo.training.ranks import (
     data_parallel_prompts,
     is_main_rank,
@@ -36,7 +37,10 @@ from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
-from nemo_mapo.types import Rollouts
+from nemo_mapo.training.termination import termination_request
+from nemo_mapo.types import PromptBatch, Rollouts
+
+logger = logging.getLogger(__name__)
 
 _SEEDS_PER_STEP = MAX_COMPLETIONS_PER_STEP
 """Rows of a step get consecutive seeds; steps are this far apart."""
@@ -82,6 +86,8 @@ class MapoTrainer:
         self.step = 0
         self.optimization_step = 0
         self.consumed_samples = 0
+        self._ahead: RolloutsAhead | None = None
+        self._prompt_figures: dict[str, float] = {}
         self.skipped = SkippedSteps(limit=config.trainer.mapo.max_skipped_steps)
         self.max_steps = total_steps(config, prompts)
         self.total_optimizer_steps = self.max_steps * config.steps_per_generation
@@ -93,7 +99,7 @@ class MapoTrainer:
         Either way the state is saved (unless save_interval is 0) and a later run can resume.
         """
         self.run_timer.start_time()
-        with _termination_request() as termination_requested:
+        with termination_request() as termination_requested, self._nothing_left_ahead():
             if self.step == 0 and self.cfg.val_check_interval > 0:
                 self._log(self.validate(0))
             with self._progress_bar() as bar:
@@ -119,6 +125,7 @@ class MapoTrainer:
         """One rollout batch: generate, score, and take its optimiser steps."""
         started = time.perf_counter()
         rollouts = self.generate_rollouts()
+        staleness = self._staleness(rollouts)
         generated = sum_over_data_parallel(int(rollouts.completion_lengths.sum()))
         refilled = self._refill(rollouts)
         if refilled is not None:
@@ -131,12 +138,24 @@ class MapoTrainer:
         if is_main_rank():
             self.samples.write_training(self.step, rollouts, scored)
         metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self._timings()
-        metrics |= self.prompts.figures()
+        metrics |= self._prompt_figures
         if refilled is not None:
             metrics |= refilled.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
-        metrics["rollout/tokens_per_second"] = generated / metrics["timing/rollout_seconds"]
+        # What is generated ahead takes the time of the step, and the trainer waits for little of it.
+        seconds = metrics["timing/step_seconds" if self.config.max_staleness else "timing/rollout_seconds"]
+        metrics["rollout/tokens_per_second"] = generated / seconds
+        metrics["rollout/staleness"] = staleness
+        self._warn_of_mismatch(metrics["rollout/log_prob_mismatch"])
         return metrics
+
+    def _warn_of_mismatch(self, nats: float) -> None:
+        limit = self.config.rollout.log_prob_alarm
+        if nats > limit and is_main_rank():
+            logger.warning(
+                f"step {self.step}: log-probs of the rollout engine and of training differ by {nats:.3g} nats a token "
+                f"on average, more than rollout.log_prob_alarm={limit:g}"
+            )
 
     @property
     def samples_per_step(self) -> int:
@@ -147,22 +166,66 @@ class MapoTrainer:
     def generate_rollouts(self) -> Rollouts:
         """Sample a group of completions for this rank's share of the next prompts.
 
-        Seeds follow the completion's number in the whole batch: how many ranks share it out changes no sample. The
-        policy is left in evaluation mode.
+        With `max_staleness` those of the step after are begun as soon as these are there, before these are trained on.
+        The policy is left in evaluation mode.
         """
-        with self.timer("data"):
-            prompts = next(self.prompts)
+        self.actor.prepare_for_inference()
+        if self.config.max_staleness == 0:
+            with self.timer("data"):
+                prompts, group_size, seeds = self._next_request(self.step)
+            self._send_weights()
+            with self.timer("rollout"):
+                rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
+            self._prompt_figures = self.prompts.figures()
+        else:
+            self._ahead = self._ahead or self._begin(self.step)
+            with self.timer("rollout"):
+                rollouts = self._ahead.pending.result()
+            self._prompt_figures = self._ahead.figures
+            with self.timer("begin_next"):
+                self._ahead = self._begin(self.step + 1) if self.step + 1 < self.max_steps else None
+        self.consumed_samples += self.samples_per_step
+        return rollouts
+
+    def _begin(self, step: int) -> RolloutsAhead:
+        """Have the rollout servers begin the batch of `step` with the present weights."""
+        before, epoch = self.prompts.state_dict(), self.prompts.epoch
+        prompts, group_size, seeds = self._next_request(step)
+        self._send_weights()
+        engine = self.actor.rollout
+        assert isinstance(engine, OverlappingBackend), "the config demands it"
+        pending = engine.begin(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
+        return RolloutsAhead(pending=pending, prompts=before, epoch=epoch, figures=self.prompts.figures())
+
+    def _next_request(self, step: int) -> tuple[PromptBatch, int, Int[Tensor, " batch"]]:
+        """The next prompts, completions of each, and their seeds in the batch of `step`.
+
+        Seeds follow the completion's number in the whole batch: how many ranks share it out changes no sample.
+        """
+        prompts = next(self.prompts)
         group_size = self.cfg.num_rollouts_per_prompt
         if self.config.rewards.tars is not None:
             prompts = with_text_twins(prompts, self.scorer.tokenizer)
             group_size //= MODALITIES
-        seeds = self._seeds(self._places())
-        self.actor.prepare_for_inference()
+        return prompts, group_size, self._seeds(self._places(), step)
+
+    def _send_weights(self) -> None:
         self.actor.rollout.update_weights(self.optimization_step, policy_tensors(self.actor.policy))
-        with self.timer("rollout"):
-            rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
-        self.consumed_samples += self.samples_per_step
-        return rollouts
+
+    def _staleness(self, rollouts: Rollouts) -> float:
+        """Rollout batches that the weights sampled from are behind the present ones."""
+        behind = (self.optimization_step - rollouts.weight_version) / self.config.steps_per_generation
+        assert 0 <= behind <= self.config.max_staleness, f"version {rollouts.weight_version} is {behind} batches old"
+        return behind
+
+    @contextmanager
+    def _nothing_left_ahead(self) -> Iterator[None]:
+        """However the loop ends, servers are asked for nothing more."""
+        try:
+            yield
+        finally:
+            if self._ahead is not None:
+                self._ahead.pending.abandon()
 
     def _refill(self, rollouts: Rollouts) -> Refilled | None:
         """Dynamic sampling, if the config asks for it; other prompts for groups of equal rewards."""
@@ -173,7 +236,7 @@ class MapoTrainer:
 
         def sample(number: int, places: list[int], mine: list[int]) -> Rollouts:
             prompts = stream.spare(len(places), mine)
-            seeds = self._seeds([places[index] for index in mine], number)
+            seeds = self._seeds([places[index] for index in mine], self.step, number)
             return self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
 
         with self.timer("refill"), torch.no_grad():
@@ -192,9 +255,9 @@ class MapoTrainer:
         """Where this rank's prompts stand in the whole batch."""
         return data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation)
 
-    def _seeds(self, places: list[int], number: int = 0) -> Int[Tensor, " batch"]:
-        """A seed for every completion of the prompts at `places`, in a round of generation; 0 is the first."""
-        first = self.config.seed * _SEEDS_PER_RUN + self.step * _SEEDS_PER_STEP + number * self.samples_per_step
+    def _seeds(self, places: list[int], step: int, number: int = 0) -> Int[Tensor, " batch"]:
+        """A seed for every completion of the prompts at `places`, in a round of generation (0 the first) of `step`."""
+        first = self.config.seed * _SEEDS_PER_RUN + step * _SEEDS_PER_STEP + number * self.samples_per_step
         per_prompt = self.cfg.num_rollouts_per_prompt
         return first + (torch.tensor(places)[:, None] * per_prompt + torch.arange(per_prompt)).flatten()
 
@@ -232,8 +295,8 @@ class MapoTrainer:
             "step": self.step,
             "consumed_samples": self.consumed_samples,
             "optimization_step": self.optimization_step,
-            "epoch": self.prompts.epoch,
-            "prompts": self.prompts.state_dict(),
+            "epoch": self.prompts.epoch if self._ahead is None else self._ahead.epoch,
+            "prompts": self.prompts.state_dict() if self._ahead is None else self._ahead.prompts,
             "skipped_in_a_row": self.skipped.in_a_row,
             "pos_tagger": self.scorer.tagger.name,
         }
@@ -307,19 +370,6 @@ class MapoTrainer:
         )
 
 
-def total_steps(config: RunConfig, prompts: PromptStream) -> int:
-    """Rollout batches of the whole run: phases, or NeMo-Aligner's max_epochs; max_steps may end it earlier."""
-    split, limit = config.data.train_ds, config.trainer.mapo.max_steps
-    if split.phases:
-        steps = sum(phase.steps for phase in split.phases)
-    elif split.infinite:
-        steps = limit
-    else:
-        # A long split is not counted beyond what the run takes.
-        steps = prompts.batches_per_epoch(limit=None if limit < 0 else max(limit, 1)) * config.trainer.mapo.max_epochs
-    return steps if limit < 0 else min(steps, limit)
-
-
 def _mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:
     """Mean of each figure over the optimiser steps that report it; of a maximum, the maximum."""
     names = dict.fromkeys(name for metrics in history for name in metrics)
@@ -337,19 +387,3 @@ def _show(bar: "tqdm[None]", metrics: dict[str, float]) -> None:
             shown[label] = f"{metrics[key]:.2f}"
     bar.set_postfix(shown, refresh=False)
     bar.update()
-
-
-@contextmanager
-def _termination_request() -> Iterator[Callable[[], bool]]:
-    """While active, SIGTERM asks the loop to save and end after the step in progress instead of killing it."""
-    requested = False
-
-    def remember(signum: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
-
-    previous = signal.signal(signal.SIGTERM, remember)
-    try:
-        yield lambda: requested
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.model import ModelConfig
-from nemo_mapo.config.run import WarmStartConfig, WarmStartStageConfig
+from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief

@@ -1,4 +1,4 @@
-"""`python examples/serve_rollouts.py` as a process beside a test."""
+"""`python examples/serve_rollouts.py` as a process beside a test, and runs that use it."""
 
 import socket
 import subprocess
@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.integration.tiny_run import ROOT, environment
+from hydra import compose, initialize_config_dir
+
+from nemo_mapo.config.load import register_defaults, validate
+from nemo_mapo.launch import Assembly
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.training.run_directory import RunDirectory
+from nemo_mapo.training.trainer import MapoTrainer
+from tests.integration.tiny_run import ROOT, TINY_MODEL, command, environment
+
+MODEL = [
+    "model.perception.channels=16",
+    "model.target_layers=[1]",
+    *(override for override in TINY_MODEL if override.startswith("model.decoder.")),
+]
 
 
 @contextmanager
@@ -37,3 +50,33 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
     return port
+
+
+def served(port: int, sync_dir: Path) -> list[str]:
+    """Overrides of a run whose rollouts come from that server."""
+    return [
+        "rollout=server",
+        "rollout.sampling.max_new_tokens=8",
+        f"rollout.server.urls=[http://127.0.0.1:{port}]",
+        f"rollout.server.sync_dir={sync_dir}",
+        "rollout.server.max_attempts=3",
+        "rollout.server.pause_seconds=0.05",
+    ]
+
+
+def trainer_of(corpus: Path, run_dir: Path, *overrides: str) -> MapoTrainer:
+    """The trainer of a run of four steps, in this process."""
+    install_cpu_host()
+    initialize_parallel()
+    register_defaults()
+    once = ["trainer.mapo.val_check_interval=0", "trainer.mapo.max_steps=4", "data.test_ds=null"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        config = validate(compose("train_mapo", overrides=[*command(corpus, run_dir)[2:], *once, *overrides]))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return Assembly(config, RunDirectory(path=run_dir)).trainer
+
+
+def fit(trainer: MapoTrainer) -> bool:
+    """Train; what `MapoTrainer.fit` says."""
+    trainer.run_timer.start_time()
+    return trainer.fit()

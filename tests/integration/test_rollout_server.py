@@ -16,35 +16,24 @@ import pytest
 import requests
 import soundfile
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from nemo_mapo.config.load import register_defaults, validate
 from nemo_mapo.config.rollout import RolloutServerConfig, ServingConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.launch import Assembly
 from nemo_mapo.models.tensors import policy_tensors
-from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.client import ServerRollout
 from nemo_mapo.rollout.client_http import RolloutUnavailable
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.rollout_server import RunningServer, tiny_server
 from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompt_batch
-from nemo_mapo.training.run_directory import RunDirectory
-from nemo_mapo.training.trainer import MapoTrainer
 from nemo_mapo.types import PromptBatch, Rollouts
-from tests.integration.serving import free_port, serving_command
-from tests.integration.tiny_run import ROOT, TINY_MODEL, command, write_tiny_corpus
+from tests.integration.serving import MODEL, fit, free_port, served, serving_command, trainer_of
+from tests.integration.tiny_run import write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 
 TOKEN = "open sesame"
 GROUP = 3
-MODEL = [
-    "model.perception.channels=16",
-    "model.target_layers=[1]",
-    *(override for override in TINY_MODEL if override.startswith("model.decoder.")),
-]
 SAMPLING = SamplingConfig(
     temperature=1.2, top_k=30, top_p=0.95, repetition_penalty=1.1, min_new_tokens=2, max_new_tokens=12
 )
@@ -434,22 +423,6 @@ def test_an_openai_client_can_send_audio_and_gets_n_completions_with_log_probs(
     assert all(token["logprob"] <= 0 for choice in tokens for token in choice)
 
 
-def trainer_of(corpus: Path, run_dir: Path, *overrides: str) -> MapoTrainer:
-    install_cpu_host()
-    initialize_parallel()
-    register_defaults()
-    once = ["trainer.mapo.val_check_interval=0", "trainer.mapo.max_steps=4", "data.test_ds=null"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        config = validate(compose("train_mapo", overrides=[*command(corpus, run_dir)[2:], *once, *overrides]))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return Assembly(config, RunDirectory(path=run_dir)).trainer
-
-
-def fit(trainer: MapoTrainer) -> bool:
-    trainer.run_timer.start_time()
-    return trainer.fit()
-
-
 def test_a_run_whose_server_is_killed_saves_and_stops_and_ends_as_the_run_in_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,14 +431,7 @@ def test_a_run_whose_server_is_killed_saves_and_stops_and_ends_as_the_run_in_pro
     assert fit(in_one_process)
 
     port = free_port()
-    overrides = [
-        "rollout=server",
-        "rollout.sampling.max_new_tokens=8",
-        f"rollout.server.urls=[http://127.0.0.1:{port}]",
-        f"rollout.server.sync_dir={tmp_path / 'weights'}",
-        "rollout.server.max_attempts=3",
-        "rollout.server.pause_seconds=0.05",
-    ]
+    overrides = served(port, tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     with serving_command(corpus / "tokenizer", tmp_path / "weights", port, *MODEL) as server:
         failing = trainer_of(corpus, tmp_path / "served", *overrides)

@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token mean": {"aggregation": "token_mean"},
     "Dr.GRPO": {"aggregation": "dr_grpo", "dr_grpo_length": 9},
     "GSPO": {"ratio": "sequence", "mask": "none"},
+    "behaviour weights": {"behaviour_clip": 1.2},
     "clip-higher, dual clip, overlong": {"clip_ratio_high": 0.28, "dual_clip": 3.0, "overlong_filter": True},
 }
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
@@ -55,6 +56,7 @@ def random_inputs(*, dtype: torch.dtype = torch.float64, seed: int = 0) -> Objec
         finished=torch.arange(BATCH) % 6 != 0,
         global_sequences=BATCH,
         global_tokens=int(lengths.sum()),
+        behaviour_log_probs=log_probs + uniform(-0.6, 0.6, BATCH, TIME),
     )
 
 

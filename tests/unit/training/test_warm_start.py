@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemo_mapo.config.run import WarmStartConfig, WarmStartStageConfig
+from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.manifests import load_cuts
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer

@@ -1,0 +1,48 @@
+"""The supervised start of the embedded run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class WarmStartStageConfig:
+    """One stage of supervised training."""
+
+    target: Literal["caption", "reasoning"]
+    """Which templated text is learned."""
+    steps: Count
+    """Optimiser steps."""
+    batch_size: Count
+    """Texts per step."""
+    truth_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
+
+
+@config_class
+class WarmStartConfig:
+    """Supervised start of the embedded run; its result is cached by the hash of what it depends on."""
+
+    cuts_path: str
+    """Lhotse cuts with caption, question, choices, answer."""
+    cache_dir: str = ".cache/warm_start"
+    """Where finished warm starts are kept."""
+    stages: tuple[WarmStartStageConfig, ...]
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate; a cosine with 5 % warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of AdamW."""
+    text_only_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of samples whose audio span is dropped, so that the text-only reference stays in distribution."""
+    silent_clip_share: Annotated[float, Field(ge=0, le=1)] = 0.06
+    """Share of samples whose clip is silence, so that a silent clip leaves a guess among the choices."""
+    seed: int = 0
+    """Of the initial weights and of what is drawn."""
+
+    def __post_init__(self) -> None:
+        if (total := self.text_only_share + self.silent_clip_share) > 1:
+            raise ValueError(f"text_only_share + silent_clip_share = {total:g} is more than all samples")

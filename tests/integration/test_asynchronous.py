@@ -1,0 +1,171 @@
+"""Generation ahead of training: on a real server, one batch behind at most, and never on samples taken for others."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_mapo.rollout.client_http import RolloutUnavailable
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.protocol import PendingRollouts
+from tests.integration.serving import MODEL, fit, free_port, served, serving_command, trainer_of
+from tests.integration.tiny_run import metrics, train_on_ranks, write_tiny_corpus
+
+pytestmark = pytest.mark.integration
+
+WEIGHTED = "objective.behaviour_clip=2"
+AHEAD = [WEIGHTED, "trainer.mapo.asynchronous={max_staleness: 1}"]
+OPTIMIZER_STEPS = 2
+"""Of a rollout batch: 4 prompts x 2 completions, 4 at a time."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Those of a run with a server that is there."""
+    sync_dir, port = tmp_path_factory.mktemp("weights"), free_port()
+    with serving_command(corpus / "tokenizer", sync_dir, port, *MODEL):
+        yield served(port, sync_dir)
+
+
+@pytest.fixture(scope="module")
+def ahead(corpus: Path, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an asynchronous run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "ahead"
+    assert fit(trainer_of(corpus, run_dir, *overrides, *AHEAD))
+    return run_dir
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def samples(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+
+
+def figures(run_dir: Path) -> list[dict[str, float]]:
+    """Metrics that do not depend on the clock."""
+    return [
+        {k: v for k, v in record.items() if not k.startswith("timing/") and k != "rollout/tokens_per_second"}
+        for record in metrics(run_dir)
+    ]
+
+
+def prompts_of_steps(run_dir: Path) -> dict[int, str]:
+    return {record["step"]: record["id"] for record in samples(run_dir)}
+
+
+def test_without_staleness_it_is_the_synchronous_run(corpus: Path, overrides: list[str], tmp_path: Path) -> None:
+    synchronous = trainer_of(corpus, tmp_path / "synchronous", *overrides, WEIGHTED)
+    bounded = trainer_of(
+        corpus, tmp_path / "bounded", *overrides, WEIGHTED, "trainer.mapo.asynchronous={max_staleness: 0}"
+    )
+    assert fit(synchronous) and fit(bounded)
+    pairs = zip(synchronous.actor.policy.parameters(), bounded.actor.policy.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert figures(tmp_path / "synchronous") == figures(tmp_path / "bounded")
+    assert {record["rollout/staleness"] for record in metrics(tmp_path / "bounded")} == {0.0}
+
+
+def test_every_batch_but_the_first_is_one_behind_and_says_so(ahead: Path) -> None:
+    records = metrics(ahead)
+    assert [record["rollout/staleness"] for record in records] == [0.0, 1.0, 1.0, 1.0]
+    versions = {record["step"]: record["weight_version"] for record in samples(ahead)}
+    assert versions == {1: 0, 2: 0, 3: OPTIMIZER_STEPS, 4: 2 * OPTIMIZER_STEPS}
+    # The engine draws no special tokens, so a weight is below 1 even where nothing has moved.
+    assert 0.9 < records[0]["train/behaviour_weight"] < 1
+    assert records[0]["rollout/log_prob_mismatch"] < 1e-5
+    assert all(record["rollout/log_prob_mismatch"] > 1e-5 for record in records[1:])
+
+
+def test_the_second_batch_is_what_the_start_weights_sample(corpus: Path, ahead: Path, tmp_path: Path) -> None:
+    fresh = trainer_of(corpus, tmp_path / "fresh")
+    fresh._next_request(0)
+    prompts, group_size, seeds = fresh._next_request(1)
+    engine = MegatronRollout(fresh.actor.policy, fresh.scorer.tokenizer, batch_size=8)
+    expected = engine.generate(prompts, fresh.config.rollout.sampling, group_size=group_size, seeds=seeds)
+    written = [record for record in samples(ahead) if record["step"] == 2]
+    assert {record["id"] for record in written} == {expected.prompts.examples[0].id}
+    assert {record["text"] for record in written} <= set(expected.texts[:group_size])
+
+
+def test_a_run_whose_server_dies_trains_every_prompt_once(
+    corpus: Path, ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_dir, port, run_dir = tmp_path / "weights", free_port(), tmp_path / "run"
+    sync_dir.mkdir()
+    overrides = [*served(port, sync_dir), *AHEAD]
+    with serving_command(corpus / "tokenizer", sync_dir, port, *MODEL) as server:
+        failing = trainer_of(corpus, run_dir, *overrides)
+        begin = failing.actor.rollout.begin
+
+        def begin_and_kill(*args: Any, **kwargs: Any) -> PendingRollouts:
+            if failing.step == 2:
+                server.kill()
+                server.wait()
+            return begin(*args, **kwargs)
+
+        monkeypatch.setattr(failing.actor.rollout, "begin", begin_and_kill)
+        with pytest.raises(RolloutUnavailable, match=f"http://127.0.0.1:{port}: "):
+            fit(failing)
+    saved = failing.checkpoints.latest()
+    assert saved is not None and saved.state["step"] == failing.step == 3
+
+    with serving_command(corpus / "tokenizer", sync_dir, port, *MODEL):
+        resumed = trainer_of(corpus, run_dir, *overrides)
+        resumed.resume(saved)
+        assert fit(resumed)
+    assert prompts_of_steps(run_dir) == prompts_of_steps(ahead)
+    assert [record["rollout/staleness"] for record in metrics(run_dir)] == [0.0, 1.0, 1.0, 0.0]
+    assert resumed.consumed_samples == 4 * 8
+
+
+def test_two_ranks_generate_ahead_as_one_does(corpus: Path, overrides: list[str], ahead: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "ranks"
+    once = [
+        "trainer.mapo.val_check_interval=0",
+        "trainer.mapo.max_steps=4",
+        "data.test_ds=null",
+        "model.micro_batch_size=2",
+    ]
+    finished = train_on_ranks(2, corpus, run_dir, *once, *overrides, *AHEAD)
+    assert finished.returncode == 0, finished.stderr
+    for one, other in zip(figures(ahead), figures(run_dir), strict=True):
+        for name in ("rollout/staleness", "rollout/completion_tokens", "train/behaviour_weight", "train/loss"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+
+
+def test_log_probs_of_engine_and_training_that_differ_give_a_warning(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fit(trainer_of(corpus, tmp_path / "quiet", "trainer.mapo.max_steps=1"))
+    assert "log_prob_alarm" not in caplog.text
+    assert fit(trainer_of(corpus, tmp_path / "loud", "trainer.mapo.max_steps=1", "rollout.log_prob_alarm=1e-12"))
+    assert "step 1: log-probs of the rollout engine and of training differ by" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((), "rollout.backend=megatron samples from the very weights"),
+        (("rollout=server",), "set objective.behaviour_clip, e.g. to 2"),
+        (
+            ("rollout=server", WEIGHTED, "trainer.mapo.dynamic_sampling={}"),
+            "trainer.mapo.dynamic_sampling wants more samples",
+        ),
+    ],
+)
+def test_what_cannot_be_generated_ahead_is_refused(
+    corpus: Path, tmp_path: Path, changes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_of(corpus, tmp_path / "run", "trainer.mapo.asynchronous={}", *changes)
