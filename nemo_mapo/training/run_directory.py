@@ -35,6 +35,7 @@ _MAY_CHANGE = (
     "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
     "rollout.server",
+    "rollout.log_prob_alarm",
     "rewards.judge.base_url",
 )
 """Keys that a resumed run may set differently: how long, how often, how fast and in which layout. (Another number of
