@@ -13,6 +13,7 @@ import torch
 
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.data.sequences import response_mask
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -20,7 +21,6 @@ from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.sequences import response_mask
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import AudioBatch, RolloutBatch, TokenBatch
 

@@ -82,7 +82,7 @@ FAULTS = (
     ),
     Fault(
         name="5 signals read at the token instead of the position that predicts it",
-        file="nemo_mapo/training/sequences.py",
+        file="nemo_mapo/data/sequences.py",
         right="first = sequences.prompt_lengths[:, None] - 1",
         wrong="first = sequences.prompt_lengths[:, None]",
         tests=("tests/unit/training/test_sequences.py",),

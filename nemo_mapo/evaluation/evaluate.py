@@ -10,6 +10,7 @@ from torch import Tensor
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
@@ -19,7 +20,6 @@ from nemo_mapo.training.ranks import data_parallel_share, gather_over_data_paral
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.samples import sample_record
 from nemo_mapo.training.scoring import score_rollouts
-from nemo_mapo.training.sequences import response_mask, token_batch
 from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, PromptBatch, TokenBatch
 

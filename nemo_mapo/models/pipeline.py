@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import p2p_communication
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 
@@ -69,3 +69,15 @@ def whole_sequences(model: AudioLLM) -> Iterator[None]:
         model.config.sequence_parallel = True
         for module in switched:
             module.sequence_parallel = True
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation and back, module by module: frozen parts may have been in evaluation before."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True

@@ -1,8 +1,7 @@
 """Rollouts from the policy itself: batched generation over Megatron-core's static KV cache."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,13 +9,20 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.pipeline import any_expert_rank, forward_all_stages, from_last_stage, whole_sequences
+from nemo_mapo.models.pipeline import (
+    any_expert_rank,
+    evaluation_mode,
+    forward_all_stages,
+    from_last_stage,
+    whole_sequences,
+)
+from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
 from nemo_mapo.rollout.kv_cache import join_rows, take_rows
 from nemo_mapo.rollout.prefill_inputs import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_of, left_padded, no_audio
 from nemo_mapo.rollout.protocol import Capabilities
@@ -109,7 +115,7 @@ class MegatronRollout:
         self.pad_id = special.pad_id
         stops = {special.end_id} if stop_token_ids is None else set(stop_token_ids)
         vocabulary = set(range(model.vocab_size))
-        forbidden = _never_drawn(vocabulary, tokenizer, set(forbidden_token_ids), stops)
+        forbidden = never_drawn(vocabulary, tokenizer, set(forbidden_token_ids), stops)
         self._device = next(model.parameters()).device
         self._forbidden_ids = torch.tensor(sorted(forbidden), device=self._device)
         self._stop_ids = torch.tensor(sorted(stops), device=self._device)
@@ -138,38 +144,17 @@ class MegatronRollout:
                 completion, or a prompt with `max_new_tokens` is longer than the model's positions.
             FloatingPointError: if the model gave logits that are not finite.
         """
-        self._refuse_impossible(prompts, sampling, group_size, seeds)
+        refuse_impossible(
+            prompts, sampling, group_size=group_size, seeds=seeds, batch_size=self.batch_size, model=self.model
+        )
         samples = _Samples.empty(len(seeds), sampling.max_new_tokens, pad_id=self.pad_id, device=self._device)
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(self._device)
         # Not inference_mode, which is no faster: tables that modules build on demand and keep (Megatron's rotary
         # one) would be inference tensors, and autograd refuses to save those in a later training step.
-        with _evaluation_mode(self.model), whole_sequences(self.model), torch.no_grad():
+        with evaluation_mode(self.model), whole_sequences(self.model), torch.no_grad():
             self._sample_all(prompts, sampling, group_size, samples, uniforms)
         _refuse_non_finite(samples)
         return self._rollouts(prompts, group_size, samples)
-
-    def _refuse_impossible(
-        self, prompts: PromptBatch, sampling: SamplingConfig, group_size: int, seeds: Int[Tensor, " batch"]
-    ) -> None:
-        if len(prompts) == 0:
-            raise ValueError("the batch has no prompts")
-        if not 1 <= group_size <= self.batch_size:
-            raise ValueError(
-                f"group_size={group_size} must be between 1 and rollout.batch_size={self.batch_size}: "
-                "a group is generated together"
-            )
-        if seeds.dtype != torch.int64 or seeds.shape != (len(prompts) * group_size,):
-            raise ValueError(
-                f"seeds must be int64 of shape ({len(prompts)} prompts x group_size={group_size},), "
-                f"got {seeds.dtype} of shape {tuple(seeds.shape)}"
-            )
-        worst = int(prompts.lengths.argmax())
-        longest = int(prompts.lengths[worst])
-        if longest + sampling.max_new_tokens > self.model.max_positions:
-            raise ValueError(
-                f"prompt {prompts.examples[worst].id!r} of {longest} tokens and rollout.sampling.max_new_tokens="
-                f"{sampling.max_new_tokens} exceed model.decoder.max_position_embeddings={self.model.max_positions}"
-            )
 
     def _sample_all(
         self,
@@ -345,32 +330,6 @@ class MegatronRollout:
             sampling_log_probs=samples.sampling_log_probs[:, :longest].to(device),
             weight_version=self.weight_version,
         )
-
-
-def _never_drawn(
-    vocabulary: set[int], tokenizer: PreTrainedTokenizerBase, forbidden: set[int], stops: set[int]
-) -> set[int]:
-    unknown = vocabulary - set(range(len(tokenizer)))
-    never = forbidden | unknown | set(tokenizer.all_special_ids) - stops
-    if beyond := sorted((never | stops) - vocabulary):
-        raise ValueError(f"token ids {beyond} are not in the model's vocabulary of {len(vocabulary)} ids")
-    if contradictory := sorted(never & stops):
-        raise ValueError(f"token ids {contradictory} are stop tokens and cannot be forbidden")
-    if not stops or never | stops == vocabulary:
-        raise ValueError("there must be a stop token, and a token that is neither a stop token nor forbidden")
-    return never
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation and back, module by module: frozen parts may have been in evaluation before."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def _refuse_non_finite(samples: _Samples) -> None:

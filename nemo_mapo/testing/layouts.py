@@ -13,6 +13,7 @@ from torch import Tensor
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig, OptimizerConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import response_mask, select_batch, token_batch
 from nemo_mapo.data.tokenizer import AUDIO, PAD, SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora
@@ -30,7 +31,6 @@ from nemo_mapo.training.optimizer import (
 )
 from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.sequences import response_mask, select_batch, token_batch
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import RolloutBatch, Rollouts
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import select_batch
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.objective.mapo import mapo_loss
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.ranks import gather_metrics, sum_over_data_parallel
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.sequences import select_batch
 from nemo_mapo.training.signals import (
     MicroBatching,
     ModelInputs,

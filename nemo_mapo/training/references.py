@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nemo_mapo.data.prompts import drop_audio_span
+from nemo_mapo.data.sequences import without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import adapters_off
-from nemo_mapo.training.sequences import without_audio
 from nemo_mapo.training.signals import MicroBatching, TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig
+from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
@@ -25,7 +26,6 @@ from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.registry import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.training.actor import MapoActor
-from nemo_mapo.training.sequences import response_mask, token_batch
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
 from nemo_mapo.types import RolloutBatch, Rollouts, TokenBatch

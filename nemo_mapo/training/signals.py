@@ -8,11 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nemo_mapo.attention.session import HeadReduction
-from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
-from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
-from nemo_mapo.objective.logprobs import log_probs_and_entropy
-from nemo_mapo.training.packing import pack_rows
-from nemo_mapo.training.sequences import (
+from nemo_mapo.data.sequences import (
     Rows,
     at_predicting_positions,
     next_tokens,
@@ -20,6 +16,10 @@ from nemo_mapo.training.sequences import (
     row_slices,
     select_rows,
 )
+from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
+from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
+from nemo_mapo.objective.logprobs import log_probs_and_entropy
+from nemo_mapo.training.packing import pack_rows
 from nemo_mapo.types import AudioBatch, TokenBatch
 
 LOGIT_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}

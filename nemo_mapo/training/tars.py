@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.rewards import TarsConfig
 from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.sequences import select_rows
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hidden_states import pooled_hidden_states
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
-from nemo_mapo.training.sequences import select_rows
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import Example, PromptBatch, Rollouts, TokenBatch
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig
+from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
@@ -35,7 +36,6 @@ from nemo_mapo.training.ranks import (
 )
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
-from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
 from nemo_mapo.training.termination import termination_request
 from nemo_mapo.types import PromptBatch, Rollouts

@@ -21,12 +21,12 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.sequences import response_mask
 from nemo_mapo.data.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 from nemo_mapo.training.references import drop_audio
-from nemo_mapo.training.sequences import response_mask
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import AudioBatch, TokenBatch
 

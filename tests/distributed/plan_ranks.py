@@ -15,6 +15,7 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.plan import PlanConfig
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import PAD
 from nemo_mapo.models.lora import freeze
 from nemo_mapo.platform import install_cpu_host
@@ -31,7 +32,6 @@ from nemo_mapo.training.plan import (
     static_memory,
 )
 from nemo_mapo.training.plan_activations import MicroBatch, logits_bytes, perception_bytes, stage_bytes
-from nemo_mapo.training.sequences import token_batch
 from nemo_mapo.training.signals import token_signals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from nemo_mapo.attention.dense import dense_attention_weights
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.listening import attention_rows, listen
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
-from nemo_mapo.training.sequences import token_batch
 from nemo_mapo.training.signals import token_signals
 
 pytestmark = pytest.mark.integration

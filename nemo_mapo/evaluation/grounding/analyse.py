@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
 from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, silenced, text_only
@@ -29,7 +30,6 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import score_rollouts
-from nemo_mapo.training.sequences import response_mask, token_batch
 from nemo_mapo.training.signals import token_signals_in_parts
 from nemo_mapo.types import PromptBatch, Rollouts
 

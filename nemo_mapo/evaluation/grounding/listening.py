@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nemo_mapo.attention.core import SDPACoreAttention
+from nemo_mapo.data.sequences import response_mask, row_slices, select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.training.sequences import response_mask, row_slices, select_rows
 from nemo_mapo.types import TokenBatch
 
 

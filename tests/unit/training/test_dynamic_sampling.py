@@ -10,6 +10,7 @@ from nemo_mapo.config.data import DatasetConfig, PhaseConfig
 from nemo_mapo.config.load import ConfigError, register_defaults, validate
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
@@ -18,7 +19,6 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch, tiny_rollouts
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, join_rollouts, refill
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
-from nemo_mapo.training.sequences import token_batch
 from nemo_mapo.training.signals import token_signals
 from tests.integration.tiny_run import ROOT
 

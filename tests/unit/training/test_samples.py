@@ -11,12 +11,12 @@ from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
 from nemo_mapo.training.records import JsonLines, JsonLinesLogger
 from nemo_mapo.training.samples import TABLE, SampleWriter
 from nemo_mapo.training.scoring import ScoredRollouts
-from nemo_mapo.training.sequences import response_mask, token_batch
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.types import RolloutBatch
 

@@ -10,6 +10,7 @@ from nemo_mapo.config.model import OptimizerConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -18,7 +19,6 @@ from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
-from nemo_mapo.training.sequences import row_slices, select_batch
 from nemo_mapo.training.signals import MicroBatching
 
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)

@@ -2,8 +2,8 @@
 
 import torch
 
+from nemo_mapo.data.sequences import at_predicting_positions, next_tokens, select_rows, token_batch
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
-from nemo_mapo.training.sequences import at_predicting_positions, next_tokens, select_rows, token_batch
 from nemo_mapo.training.signals import MicroBatching, token_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, TokenBatch
 

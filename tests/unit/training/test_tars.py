@@ -9,13 +9,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo_mapo.config.rewards import TarsConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.hidden_states import pooled_hidden_states
 from nemo_mapo.rewards.judge import JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
-from nemo_mapo.training.sequences import token_batch
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.training.tars import alignment, with_text_twins
 

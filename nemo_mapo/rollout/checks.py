@@ -1,0 +1,69 @@
+"""What the engines in the trainer's process refuse alike, and which tokens none of them draws."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.types import PromptBatch
+
+
+def never_drawn(
+    vocabulary: set[int], tokenizer: PreTrainedTokenizerBase, forbidden: set[int], stops: set[int]
+) -> set[int]:
+    """Ids that are never drawn: the forbidden ones, special tokens but for `stops`, ids that the tokenizer lacks.
+
+    Raises:
+        ValueError: an id is not in the vocabulary, a stop token is forbidden, or nothing but stop tokens is left.
+    """
+    unknown = vocabulary - set(range(len(tokenizer)))
+    never = forbidden | unknown | set(tokenizer.all_special_ids) - stops
+    if beyond := sorted((never | stops) - vocabulary):
+        raise ValueError(f"token ids {beyond} are not in the model's vocabulary of {len(vocabulary)} ids")
+    if contradictory := sorted(never & stops):
+        raise ValueError(f"token ids {contradictory} are stop tokens and cannot be forbidden")
+    if not stops or never | stops == vocabulary:
+        raise ValueError("there must be a stop token, and a token that is neither a stop token nor forbidden")
+    return never
+
+
+def refuse_impossible(
+    prompts: PromptBatch,
+    sampling: SamplingConfig,
+    *,
+    group_size: int,
+    seeds: Int[Tensor, " batch"],
+    batch_size: int,
+    model: AudioLLM,
+) -> None:
+    """ValueError where there are no prompts, a group or a row does not fit, or the seeds are not one int64 a row.
+
+    Args:
+        prompts: the request.
+        sampling: its length limit.
+        group_size: completions of each prompt.
+        seeds: of the completions.
+        batch_size: completions that the engine makes together, whole groups only.
+        model: has the positions that a prompt and its completion must fit.
+    """
+    if len(prompts) == 0:
+        raise ValueError("the batch has no prompts")
+    if not 1 <= group_size <= batch_size:
+        raise ValueError(
+            f"group_size={group_size} must be between 1 and rollout.batch_size={batch_size}: "
+            "a group is generated together"
+        )
+    if seeds.dtype != torch.int64 or seeds.shape != (len(prompts) * group_size,):
+        raise ValueError(
+            f"seeds must be int64 of shape ({len(prompts)} prompts x group_size={group_size},), "
+            f"got {seeds.dtype} of shape {tuple(seeds.shape)}"
+        )
+    worst = int(prompts.lengths.argmax())
+    longest = int(prompts.lengths[worst])
+    if longest + sampling.max_new_tokens > model.max_positions:
+        raise ValueError(
+            f"prompt {prompts.examples[worst].id!r} of {longest} tokens and rollout.sampling.max_new_tokens="
+            f"{sampling.max_new_tokens} exceed model.decoder.max_position_embeddings={model.max_positions}"
+        )
