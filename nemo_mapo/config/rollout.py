@@ -1,4 +1,4 @@
-"""Rollouts from servers: how the trainer reaches them, and how a server is run."""
+"""Rollouts from servers (how the trainer reaches them, how one is run) and from TensorRT-LLM."""
 
 from typing import Annotated, Literal
 
@@ -50,6 +50,20 @@ class RolloutServerConfig:
             raise ValueError(f"urls={wrong} must start with http:// or https://")
         if self.kind == "nemo_mapo" and self.weight_sync == "directory" and self.sync_dir is None:
             raise ValueError("weight_sync=directory needs sync_dir, a directory that trainer and servers share")
+
+
+@config_class
+class TrtllmConfig:
+    """TensorRT-LLM in the trainer's process (`rollout.backend: trtllm`), in NeMo-Aligner's names; has not been run."""
+
+    trt_model_dir: str = "runs/trt_llm_model"
+    """Engines are built here, one for each model replica; as fast a disk as there is."""
+    unload_engine_train: bool = True
+    """Unload the engine while the policy is trained; false keeps it in GPU memory beside the policy."""
+    max_prompt_embedding_table_size: Count = 16384
+    """Audio tokens of the clips in one engine batch, at most; batches are cut to fit."""
+    scoring_batch_size: Count = 8
+    """Completions of one pass of the policy over what the engine drew."""
 
 
 @config_class

@@ -9,7 +9,7 @@ from nemo_mapo.config.data import DataConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
-from nemo_mapo.config.rollout import RolloutServerConfig
+from nemo_mapo.config.rollout import RolloutServerConfig, TrtllmConfig
 from nemo_mapo.config.warm_start import WarmStartConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -46,8 +46,9 @@ class SamplingConfig:
 class RolloutConfig:
     """Which engine generates, and how it samples."""
 
-    backend: Literal["megatron", "server"] = "megatron"
-    """`megatron` samples from the training weights in place, `server` from a copy of them behind HTTP."""
+    backend: Literal["megatron", "server", "trtllm"] = "megatron"
+    """`megatron` samples from the training weights in place, `server` from a copy of them behind HTTP, `trtllm` from a
+    copy in a TensorRT-LLM engine of this process."""
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
@@ -55,10 +56,21 @@ class RolloutConfig:
     """Mean difference of a token's log-prob in the engine and in training, in nats, above which a warning is given."""
     server: RolloutServerConfig | None = None
     """The servers of `backend: server`."""
+    trtllm: TrtllmConfig | None = None
+    """The engine of `backend: trtllm`."""
 
     def __post_init__(self) -> None:
-        if self.backend == "server" and self.server is None:
-            raise ValueError("backend=server needs a section server; rollout=server has one to start from")
+        if self.backend != "megatron" and vars(self)[self.backend] is None:
+            raise ValueError(
+                f"backend={self.backend} needs a section {self.backend}; rollout={self.backend} has one to start from"
+            )
+        sampling = self.sampling
+        if self.backend == "trtllm" and (sampling.repetition_penalty, sampling.min_new_tokens) != (1.0, 0):
+            raise ValueError(
+                f"backend=trtllm: sampling.repetition_penalty={sampling.repetition_penalty} would count the prompt, "
+                f"and sampling.min_new_tokens={sampling.min_new_tokens} would not hold back the end of turn; set them "
+                "to 1 and 0, or use backend=megatron"
+            )
 
 
 @config_class
@@ -187,6 +199,7 @@ class RunConfig:
         self._check_length()
         self._check_tars()
         self._check_servers()
+        self._check_trtllm()
         self._check_dynamic_sampling()
         self._check_asynchronous()
         if self.warm_start is not None and self.model.restored_encoder is not None:
@@ -245,6 +258,21 @@ class RunConfig:
                 "set 1, or use rollout.backend=megatron"
             )
 
+    def _check_trtllm(self) -> None:
+        """ValueError where TensorRT-LLM cannot take this policy."""
+        if self.rollout.backend != "trtllm":
+            return
+        if self.trainer.accelerator != "gpu":
+            raise ValueError(
+                f"rollout.backend=trtllm needs trainer.accelerator=gpu, not {self.trainer.accelerator}; "
+                "rollout.backend=megatron runs everywhere"
+            )
+        if problems := self.model.not_in_a_trtllm_llama:
+            raise ValueError(
+                "rollout.backend=trtllm builds a llama from the policy, which cannot have "
+                f"{', '.join(problems)}; change them, or use rollout.backend=megatron or server"
+            )
+
     def _check_tars(self) -> None:
         """ValueError where TARS's two halves of a group cannot be formed or trained."""
         if self.rewards.tars is None:
@@ -294,10 +322,10 @@ class RunConfig:
         if self.max_staleness == 0:
             return
         option = f"trainer.mapo.asynchronous.max_staleness={self.max_staleness}"
-        if self.rollout.backend == "megatron":
+        if self.rollout.backend != "server":
             raise ValueError(
-                f"{option}: rollout.backend=megatron samples from the very weights that are trained and cannot do so "
-                "meanwhile; use rollout=server"
+                f"{option}: rollout.backend={self.rollout.backend} generates in the process that trains and cannot do "
+                "both at a time; use rollout=server"
             )
         if self.objective.behaviour_clip is None:
             raise ValueError(

@@ -62,6 +62,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         """Placeholders of a clip with this many samples; known on every pipeline stage."""
         self.audio_token_id = audio_token_id
         self.max_positions = config.decoder.max_position_embeddings
+        self.rotary_base = config.decoder.rotary_base
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = language_model.pre_process, language_model.post_process
         self.tensor_group = parallel_state.get_tensor_model_parallel_group() if shards > 1 else None

@@ -113,6 +113,9 @@ class ServerRollout:
         """
         return self.begin(prompts, sampling, group_size=group_size, seeds=seeds).result()
 
+    def release(self) -> None:
+        """Nothing: servers have memory of their own."""
+
     def begin(
         self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
     ) -> PendingRollouts:

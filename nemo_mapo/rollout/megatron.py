@@ -129,6 +129,9 @@ class MegatronRollout:
         """Note the version: generation reads the training weights in place."""
         self.weight_version = version
 
+    def release(self) -> None:
+        """Nothing: caches live for a call only."""
+
     def generate(
         self,
         prompts: PromptBatch,

@@ -76,6 +76,10 @@ class RolloutBackend(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Nothing more is generated before the next `update_weights`: give back what training has a use for."""
+        ...
+
 
 @runtime_checkable
 class PendingRollouts(Protocol):

@@ -54,7 +54,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model_config(*, tied: bool = True, num_layers: int = 2) -> ModelConfig:
+def tiny_model_config(*, tied: bool = True, num_layers: int = 2, qk_layernorm: bool = True) -> ModelConfig:
     """A decoder of width 32 with grouped queries, and a convolutional encoder."""
     return ModelConfig(
         perception=ConvPerceptionConfig(mel_bins=16, channels=24, downsampling=4),
@@ -67,13 +67,19 @@ def tiny_model_config(*, tied: bool = True, num_layers: int = 2) -> ModelConfig:
             ffn_hidden_size=64,
             max_position_embeddings=128,
             init_method_std=_SHARP_INIT_STD,
+            qk_layernorm=qk_layernorm,
             share_embeddings_and_output_weights=tied,
         ),
     )
 
 
 def tiny_audio_llm(
-    *, seed: int = 0, tied: bool = True, num_layers: int = 2, dtype: torch.dtype = torch.float32
+    *,
+    seed: int = 0,
+    tied: bool = True,
+    num_layers: int = 2,
+    qk_layernorm: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> TinyAudioLLM:
     """Build the model, the same for the same seed, in training mode; prepares the host and the process groups.
 
@@ -81,7 +87,7 @@ def tiny_audio_llm(
     """
     install_cpu_host()
     initialize_parallel()
-    config = tiny_model_config(tied=tied, num_layers=num_layers)
+    config = tiny_model_config(tied=tied, num_layers=num_layers, qk_layernorm=qk_layernorm)
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

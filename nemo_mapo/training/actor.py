@@ -58,7 +58,8 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
         self.policy.eval()
 
     def finish_inference(self) -> None:
-        """Back to training mode."""
+        """Back to training mode; an engine in this process makes room."""
+        self.rollout.release()
         self.policy.train()
 
     def infer(

@@ -44,6 +44,7 @@ REQUIRED = {
     "rewards=judge": JUDGE,
     "rewards=mpar2": [*JUDGE, *MPAR2],
     "rewards=tars": TARS,
+    "rollout=trtllm": ["trainer.accelerator=gpu", "model.decoder.qk_layernorm=false"],
 }
 README_OVERRIDES = re.findall(r"^\| `([^`=]+=[^`]*)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
 
@@ -200,6 +201,20 @@ def test_the_readme_shows_ten_overrides() -> None:
             ["rollout=server", "trainer.devices=2", "model.tensor_model_parallel_size=2"],
             ["rollout.backend=server", "model.tensor_model_parallel_size=2", "rollout.backend=megatron"],
         ),
+        ("rollout.backend=trtllm", ["backend=trtllm needs a section trtllm", "rollout=trtllm"]),
+        ("rollout=trtllm", ["rollout.backend=trtllm", "trainer.accelerator=gpu, not cpu", "rollout.backend=megatron"]),
+        (
+            ["rollout=trtllm", "trainer.accelerator=gpu", "model.decoder.add_qkv_bias=true"],
+            ["model.decoder.qk_layernorm=True, model.decoder.add_qkv_bias=True", "rollout.backend=megatron or server"],
+        ),
+        (
+            ["rollout=trtllm", "rollout.sampling.repetition_penalty=1.1"],
+            ["rollout: backend=trtllm", "sampling.repetition_penalty=1.1", "backend=megatron"],
+        ),
+        (
+            ["rollout=trtllm", "rollout.sampling.min_new_tokens=3"],
+            ["rollout: backend=trtllm", "sampling.min_new_tokens=3", "backend=megatron"],
+        ),
         # Keys that are not there.
         ("~data.tokenizer", ["data.tokenizer", "missing"]),
         ("data.tokenizer=${nowhere}", ["data.tokenizer", "nowhere", "not found"]),
@@ -267,6 +282,13 @@ def test_transformer_engine_needs_a_gpu_and_bfloat16():
     assert run_config(engine, "trainer.accelerator=gpu", "trainer.precision=bf16").model.precision.fp8 is None
     with pytest.raises(ConfigError, match=r"model\.precision\.fp8=hybrid needs model\.attention_backend"):
         run_config("model.precision.fp8=hybrid")
+
+
+def test_tensorrt_llm_takes_a_llama_on_a_gpu():
+    llama = ["rollout=trtllm", "trainer.accelerator=gpu", "model.decoder.qk_layernorm=false"]
+    assert run_config(*llama).rollout.trtllm is not None
+    with pytest.raises(ConfigError, match=r"pipeline_model_parallel_size=2"):
+        run_config(*llama, "trainer.devices=2", "model.pipeline_model_parallel_size=2", "model.target_layers=[4]")
 
 
 def test_full_recompute_needs_a_layer_below_the_target_layers():

@@ -62,3 +62,6 @@ class ServedPolicy:
     ) -> Rollouts:
         """Sample completions; see `RolloutBackend.generate`."""
         return self.rollout.generate(prompts, sampling, group_size=group_size, seeds=seeds)
+
+    def release(self) -> None:
+        """Nothing: nobody trains here."""

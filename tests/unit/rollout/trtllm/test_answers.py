@@ -1,0 +1,114 @@
+"""Completions out of TensorRT-LLM's rows, and rows that are none."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from nemo_mapo.rollout.trtllm.answers import EngineCompletions, unpack
+
+VOCAB = 50
+STOP = 3
+PAD = 0
+NONE = -42
+PROMPTS = [torch.tensor([11, 60, 61], dtype=torch.int32), torch.tensor([12], dtype=torch.int32)]
+
+
+def answer() -> dict[str, Tensor]:
+    """The first completion stops after two tokens, the second runs to the limit of three."""
+    return {
+        "output_ids": torch.tensor([[[11, 60, 61, 20, STOP, NONE]], [[12, 21, 22, 23, NONE, NONE]]], dtype=torch.int32),
+        "sequence_lengths": torch.tensor([[5], [4]], dtype=torch.int32),
+        "log_probs": torch.tensor([[[0.0, 0.0, 0.0, -1.0, -2.0, 9.0]], [[0.0, -3.0, -4.0, -5.0, 9.0, 9.0]]]),
+    }
+
+
+def unpacked(output: dict[str, Tensor]) -> EngineCompletions:
+    return unpack(output, PROMPTS, vocab_size=VOCAB, stop_ids=[STOP], max_new_tokens=3, pad_id=PAD)
+
+
+def test_completions_stand_behind_prompts_of_unequal_length():
+    found = unpacked(answer())
+    assert found.tokens.tolist() == [[20, STOP, PAD], [21, 22, 23]]
+    assert found.lengths.tolist() == [2, 3]
+    assert found.stopped.tolist() == [True, False]
+    assert found.log_probs.tolist() == [[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0]]
+
+
+def test_the_result_is_as_wide_as_its_longest_completion():
+    output = answer()
+    output["output_ids"][1, 0, 2], output["sequence_lengths"][1, 0] = STOP, 3
+    assert unpacked(output).tokens.tolist() == [[20, STOP], [21, STOP]]
+
+
+def other_prompt(output: dict[str, Tensor]) -> None:
+    output["output_ids"][0, 0, 1] = 62
+
+
+def empty(output: dict[str, Tensor]) -> None:
+    output["sequence_lengths"][0, 0] = 3
+
+
+def shorter_than_its_prompt(output: dict[str, Tensor]) -> None:
+    output["sequence_lengths"][0, 0] = 1
+
+
+def longer_than_the_row(output: dict[str, Tensor]) -> None:
+    output["sequence_lengths"][1, 0] = 9
+
+
+def beyond_the_limit(output: dict[str, Tensor]) -> None:
+    output["output_ids"][1, 0, 4], output["sequence_lengths"][1, 0] = 24, 5
+
+
+def beyond_the_vocabulary(output: dict[str, Tensor]) -> None:
+    output["output_ids"][1, 0, 2] = VOCAB
+
+
+def padding_inside(output: dict[str, Tensor]) -> None:
+    output["output_ids"][1, 0, 2] = NONE
+
+
+def on_after_a_stop(output: dict[str, Tensor]) -> None:
+    output["output_ids"][1, 0, 2] = STOP
+
+
+def cut_off(output: dict[str, Tensor]) -> None:
+    output["sequence_lengths"][1, 0] = 3
+
+
+def not_finite(output: dict[str, Tensor]) -> None:
+    output["log_probs"][1, 0, 2] = torch.nan
+
+
+def without_log_probs(output: dict[str, Tensor]) -> None:
+    del output["log_probs"]
+
+
+def rows_missing(output: dict[str, Tensor]) -> None:
+    output["sequence_lengths"] = output["sequence_lengths"][:1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (other_prompt, "row 0 .* another prompt"),
+        (empty, "row 0 .*: 0 tokens"),
+        (shorter_than_its_prompt, "row 0 .*: 0 tokens, its length says -2"),
+        (longer_than_the_row, "row 1 .*: 5 tokens, its length says 8"),
+        (beyond_the_limit, "row 1 .*: 4 tokens, its length says 4 of at most 3"),
+        (beyond_the_vocabulary, "row 1 .*: id 50 is not one of the 50"),
+        (padding_inside, "row 1 .*: id -42"),
+        (on_after_a_stop, "row 1 .*: it goes on after a stop token"),
+        (cut_off, "row 1 .*: it ends after 2 tokens without a stop token"),
+        (not_finite, "row 1 has a log-prob that is not finite"),
+        (without_log_probs, "log_probs is missing"),
+        (rows_missing, r"sequence_lengths is \[1, 1\]"),
+    ],
+)
+def test_what_is_no_whole_completion_is_refused(fault: Callable[[dict[str, Tensor]], None], message: str):
+    output = answer()
+    fault(output)
+    with pytest.raises(RuntimeError, match=message):
+        unpacked(output)
