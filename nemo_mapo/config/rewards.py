@@ -26,10 +26,10 @@ class JudgeConfig:
     """Environment variable that holds the key, if the server wants one."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Of one request."""
-    max_attempts: Count = 4
-    """Requests for one reply, the first included."""
+    max_attempts: Count = 9
+    """Requests for one reply, the first included; with the pauses of the defaults an outage of a minute is outlived."""
     pause_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """Before the second attempt; doubled for each one after."""
+    """Before the second attempt; doubled for each one after up to 30 s, and varied at random by half."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of the judge; its authors sample at 0.1."""
     max_tokens: Count = 512

@@ -1,16 +1,23 @@
 """Models behind an OpenAI-compatible server that help to score: a judge that writes, an encoder that embeds."""
 
 import os
+import random
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from nemo_mapo.config.rewards import JudgeConfig
+
+LONGEST_PAUSE_SECONDS: Final = 30.0
 
 
 class JudgeError(RuntimeError):
     """The server cannot be reached, refuses, or answers with something else than was asked for; nothing was scored."""
+
+
+class JudgeUnreachable(JudgeError):
+    """All attempts have failed for reasons that pass: time-outs, broken connections, 429, 5xx."""
 
 
 @runtime_checkable
@@ -40,8 +47,8 @@ class OpenAIClient:
     """A `ChatModel` and an `EmbeddingModel` over HTTP.
 
     Every request has a time limit. Time-outs, broken connections, 429 and 5xx are tried again, with growing pauses,
-    `max_attempts` times in all; then, and on any other refusal at once, JudgeError is raised. An outage never becomes a
-    value.
+    `max_attempts` times in all, before JudgeUnreachable; any other refusal is a JudgeError at once. An outage never
+    becomes a value.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -53,6 +60,8 @@ class OpenAIClient:
         self._config = config
         self._base_url = config.base_url.rstrip("/")
         key = os.environ.get(config.api_key_variable)
+        # Pauses vary from client to client; no verdict depends on them.
+        self._jitter = random.Random()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     @property
@@ -99,12 +108,13 @@ class OpenAIClient:
         failure = ""
         for attempt in range(self._config.max_attempts):
             if attempt:
-                time.sleep(self._config.pause_seconds * 2 ** (attempt - 1))
+                longest = min(self._config.pause_seconds * 2.0 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
+                time.sleep(longest * self._jitter.uniform(0.5, 1.0))
             done, result = self._try(f"{self._base_url}/{path}", body)
             if done:
                 return result
             failure = str(result)
-        raise JudgeError(f"judge: {self._config.max_attempts} attempts failed, the last with: {failure}")
+        raise JudgeUnreachable(f"judge: {self._config.max_attempts} attempts failed, the last with: {failure}")
 
     def _try(self, url: str, body: dict[str, Any]) -> tuple[bool, Any]:
         """One request: (True, decoded answer), or (False, what went wrong) where trying again may help."""

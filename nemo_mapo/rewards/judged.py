@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nemo_mapo.config.rewards import JudgeConfig
-from nemo_mapo.rewards.judge import ChatModel, JudgeError, OpenAIClient
+from nemo_mapo.rewards.judge import ChatModel, JudgeError, JudgeUnreachable, OpenAIClient
 
 logger = logging.getLogger(__name__)
 
@@ -71,32 +73,46 @@ class Judge:
         self._model = model
         self._concurrency = concurrency
         self._remembered = remembered
+        self._last_answer = -math.inf
 
     def ask(self, system: str, prompts: Sequence[str], parse: Callable[[str], Verdict | None]) -> list[Verdict | None]:
         """A verdict for each prompt, in order; None where the judge is out of reach or `parse` finds no verdict.
 
-        Replies with a verdict are remembered; equal prompts are asked once.
+        Replies with a verdict are remembered; equal prompts are asked once. When a request has used up its attempts and
+        the judge has answered no other in that time, the rest are given up: each would take as long.
         """
         distinct = list(dict.fromkeys(prompts))
+        gone = threading.Event()
         with ThreadPoolExecutor(max_workers=self._concurrency, thread_name_prefix="judge") as pool:
             found = dict(
-                zip(distinct, pool.map(lambda prompt: self._ask(system, prompt, parse), distinct), strict=True)
+                zip(distinct, pool.map(lambda prompt: self._ask(system, prompt, parse, gone), distinct), strict=True)
             )
         missing = sum(found[prompt] is None for prompt in prompts)
         if missing:
             logger.warning(f"{missing} of {len(prompts)} verdicts of {self._model.name} are missing")
         return [found[prompt] for prompt in prompts]
 
-    def _ask(self, system: str, prompt: str, parse: Callable[[str], Verdict | None]) -> Verdict | None:
+    def _ask(
+        self, system: str, prompt: str, parse: Callable[[str], Verdict | None], gone: threading.Event
+    ) -> Verdict | None:
         key = hashlib.sha256(json.dumps([self._model.name, system, prompt]).encode()).hexdigest()
         reply = None if self._remembered is None else self._remembered.get(key)
         if reply is not None:
             return parse(reply)
+        if gone.is_set():
+            return None
+        began = time.monotonic()
         try:
             reply = self._model.chat(system, prompt)
+        except JudgeUnreachable as error:
+            logger.debug(f"no verdict: {error}")
+            if self._last_answer < began:
+                gone.set()
+            return None
         except JudgeError as error:
             logger.debug(f"no verdict: {error}")
             return None
+        self._last_answer = time.monotonic()
         verdict = parse(reply)
         if verdict is None:
             logger.debug(f"no verdict in {reply[:200]!r}")

@@ -256,7 +256,7 @@ def _left_out(config: RunConfig, batch: MicroBatch) -> Iterator[str]:
     if config.model.precision.fp8 is not None:
         yield "FP8 copies of weights, and what FP8 saves on activations: planned as bf16"
     if config.rollout.backend != "megatron":
-        yield f"memory of rollout.backend={config.rollout.backend}, which keeps its own keys and values"
+        yield f"memory of rollout.backend={config.rollout.backend}, which keeps its own weights, keys and values"
 
 
 def too_large(plan: Plan, limits: PlanConfig) -> str | None:

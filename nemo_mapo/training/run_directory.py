@@ -35,6 +35,7 @@ _MAY_CHANGE = (
     "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
     "rollout.server",
+    "rollout.trtllm",
     "rollout.log_prob_alarm",
     "rewards.judge.base_url",
 )

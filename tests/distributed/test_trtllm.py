@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from distributed.trtllm_ranks import generate
 
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.testing.layouts import Layout, dense_config, write_start
 from nemo_mapo.testing.ranks import run_on_ranks
-from distributed.trtllm_ranks import generate
 
 pytestmark = pytest.mark.distributed
 

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from nemo_mapo.config.rewards import Mpar2Config, RewardsConfig
+from nemo_mapo.config.rewards import JudgeConfig, Mpar2Config, RewardsConfig
 from nemo_mapo.rewards.combined import score
 from nemo_mapo.rewards.consistency_judge import JudgeConsistency
+from nemo_mapo.rewards.judge import LONGEST_PAUSE_SECONDS
 from nemo_mapo.rewards.judged import VerdictCache, unit_score, yes_or_no
 from nemo_mapo.rewards.mpar2 import Perception, ReasoningSteps, ReviewedAnswer, floored_geometric_mean
 from nemo_mapo.rewards.registry import RewardSample
@@ -87,6 +88,32 @@ def test_one_missing_verdict_leaves_the_others_as_they_are(serve):
     table = score([thinking(), thinking(reasoning="a cat.")], by_model(server))
     assert table.by_reward["consistency"] == [0.0, None]
     assert table.total == pytest.approx([3.0, 4.0])
+
+
+def test_a_judge_that_is_gone_is_given_up_once_and_not_for_every_prompt(serve):
+    server = serve(lambda path, body: (503, ""))
+    samples = [thinking(reasoning=f"reason {number}") for number in range(30)]
+    reward = JudgeConsistency(by_model(server, judge={"max_attempts": 3, "concurrency": 2}))
+    assert reward(samples) == [None] * 30
+    assert len(server.requests) <= 2 * 3
+    server.reply = lambda path, body: chat_reply("YES")
+    assert reward(samples) == [1.0] * 30
+
+
+def test_a_judge_that_comes_back_in_time_has_cost_no_verdict(serve):
+    until = time.monotonic() + 0.5
+    server = serve(lambda path, body: chat_reply("YES") if time.monotonic() > until else (503, ""))
+    samples = [thinking(reasoning=f"reason {number}") for number in range(12)]
+    patient = {"max_attempts": 9, "pause_seconds": 0.05, "concurrency": 4}
+    assert JudgeConsistency(by_model(server, judge=patient))(samples) == [1.0] * 12
+
+
+def test_the_default_patience_is_more_than_a_minute():
+    config = JudgeConfig()
+    pauses = [
+        min(config.pause_seconds * 2**attempt, LONGEST_PAUSE_SECONDS) for attempt in range(config.max_attempts - 1)
+    ]
+    assert sum(pauses) / 2 > 60
 
 
 def test_requests_run_beside_each_other(serve):
