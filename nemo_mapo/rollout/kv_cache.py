@@ -1,4 +1,4 @@
-"""Rows of Megatron's static KV cache: shared by the completions of a prompt, dropped when a completion is finished."""
+"""Megatron's static KV cache as slots: allocated once, of one shape, for one completion after the other."""
 
 from collections.abc import Callable
 
@@ -8,71 +8,79 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 
-def take_rows(
-    context: StaticInferenceContext, rows: Int[Tensor, " taken"], *, max_sequence_length: int
-) -> StaticInferenceContext:
-    """A cache for decoding whose row i holds the keys and values of row `rows[i]`; `context` is emptied.
+class SlotCache:
+    """A cache of fixed shape; the completions under way stand in its first slots and all end at one position."""
 
-    A row may be taken several times (the completions of one prompt) or not at all (finished completions). Layers are
-    moved one by one, so that both caches exist in full for one layer only.
+    def __init__(self, slots: int, room: int) -> None:
+        """Take memory for `slots` completions of `room` positions as soon as there is something to put in."""
+        self.context = StaticInferenceContext(slots, room)
+        self.context.materialize_only_last_token_logits = True
+        self.context.enable_decode_mode()
 
-    Args:
-        context: cache filled up to its `sequence_len_offset`.
-        rows: rows to take, in the order of the new cache.
-        max_sequence_length: room of the new cache, at least what is filled.
-    """
-    filled = context.sequence_len_offset
-    assert filled <= max_sequence_length, f"{filled} cached positions do not fit {max_sequence_length}"
-    taken = StaticInferenceContext(len(rows), max_sequence_length)
-    taken.sequence_len_offset = filled
-    taken.materialize_only_last_token_logits = True
-    taken.enable_decode_mode()
-    for layer in list(context.key_value_memory_dict):
-        key, value = context.key_value_memory_dict.pop(layer)
-        taken.key_value_memory_dict[layer] = tuple(
-            _take(memory[:filled], rows, max_sequence_length) for memory in (key, value)
-        )
-    return taken
+    @property
+    def end(self) -> int:
+        """Positions that are filled."""
+        filled: int = self.context.sequence_len_offset
+        return filled
 
+    @property
+    def room(self) -> int:
+        """Positions there are."""
+        positions: int = self.context.max_sequence_length
+        return positions
 
-def join_rows(
-    live: StaticInferenceContext, arrived: StaticInferenceContext, rotate: Callable[[Tensor, int], Tensor]
-) -> StaticInferenceContext:
-    """A cache of the rows of `live` and, moved to end where they end, those of `arrived`; both are emptied.
+    def begin(self, end: int) -> None:
+        """Forget what is there; the first completions will end at `end`."""
+        self.context.sequence_len_offset = end
 
-    Args:
-        live: filled up to its `sequence_len_offset`, which is at least that of `arrived`.
-        arrived: prompts that have just been read, from position 0.
-        rotate: keys `[time, batch, kv_heads, dim]` as they would be this many positions later.
-    """
-    end, width = live.sequence_len_offset, arrived.sequence_len_offset
-    assert width <= end, f"a prompt of {width} positions cannot end at {end}"
-    joined = StaticInferenceContext(live.max_batch_size + arrived.max_batch_size, live.max_sequence_length)
-    joined.sequence_len_offset = end
-    joined.materialize_only_last_token_logits = True
-    joined.enable_decode_mode()
-    for layer in list(live.key_value_memory_dict):
-        (live_key, live_value), (key, value) = (one.key_value_memory_dict.pop(layer) for one in (live, arrived))
-        joined.key_value_memory_dict[layer] = (
-            _join(live_key, rotate(key[:width], end - width), end),
-            _join(live_value, value[:width], end),
-        )
-    return joined
+    def admit(
+        self,
+        read: StaticInferenceContext,
+        copies: Int[Tensor, " arriving"],
+        *,
+        first: int,
+        rotate: Callable[[Tensor, int], Tensor],
+    ) -> None:
+        """Put prompts that were read into slots from `first` on, so that they end at `end`; empties `read`.
 
+        Args:
+            read: prompts from position 0, filled up to its `sequence_len_offset`.
+            copies: row of `read` for each slot; a row may be taken several times (the completions of one prompt).
+            first: slot of the first; those before it are kept.
+            rotate: keys `[time, batch, kv_heads, dim]` as they would be this many positions later.
+        """
+        width = read.sequence_len_offset
+        start, slots = self.end - width, slice(first, first + len(copies))
+        assert start >= 0, f"a prompt of {width} positions cannot end at {self.end}"
+        # Layer by layer, so that both exist in full for one layer only.
+        for layer in list(read.key_value_memory_dict):
+            key, value = (memory[:width] for memory in read.key_value_memory_dict.pop(layer))
+            keys, values = self._memory(layer, like=key)
+            keys[start : self.end, slots] = (rotate(key, start) if start > 0 else key)[:, copies]
+            values[start : self.end, slots] = value[:, copies]
 
-def _join(live: Tensor, arrived: Tensor, end: int) -> Tensor:
-    room, rows, kv_heads, dim = live.shape
-    joined = live.new_empty(room, rows + arrived.shape[1], kv_heads, dim)
-    joined[:end, :rows] = live[:end]
-    # What lies before a prompt is masked; it must be finite all the same.
-    joined[: end - len(arrived), rows:] = 0
-    joined[end - len(arrived) : end, rows:] = arrived
-    return joined
+    def close_ranks(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " kept"]:
+        """Move completions from the last slots into those that are free, until the kept ones stand in the first.
 
+        Args:
+            kept: slots to keep, in ascending order.
 
-def _take(memory: Tensor, rows: Tensor, max_sequence_length: int) -> Tensor:
-    """Select rows of `[filled, batch, kv_heads, dim]`, with room behind them that stays unset."""
-    filled, _, kv_heads, dim = memory.shape
-    taken = memory.new_empty(max_sequence_length, len(rows), kv_heads, dim)
-    torch.index_select(memory, 1, rows, out=taken[:filled])
-    return taken
+        Returns:
+            The slot from which each now comes.
+        """
+        slots = torch.arange(len(kept), device=kept.device)
+        free, movers = slots[~torch.isin(slots, kept)], kept[kept >= len(kept)]
+        for memories in self.context.key_value_memory_dict.values():
+            for memory in memories:
+                memory[: self.end, free] = memory[: self.end, movers]
+        slots[free] = movers
+        return slots
+
+    def _memory(self, layer: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer."""
+        memories: dict[int, tuple[Tensor, Tensor]] = self.context.key_value_memory_dict
+        if layer not in memories:
+            # What lies before a prompt is masked, but must be finite all the same.
+            shape = (self.room, self.context.max_batch_size, *like.shape[2:])
+            memories[layer] = (like.new_zeros(shape), like.new_zeros(shape))
+        return memories[layer]

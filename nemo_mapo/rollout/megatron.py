@@ -23,7 +23,7 @@ from nemo_mapo.models.pipeline import (
     whole_sequences,
 )
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
-from nemo_mapo.rollout.kv_cache import join_rows, take_rows
+from nemo_mapo.rollout.kv_cache import SlotCache
 from nemo_mapo.rollout.prefill_inputs import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_of, left_padded, no_audio
 from nemo_mapo.rollout.protocol import Capabilities
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
@@ -57,10 +57,22 @@ class _Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Live:
-    """Completions being decoded together, and the logits of their next token."""
+class _Read:
+    """Prompts that have been read, each once, and the completions that begin with them."""
 
     context: StaticInferenceContext
+    copies: Int[Tensor, " arriving"]
+    """Row of `context` for each completion."""
+    rows: Int[Tensor, " arriving"]
+    """Their rows in `_Samples`."""
+    segment_ids: Int[Tensor, "arriving width"]
+    logits: Float[Tensor, "arriving vocab"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Live:
+    """Completions being decoded together, slot by slot, and the logits of their next token."""
+
     rows: Int[Tensor, " live"]
     """Their rows in `_Samples`."""
     steps: Int[Tensor, " live"]
@@ -171,48 +183,49 @@ class MegatronRollout:
 
         All rows stand at one position of the cache. A prompt that takes the places of finished rows is read by itself,
         and its keys are turned to where it then ends; attention depends on distances only. When the cache has no room
-        for another whole completion, the rows in it are drawn to their ends, and the next round begins with a new one.
+        for another whole completion, the rows in it are drawn to their ends, and the next round begins in it anew.
         """
         order = torch.argsort(prompts.lengths, stable=True, descending=True)
         waiting = deque(torch.split(order, 1))
+        together = self.batch_size // group_size
+        # Ranks that share out experts make the same calls, so none of them takes in prompts of its own.
+        refills = len(waiting) > together and parallel_state.get_expert_model_parallel_world_size() == 1
+        room = int(prompts.lengths.max()) + sampling.max_new_tokens * (2 if refills else 1)
+        cache = SlotCache(min(together, len(waiting)) * group_size, room)
         while waiting:
-            first = _next_prompts(waiting, self.batch_size // group_size)
-            # Ranks that share out experts make the same calls, so none of them takes in prompts of its own.
-            refills = bool(waiting) and parallel_state.get_expert_model_parallel_world_size() == 1
-            room = int(prompts.lengths[first].max()) + sampling.max_new_tokens * (2 if refills else 1)
-            live = self._prefill(prompts, first, group_size, room)
-            self._decode(live, sampling, samples, uniforms, prompts, group_size, waiting if refills else deque())
+            read = self._prefill(prompts, _next_prompts(waiting, together), group_size)
+            cache.begin(read.context.sequence_len_offset)
+            live = self._seated(cache, read, behind=None)
+            self._decode(cache, live, sampling, samples, uniforms, prompts, group_size, waiting if refills else deque())
 
-    def _prefill(self, prompts: PromptBatch, chosen: Int[Tensor, " prompts"], group_size: int, room: int) -> _Live:
-        """Read the chosen prompts once each and share out their caches, of `room` positions, to their groups."""
+    def _prefill(self, prompts: PromptBatch, chosen: Int[Tensor, " prompts"], group_size: int) -> _Read:
+        """Read the chosen prompts once each."""
         tokens, segment_ids = left_padded(prompts.tokens[chosen], prompts.lengths[chosen], self.pad_id)
         audio, audio_row = audio_of(prompts, chosen)
-        read = StaticInferenceContext(len(chosen), tokens.shape[1])
-        read.materialize_only_last_token_logits = True
+        context = StaticInferenceContext(len(chosen), tokens.shape[1])
+        context.materialize_only_last_token_logits = True
         unpadded = bool((segment_ids == SEQUENCE_SEGMENT).all())
         logits = self._next_logits(
             tokens.to(self._device),
             audio.to(self._device),
             audio_row.to(self._device),
             segment_ids=None if unpadded else segment_ids.to(self._device),
-            context=read,
+            context=context,
         )
-        read.sequence_len_offset = tokens.shape[1]
-        shared = torch.arange(len(chosen), device=self._device).repeat_interleave(group_size)
-        to_come = segment_ids.new_full((len(chosen), room - tokens.shape[1]), SEQUENCE_SEGMENT)
+        context.sequence_len_offset = tokens.shape[1]
+        copies = torch.arange(len(chosen), device=self._device).repeat_interleave(group_size)
         members = torch.arange(group_size, device=chosen.device)
-        rows = (chosen[:, None] * group_size + members).flatten().to(self._device)
-        return _Live(
-            context=take_rows(read, shared, max_sequence_length=room),
-            rows=rows,
-            steps=torch.zeros_like(rows),
-            most_steps=0,
-            segment_ids=torch.cat((segment_ids, to_come), dim=1).to(self._device)[shared],
-            logits=logits[shared],
+        return _Read(
+            context=context,
+            copies=copies,
+            rows=(chosen[:, None] * group_size + members).flatten().to(self._device),
+            segment_ids=segment_ids.to(self._device)[copies],
+            logits=logits[copies],
         )
 
     def _decode(
         self,
+        cache: SlotCache,
         live: _Live,
         sampling: SamplingConfig,
         samples: _Samples,
@@ -233,29 +246,38 @@ class MegatronRollout:
             if remaining <= COMPACTION_SHARE * len(live.rows):
                 # A row that has stopped stands in where other ranks still need this one's experts.
                 kept = going_on.nonzero().flatten() if remaining else torch.zeros_like(live.rows[:1])
-                live, tokens = _keep(live, kept), tokens[kept]
-            live = self._advance(live, tokens)
+                order = cache.close_ranks(kept)
+                live, tokens = _reordered(live, order), tokens[order]
+            live = self._advance(cache, live, tokens)
             free = (slots - len(live.rows)) // group_size
-            fits = live.context.sequence_len_offset + sampling.max_new_tokens <= live.context.max_sequence_length
+            fits = cache.end + sampling.max_new_tokens <= cache.room
             if waiting and fits and len(live.rows) <= COMPACTION_SHARE * slots and free > 0:
-                chosen = _next_prompts(waiting, free)
-                arrived = self._prefill(prompts, chosen, group_size, int(prompts.lengths[chosen].max()))
-                live = self._joined(live, arrived)
+                read = self._prefill(prompts, _next_prompts(waiting, free), group_size)
+                live = self._seated(cache, read, behind=live)
 
-    def _joined(self, live: _Live, arrived: _Live) -> _Live:
-        """Rows that have just been read behind those that are being decoded."""
-        end, width = live.context.sequence_len_offset, arrived.context.sequence_len_offset
-        shape = (len(arrived.rows), live.segment_ids.shape[1])
-        segment_ids = live.segment_ids.new_full(shape, SEQUENCE_SEGMENT)
-        segment_ids[:, : end - width] = PADDING_SEGMENT
-        segment_ids[:, end - width : end] = arrived.segment_ids
+    def _seated(self, cache: SlotCache, read: _Read, *, behind: _Live | None) -> _Live:
+        """Rows that have just been read in the slots behind those that are being decoded, all of them together."""
+        first = 0 if behind is None else len(behind.rows)
+        cache.admit(read.context, read.copies, first=first, rotate=self.model.rotated_keys)
+        start = cache.end - read.segment_ids.shape[1]
+        segment_ids = read.segment_ids.new_full((len(read.rows), cache.room), SEQUENCE_SEGMENT)
+        segment_ids[:, :start] = PADDING_SEGMENT
+        segment_ids[:, start : cache.end] = read.segment_ids
+        arrived = _Live(
+            rows=read.rows,
+            steps=torch.zeros_like(read.rows),
+            most_steps=0,
+            segment_ids=segment_ids,
+            logits=read.logits,
+        )
+        if behind is None:
+            return arrived
         return _Live(
-            context=join_rows(live.context, arrived.context, self.model.rotated_keys),
-            rows=torch.cat((live.rows, arrived.rows)),
-            steps=torch.cat((live.steps, arrived.steps)),
-            most_steps=live.most_steps,
-            segment_ids=torch.cat((live.segment_ids, segment_ids)),
-            logits=torch.cat((live.logits, arrived.logits)),
+            rows=torch.cat((behind.rows, arrived.rows)),
+            steps=torch.cat((behind.steps, arrived.steps)),
+            most_steps=behind.most_steps,
+            segment_ids=torch.cat((behind.segment_ids, arrived.segment_ids)),
+            logits=torch.cat((behind.logits, arrived.logits)),
         )
 
     def _draw(
@@ -285,17 +307,17 @@ class MegatronRollout:
         live.steps.add_(1)
         return drawn.masked_fill(done, self.pad_id)
 
-    def _advance(self, live: _Live, tokens: Int[Tensor, " live"]) -> _Live:
+    def _advance(self, cache: SlotCache, live: _Live, tokens: Int[Tensor, " live"]) -> _Live:
         """Read one token per row."""
-        position = live.context.sequence_len_offset
+        position = cache.end
         logits = self._next_logits(
             tokens[:, None],
             no_audio(self._device),
             torch.full_like(live.rows, -1),
             segment_ids=live.segment_ids[:, : position + 1],
-            context=live.context,
+            context=cache.context,
         )
-        live.context.sequence_len_offset = position + 1
+        cache.context.sequence_len_offset = position + 1
         return replace(live, most_steps=live.most_steps + 1, logits=logits)
 
     def _next_logits(
@@ -350,13 +372,12 @@ def _next_prompts(waiting: "deque[Int[Tensor, ' one']]", most: int) -> Int[Tenso
     return torch.cat([waiting.popleft() for _ in range(min(most, len(waiting)))])
 
 
-def _keep(live: _Live, kept: Int[Tensor, " kept"]) -> _Live:
-    """Drop all rows but `kept` (indices among the live ones)."""
+def _reordered(live: _Live, order: Int[Tensor, " kept"]) -> _Live:
+    """The rows of these slots, in that order."""
     return replace(
         live,
-        context=take_rows(live.context, kept, max_sequence_length=live.context.max_sequence_length),
-        rows=live.rows[kept],
-        steps=live.steps[kept],
-        segment_ids=live.segment_ids[kept],
-        logits=live.logits[kept],
+        rows=live.rows[order],
+        steps=live.steps[order],
+        segment_ids=live.segment_ids[order],
+        logits=live.logits[order],
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
-from nemo_mapo.rollout.kv_cache import take_rows
+from nemo_mapo.rollout.kv_cache import SlotCache
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.sampling import sampling_distribution
@@ -146,7 +146,9 @@ def cached_logits(
             tokens, prompts.audio, prompts.audio_row, segment_ids=segment_ids[:, :width], inference_context=context
         )
         context.sequence_len_offset = width
-        context = take_rows(context, torch.arange(batch), max_sequence_length=width + time)
+        cache = SlotCache(batch + 2, width + time)
+        cache.begin(width)
+        cache.admit(context, torch.arange(batch), first=0, rotate=tiny.model.rotated_keys)
         silence = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
         for step in range(time):
             collected.append(output.logits[:, -1])
@@ -155,9 +157,9 @@ def cached_logits(
                 silence,
                 torch.full((batch,), -1),
                 segment_ids=segment_ids[:, : width + step + 1],
-                inference_context=context,
+                inference_context=cache.context,
             )
-            context.sequence_len_offset += 1
+            cache.context.sequence_len_offset += 1
     return torch.stack(collected, dim=1)
 
 
