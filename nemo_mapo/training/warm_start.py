@@ -107,6 +107,8 @@ def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokeni
                 optimizer.step()
                 bar.set_postfix(stage=stage.target, loss=f"{float(loss):.3f}", refresh=False)
                 bar.update()
+    # Else the last gradient is added to the first one of what comes after.
+    optimizer.zero_grad()
 
 
 def _supervised_loss(model: AudioLLM, sequences: TokenBatch) -> Float[Tensor, ""]:

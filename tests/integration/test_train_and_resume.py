@@ -154,3 +154,14 @@ def test_a_run_killed_in_its_warm_start_ends_as_one_that_was_not(corpus, tmp_pat
         )
         assert finished.returncode == 0, finished.stderr[-3000:]
     assert timeless(metrics(killed)) == timeless(metrics(whole))
+
+
+def test_a_run_that_makes_its_warm_start_ends_as_one_that_finds_it(corpus, tmp_path):
+    for run_dir in (tmp_path / "makes", tmp_path / "finds"):
+        shared = f"warm_start.cache_dir={tmp_path / 'cache'}"
+        finished = subprocess.run(
+            warm_started(corpus, run_dir, shared), env=environment(), capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert ("warm start:" in finished.stderr) == (run_dir.name == "makes")
+    assert timeless(metrics(tmp_path / "makes")) == timeless(metrics(tmp_path / "finds"))
