@@ -55,8 +55,8 @@ class ServeConfig:
             raise ValueError(f"rollout.backend={self.rollout.backend}: a server serves rollout.backend=megatron")
         if spread := self.model.cut_over_ranks:
             raise ValueError(
-                f"{', '.join(spread)}: the trainer may cut its model, the server's copy is whole, in one process; set 1 "
-                "(start several servers for more speed)"
+                f"{', '.join(spread)}: the trainer may cut its model, the server's copy is whole, in one process; "
+                "set 1 (start several servers for more speed)"
             )
 
 
