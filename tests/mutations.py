@@ -17,6 +17,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 COPIED = ("nemo_mapo", "benchmarks", "tests", "conf", "pyproject.toml", "README.md")
 LAYOUTS = "tests/distributed/test_layouts.py"
+GATHERED = "tests/distributed/test_gathered_weights.py"
 TESTS_FAILED = 1
 """Exit status of pytest when it ran and a test failed; anything else above 0 is a broken command."""
 
@@ -163,6 +164,30 @@ FAULTS = (
         right="            logits[..., max(real, 0) :] = -torch.inf\n",
         wrong="            logits[..., max(real, 0) :] += 0.0\n",
         tests=(LAYOUTS, "-k", "tensor and 4"),
+    ),
+    Fault(
+        name="gathered weights: gate and up change places",
+        file="nemo_mapo/models/tensors.py",
+        right="        shards: list[ShardedTensor] = entry.build()\n",
+        wrong=(
+            "        gate, up = entry.build()\n"
+            "        shards = [replace(gate, data=up.data), replace(up, data=gate.data)]\n"
+        ),
+        tests=(GATHERED, "-k", "tied and tensor and 2 and sequence"),
+    ),
+    Fault(
+        name="gathered weights: the rows that pad the vocabulary stay",
+        file="nemo_mapo/models/tensors.py",
+        right="    return whole if rows is None else whole[:rows]\n",
+        wrong="    return whole\n",
+        tests=(GATHERED, "-k", "tied and tensor and 2 and sequence"),
+    ),
+    Fault(
+        name="gathered weights: experts counted from the rank's first",
+        file="nemo_mapo/models/tensors.py",
+        right='numbers = [*map(str, shard.global_offset[:axes]), ""]',
+        wrong='numbers = [*map(str, shard.global_offset[:1]), *_NUMBER.findall(name)[1:], ""]',
+        tests=(GATHERED, "-k", "experts and expert and 2 and not pipeline"),
     ),
 )
 

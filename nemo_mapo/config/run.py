@@ -252,11 +252,6 @@ class RunConfig:
                 f"rollout.server.kind={self.rollout.server.kind} takes no weights from a trainer, so it would sample "
                 "from the start policy for ever; train with kind=nemo_mapo (examples/serve_rollouts.py)"
             )
-        if cut := self.model.cut_over_ranks:
-            raise ValueError(
-                f"rollout.backend=server sends whole tensors, and {', '.join(cut)} leaves parts of them on each rank: "
-                "set 1, or use rollout.backend=megatron"
-            )
 
     def _check_trtllm(self) -> None:
         """ValueError where TensorRT-LLM cannot take this policy."""

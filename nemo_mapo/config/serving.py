@@ -54,7 +54,10 @@ class ServeConfig:
         if self.rollout.backend != "megatron":
             raise ValueError(f"rollout.backend={self.rollout.backend}: a server serves rollout.backend=megatron")
         if spread := self.model.cut_over_ranks:
-            raise ValueError(f"{', '.join(spread)}: a server is one process, set 1 (start several for more speed)")
+            raise ValueError(
+                f"{', '.join(spread)}: the trainer may cut its model, the server's copy is whole, in one process; "
+                "set 1 (start several servers for more speed)"
+            )
 
 
 def register_serving_defaults() -> None:

@@ -68,6 +68,8 @@ def buckets(tensors: NamedTensors, *, max_bytes: int) -> Iterator[dict[str, Tens
             bucket, size = {}, 0
         bucket[name] = tensor.detach().to("cpu", copy=True).contiguous()
         size += tensor.nbytes
+        # One that was gathered from several ranks goes before the next one is made.
+        del tensor
     if bucket:
         yield bucket
 

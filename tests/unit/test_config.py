@@ -11,6 +11,7 @@ from nemo_mapo.config.load import ConfigError, as_plain, register_defaults, vali
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.reference import configuration_markdown
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.serving import register_serving_defaults, validate_serving
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -197,10 +198,6 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("rollout.backend=server", ["rollout", "needs a section server", "rollout=server"]),
         (["rollout=server", "rollout.server.kind=vllm"], ["rollout.server.kind=vllm", "takes no weights"]),
         (["rollout=server", "rollout.server.sync_dir=null"], ["weight_sync=directory needs sync_dir"]),
-        (
-            ["rollout=server", "trainer.devices=2", "model.tensor_model_parallel_size=2"],
-            ["rollout.backend=server", "model.tensor_model_parallel_size=2", "rollout.backend=megatron"],
-        ),
         ("rollout.backend=trtllm", ["backend=trtllm needs a section trtllm", "rollout=trtllm"]),
         ("rollout=trtllm", ["rollout.backend=trtllm", "trainer.accelerator=gpu, not cpu", "rollout.backend=megatron"]),
         (
@@ -225,6 +222,23 @@ def test_a_bad_config_is_refused_with_path_value_and_remedy(override: str | list
         run_config(*([override] if isinstance(override, str) else override))
     message = str(refused.value)
     assert [part for part in said if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("cut", "more"),
+    [
+        ("model.tensor_model_parallel_size=2", []),
+        ("model.pipeline_model_parallel_size=2", ["model.decoder.num_layers=6", "model.target_layers=[4]"]),
+        ("model.expert_model_parallel_size=2", ["model.decoder.num_moe_experts=4", "model.micro_batch_size=8"]),
+    ],
+)
+def test_a_trainer_may_cut_the_model_of_which_its_server_has_a_whole_copy(cut: str, more: list[str]) -> None:
+    assert run_config("rollout=server", "trainer.devices=2", cut, *more).rollout.backend == "server"
+    register_serving_defaults()
+    with initialize_config_dir(str(CONF), version_base=None):
+        serving = compose("serve_rollouts", overrides=[cut, *more])
+    with pytest.raises(ConfigError, match=f"{cut}: the trainer may cut its model, the server's copy is whole"):
+        validate_serving(serving)
 
 
 def test_all_problems_are_reported_at_once() -> None:

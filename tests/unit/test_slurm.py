@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo_mapo.config.serving import validate_serving
 from tests.integration.tiny_run import TINY_MODEL, metrics, write_tiny_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +179,18 @@ def test_servers_and_trainer_get_configs_that_fit_each_other(job: Job) -> None:
     assert trainer["rollout"]["server"]["token_variable"] == server["serving"]["token_variable"]
     assert f"export {server['serving']['token_variable']}\n" in WITH_SERVERS.read_text()
     assert trainer["rewards"]["judge"]["base_url"] == "http://n2:8001/v1"
+
+
+def test_the_server_of_a_model_that_the_trainer_cuts_has_it_whole(job: Job) -> None:
+    cut = ("model.tensor_model_parallel_size=2", "model.sequence_parallel=true", "model.pipeline_model_parallel_size=5")
+    judge = {"JUDGE_COMMAND": "serve", "JUDGE_MODEL": "some/model"}
+    code, output = job.run(WITH_SERVERS, *cut, **judge, DRY_RUN="1", SLURM_JOB_NODELIST_HET_GROUP_0="n0")
+    assert code == 0, output
+    server_part, trainer_part = re.findall(r"# resolved config of .*\n((?:(?![+#]).*\n)+)", output)
+    server, trainer = validate_serving(yaml.safe_load(server_part)), yaml.safe_load(trainer_part)
+    assert server.model.cut_over_ranks == []
+    assert trainer["model"]["tensor_model_parallel_size"] == 2
+    assert trainer["model"]["pipeline_model_parallel_size"] == 5
 
 
 def test_a_container_is_named_in_every_step(job: Job) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -17,7 +17,8 @@ from nemo_mapo.config.adapters import LoraConfig, LoraTarget
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora, is_adapter
 from nemo_mapo.models.qwen_omni.families import QwenModel
-from nemo_mapo.models.qwen_omni.streamed import Entry, Place, pieces_of, with_dtype
+from nemo_mapo.models.qwen_omni.streamed import Place, pieces_of, with_dtype
+from nemo_mapo.models.tensors import Entry, sharded_tensors, shards_of
 
 
 def model_without_storage(model: QwenModel) -> AudioLLM:
@@ -28,12 +29,6 @@ def model_without_storage(model: QwenModel) -> AudioLLM:
         return AudioLLM(
             model.config, vocab_size=vocab_size, audio_token_id=model.audio_token_id, sample_rate=model.sample_rate
         )
-
-
-def sharded_tensors(model: AudioLLM) -> dict[str, Entry]:
-    """The tensors of its sharded state, without the empty extra states of linears."""
-    state = model.sharded_state_dict()
-    return {name: entry for name, entry in state.items() if isinstance(entry, Entry)}
 
 
 class CheckpointTensors:
@@ -99,7 +94,7 @@ class CheckpointTensors:
 
     def _as_stored(self, entry: Entry) -> Entry:
         """The entry in the type that the checkpoint has; ValueError where it has another shape or no such tensor."""
-        for part in entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]:
+        for part in shards_of(entry):
             found = self._stored.get(part.key)
             if found is None or not _fits(tuple(found.size), part):
                 raise ValueError(

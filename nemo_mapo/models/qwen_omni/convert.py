@@ -16,8 +16,9 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.qwen_omni.checkpoint import CheckpointTensors, model_without_storage
 from nemo_mapo.models.qwen_omni.families import read_model
 from nemo_mapo.models.qwen_omni.files import ModelFiles, shard_layout, side_files, write_shards
-from nemo_mapo.models.qwen_omni.streamed import Entry, save_streamed, with_dtype
+from nemo_mapo.models.qwen_omni.streamed import save_streamed, with_dtype
 from nemo_mapo.models.qwen_omni.weights import Source, WeightMap, is_left_aside
+from nemo_mapo.models.tensors import Entry
 
 CHECKPOINT, ORIGINAL, TOKENIZER = "checkpoint", "original", "tokenizer"
 MODEL_CONFIG = Path("conf", "model", "imported.yaml")

@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state_dic
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-Entry: TypeAlias = ShardedTensor | ShardedTensorFactory
-"""What a sharded state says of a tensor."""
+from nemo_mapo.models.tensors import Entry, shards_of
+
 Read = Callable[[str], Tensor]
 """The tensor of a name of the model's state."""
 Place = tuple[str, tuple[int, ...]]
@@ -130,14 +130,13 @@ def with_dtype(entry: Entry, dtype: torch.dtype) -> Entry:
 
 
 def _places(entry: Any) -> Iterator[Place]:
-    if isinstance(entry, ShardedTensor | ShardedTensorFactory):
+    if isinstance(entry, Entry):
         yield from (place for place, _ in pieces_of(entry, entry.data))
 
 
 def pieces_of(entry: Entry, data: Tensor) -> Iterator[tuple[Place, Tensor]]:
     """What of a tensor goes where in the checkpoint: all of it, or views of the parts that Megatron cuts it into."""
-    built = replace(entry, data=data)
-    for part in built.build() if isinstance(built, ShardedTensorFactory) else [built]:
+    for part in shards_of(replace(entry, data=data)):
         yield (part.key, tuple(part.global_offset)), part.data.view((1,) * part.prepend_axis_num + part.local_shape)
 
 

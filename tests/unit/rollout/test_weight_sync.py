@@ -1,6 +1,7 @@
 """Weights arrive whole or not at all, through files and through a process group."""
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,6 +62,19 @@ def test_a_bucket_is_a_copy(tensors: list[tuple[str, Tensor]]) -> None:
     before = bucket["matrix"].clone()
     dict(tensors)["matrix"].zero_()
     assert torch.equal(bucket["matrix"], before)
+
+
+def test_a_tensor_is_let_go_before_the_next_one_is_asked_for() -> None:
+    given: list[weakref.ref[Tensor]] = []
+
+    def made() -> Tensor:
+        assert all(tensor() is None for tensor in given)
+        tensor = torch.zeros(10)
+        given.append(weakref.ref(tensor))
+        return tensor
+
+    parts = buckets(((name, made()) for name in ("w", "v", "u")), max_bytes=BUCKET_BYTES)
+    assert [list(part) for part in parts] == [["w", "v"], ["u"]]
 
 
 def test_an_update_is_read_as_it_was_written(tmp_path: Path, tensors: list[tuple[str, Tensor]]) -> None:

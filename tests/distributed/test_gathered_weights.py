@@ -1,0 +1,147 @@
+"""A model that is cut over ranks gives a rollout server the tensors that it would have in one process, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed.gather_ranks import Gathered, gathered, loaded, sampled_after_a_failed_update, samples, uncut_state
+
+from nemo_mapo.config.adapters import LoraConfig
+from nemo_mapo.config.model import ModelConfig, NemoPerceptionConfig
+from nemo_mapo.config.rollout import ServingConfig
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.testing.layouts import Layout, dense_config, moe_config, write_start
+from nemo_mapo.testing.ranks import run_on_ranks
+from nemo_mapo.testing.rollout_server import tiny_server
+from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_model_config, tiny_tokenizer
+
+pytestmark = pytest.mark.distributed
+
+TENSOR_2 = {"tensor_model_parallel_size": 2}
+SEQUENCE = TENSOR_2 | {"sequence_parallel": True}
+STAGES_2 = {"pipeline_model_parallel_size": 2}
+EXPERTS_2 = {"expert_model_parallel_size": 2}
+UNTIED = {"share_embeddings_and_output_weights": False}
+NEMO_ENCODER: dict[str, Any] = {
+    "preprocessor": {
+        "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
+        "sample_rate": SAMPLE_RATE,
+        "features": 16,
+        "dither": 0.0,
+    },
+    "encoder": {
+        "_target_": "nemo.collections.asr.modules.ConformerEncoder",
+        "feat_in": 16,
+        "feat_out": -1,
+        "n_layers": 2,
+        "d_model": 8,
+        "subsampling": "dw_striding",
+        "subsampling_factor": 4,
+        "subsampling_conv_channels": 8,
+        "n_heads": 2,
+        "conv_kernel_size": 5,
+        "conv_norm_type": "batch_norm",
+        "dropout": 0.0,
+        "dropout_pre_encoder": 0.0,
+        "dropout_emb": 0.0,
+        "dropout_att": 0.0,
+    },
+    "modality_adapter": {
+        "_target_": "nemo.collections.multimodal.speech_llm.modules.modality_adapters.IdentityConnectors",
+        "d_model": 8,
+    },
+}
+"""Its layers are numbered too, and its batch norms have counters without an axis."""
+
+MODELS = {
+    "tied": dense_config(),
+    "untied": dense_config(**UNTIED, add_qkv_bias=True),
+    "a vocabulary of its own": dense_config(**UNTIED, vocab_size=45),
+    "adapters": replace(dense_config(), lora=LoraConfig(rank=3, alpha=6.0)),
+    "experts": moe_config(),
+    "NeMo's encoder": replace(dense_config(), perception=NemoPerceptionConfig(module=NEMO_ENCODER)),
+}
+CASES = [
+    ("tied", Layout(name="tensor 2", ranks=2, model=TENSOR_2)),
+    ("tied", Layout(name="tensor 2, sequence", ranks=2, model=SEQUENCE)),
+    ("tied", Layout(name="tensor 2, bfloat16", ranks=2, model=TENSOR_2, dtype=torch.bfloat16)),
+    ("tied", Layout(name="pipeline 2", ranks=2, model=STAGES_2)),
+    ("tied", Layout(name="tensor 2 x pipeline 2", ranks=4, model=TENSOR_2 | STAGES_2)),
+    ("untied", Layout(name="pipeline 2", ranks=2, model=STAGES_2)),
+    ("untied", Layout(name="tensor 2 x data 2", ranks=4, model=TENSOR_2)),
+    ("a vocabulary of its own", Layout(name="tensor 4", ranks=4, model={"tensor_model_parallel_size": 4})),
+    ("adapters", Layout(name="tensor 2", ranks=2, model=TENSOR_2)),
+    ("experts", Layout(name="expert 2", ranks=2, model=EXPERTS_2)),
+    ("experts", Layout(name="tensor 2, sequence", ranks=2, model=SEQUENCE)),
+    ("experts", Layout(name="pipeline 2 x expert 2", ranks=4, model=STAGES_2 | EXPERTS_2)),
+    ("NeMo's encoder", Layout(name="tensor 2", ranks=2, model=TENSOR_2)),
+]
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A checkpoint of each model, made when it is asked for."""
+    folder = tmp_path_factory.mktemp("starts")
+
+    class Starts(dict[str, str]):
+        def __missing__(self, name: str) -> str:
+            path = str(folder / name.replace(" ", "_"))
+            run_on_ranks(write_start, 1, path, MODELS[name])
+            self[name] = path
+            return path
+
+    return Starts()
+
+
+def on_ranks(layout: Layout, model: ModelConfig, start: str) -> list[Gathered]:
+    return run_on_ranks(gathered, layout.ranks, layout, model, start)
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}, {layout.name}" for name, layout in CASES])
+def test_the_first_rank_gets_the_state_of_the_uncut_model(starts: dict[str, str], name: str, layout: Layout) -> None:
+    expected = uncut_state(Layout(dtype=layout.dtype), MODELS[name], starts[name])
+    first, *others = on_ranks(layout, MODELS[name], starts[name])
+    assert first.tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        found = first.tensors[key]
+        assert (found.shape, found.dtype) == (value.shape, value.dtype), key
+        assert torch.equal(found, value), key
+    assert first.kept == 0, "tensors are not collected"
+    assert [other.tensors for other in others] == [{}] * len(others)
+
+
+def test_the_vocabulary_of_these_models_is_padded_where_it_is_cut() -> None:
+    assert len(tiny_tokenizer()) % 2 == 1
+    assert MODELS["a vocabulary of its own"].decoder.vocab_size == 45
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_rank_of_a_model_that_is_not_cut_gives_its_own_tensors(starts: dict[str, str], ranks: int) -> None:
+    expected = uncut_state(Layout(), MODELS["tied"], starts["tied"])
+    for rank in on_ranks(Layout(ranks=ranks), MODELS["tied"], starts["tied"]):
+        assert list(rank.tensors) == list(expected)
+        assert all(torch.equal(rank.tensors[name], value) for name, value in expected.items())
+        assert rank.shared == len(expected), "nothing is copied"
+
+
+@pytest.mark.parametrize("cut", [TENSOR_2, STAGES_2], ids=["tensor 2", "pipeline 2"])
+def test_an_update_that_breaks_off_on_the_first_rank_fails_on_all_and_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, int]
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    base = replace(tiny_model_config(), target_layers=(1,))
+    start, sync_dir = str(tmp_path / "start"), tmp_path / "weights"
+    run_on_ranks(write_start, 1, start, base)
+    sync_dir.mkdir()
+    with tiny_server(ServingConfig(port=0, sync_dir=str(sync_dir)), with_weights=False, model_seed=5) as server:
+        layout = Layout(ranks=2, model=cut)
+        ranks = run_on_ranks(sampled_after_a_failed_update, 2, layout, base, start, server.url, str(sync_dir))
+    model = loaded(Layout(), base, start)
+    expected = samples(MegatronRollout(model, tiny_tokenizer(), batch_size=16), model)
+    for message, rollouts in ranks:
+        assert "version 1 cannot be written" in message
+        assert rollouts.weight_version == 2
+        assert torch.equal(rollouts.completions, expected.completions)
+        torch.testing.assert_close(rollouts.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
