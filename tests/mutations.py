@@ -189,6 +189,34 @@ FAULTS = (
         wrong='numbers = [*map(str, shard.global_offset[:1]), *_NUMBER.findall(name)[1:], ""]',
         tests=(GATHERED, "-k", "experts and expert and 2 and not pipeline"),
     ),
+    Fault(
+        name="rollouts: a completion that moves to a free slot leaves its keys behind",
+        file="nemo_mapo/rollout/kv_cache.py",
+        right="                memory[: self.end, free] = memory[: self.end, movers]\n",
+        wrong="                pass\n",
+        tests=("tests/integration/test_generation.py", "-k", "neighbours or behaviour_log_probs"),
+    ),
+    Fault(
+        name="rollouts: TensorRT-LLM's log-probs taken for those of the distribution drawn from",
+        file="nemo_mapo/rollout/trtllm/scoring.py",
+        right="        drawn_from = reported + restriction(",
+        wrong="        drawn_from = reported + 0 * restriction(",
+        tests=("tests/integration/test_trtllm.py", "-k", "sampled_completions"),
+    ),
+    Fault(
+        name="rollouts: every prompt looks at the first clip's rows of the table",
+        file="nemo_mapo/rollout/trtllm/prompt_table.py",
+        right="vocab_size + starts[clip] + torch.arange(given)",
+        wrong="vocab_size + torch.arange(given)",
+        tests=("tests/integration/test_trtllm.py", "-k", "greedy_completions"),
+    ),
+    Fault(
+        name="rollouts: the engine's difference from the policy is hidden",
+        file="nemo_mapo/rollout/trtllm/scoring.py",
+        right="model=reported + plain - of_token",
+        wrong="model=plain",
+        tests=("tests/integration/test_trtllm.py", "-k", "old_ones_are_seen"),
+    ),
 )
 
 
