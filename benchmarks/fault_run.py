@@ -81,7 +81,7 @@ class Server:
             f"serving.sync_dir={self.stage.weights}",
             f"serving.port={self.port}",
             "trainer.num_threads=1",
-            # A prompt's group by itself: what else is in a batch changes last bits, and so one draw in 3 * 10^4.
+            # A prompt's group by itself: what else is in a batch changes last bits, and so a draw now and then.
             f"rollout.batch_size={GROUP}",
         ]
         self.process = subprocess.Popen(
