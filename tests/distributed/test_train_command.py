@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.tiny_run import STEPS, metrics, train, train_on_ranks, write_tiny_corpus
+from tests.integration.tiny_run import FIGURES, STEPS, metrics, train, train_on_ranks, write_tiny_corpus
 
 pytestmark = pytest.mark.distributed
 
@@ -12,18 +12,6 @@ HALVES = ("model.micro_batch_size=2",)
 TENSOR_2 = ("model.tensor_model_parallel_size=2",)
 SAME_TO = 1e-3
 """Six steps from random weights: rounding grows, a sampled token that differs would be far off."""
-FIGURES = (
-    "train/loss",
-    "train/policy_loss",
-    "train/kl_loss",
-    "train/attention_loss",
-    "train/grad_norm",
-    "mapo/audio_mass",
-    "mapo/mask_max",
-    "rollout/reward_mean",
-    "rollout/completion_tokens",
-    "rollout/accuracy",
-)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.serving import MODEL, fit, free_port, served, serving_command, trainer_of
-from tests.integration.tiny_run import metrics, train_on_ranks, write_tiny_corpus
+from tests.integration.tiny_run import FIGURES, metrics, train_on_ranks, write_tiny_corpus
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed]
 
@@ -19,18 +19,6 @@ COURSE = (f"trainer.mapo.max_steps={STEPS}", "model.optim.lr=1e-4", "model.optim
 SAME_TO = {"rel": 1e-3, "abs": 1e-6}
 MISMATCH_NATS = 1e-5
 """Rounding."""
-FIGURES = (
-    "train/loss",
-    "train/policy_loss",
-    "train/kl_loss",
-    "train/attention_loss",
-    "train/grad_norm",
-    "mapo/audio_mass",
-    "mapo/mask_max",
-    "rollout/reward_mean",
-    "rollout/completion_tokens",
-    "rollout/accuracy",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +49,20 @@ def one_process(corpus: Path, overrides: list[str], tmp_path_factory: pytest.Tem
     return run_dir
 
 
+def run_on_two_ranks(corpus: Path, run_dir: Path, *overrides: str) -> None:
+    once = ("trainer.mapo.val_check_interval=0", "data.test_ds=null")
+    finished = train_on_ranks(2, corpus, run_dir, *once, *overrides)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def assert_same_figures(run_dir: Path, other_dir: Path) -> None:
+    records, others = metrics(run_dir), metrics(other_dir)
+    assert [record["step"] for record in records] == [record["step"] for record in others] == list(range(1, STEPS + 1))
+    for record, other in zip(records, others, strict=True):
+        for name in FIGURES:
+            assert record[name] == pytest.approx(other[name], **SAME_TO), (record["step"], name)
+
+
 def samples(run_dir: Path) -> list[tuple[int, int, str]]:
     """Step, version of the weights and text of every written sample."""
     lines = (run_dir / "rollouts.jsonl").read_text().splitlines()
@@ -79,14 +81,19 @@ def test_two_ranks_learn_from_a_server_what_one_learns(
     corpus: Path, overrides: list[str], one_process: Path, tmp_path: Path, cut: tuple[str, ...]
 ) -> None:
     run_dir = tmp_path / "two"
-    once = ("trainer.mapo.val_check_interval=0", "data.test_ds=null")
-    finished = train_on_ranks(2, corpus, run_dir, *once, *overrides, *cut)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    records, others = metrics(run_dir), metrics(one_process)
-    assert [record["step"] for record in records] == [record["step"] for record in others] == list(range(1, STEPS + 1))
-    for record, other in zip(records, others, strict=True):
-        for name in FIGURES:
-            assert record[name] == pytest.approx(other[name], **SAME_TO), (record["step"], name)
-        assert record["rollout/log_prob_mismatch"] < MISMATCH_NATS
+    run_on_two_ranks(corpus, run_dir, *overrides, *cut)
+    assert_same_figures(run_dir, one_process)
+    assert all(record["rollout/log_prob_mismatch"] < MISMATCH_NATS for record in metrics(run_dir))
     assert samples(run_dir) == samples(one_process)
     assert {sample[:2] for sample in samples(run_dir)} == {(step + 1, step * OPTIMIZER_STEPS) for step in range(STEPS)}
+
+
+def test_two_ranks_of_a_cut_model_generate_ahead_as_one_does(
+    corpus: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    ahead = ("objective.behaviour_clip=2", "trainer.mapo.asynchronous={max_staleness: 1}")
+    assert fit(trainer_of(corpus, tmp_path / "one", *overrides, *ahead))
+    run_on_two_ranks(corpus, tmp_path / "two", *overrides, *ahead, "model.tensor_model_parallel_size=2")
+    assert_same_figures(tmp_path / "two", tmp_path / "one")
+    assert samples(tmp_path / "two") == samples(tmp_path / "one")
+    assert [record["rollout/staleness"] for record in metrics(tmp_path / "two")] == [0.0, 1.0]

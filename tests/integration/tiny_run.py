@@ -26,6 +26,19 @@ TINY_MODEL = (
     "model.target_layers=[1]",
     "rollout.sampling.max_new_tokens=8",
 )
+FIGURES = (
+    "train/loss",
+    "train/policy_loss",
+    "train/kl_loss",
+    "train/attention_loss",
+    "train/grad_norm",
+    "mapo/audio_mass",
+    "mapo/mask_max",
+    "rollout/reward_mean",
+    "rollout/completion_tokens",
+    "rollout/accuracy",
+)
+"""What two runs that learn the same agree in."""
 
 
 def write_tiny_corpus(directory: Path) -> Path:
