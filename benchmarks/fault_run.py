@@ -41,6 +41,8 @@ PER_STEP = 2
 """Optimiser steps of a rollout batch: weights of step s have version 2 s."""
 GENERATING, UPDATING, JUDGING, ALONE = 1, 2, 3, 4
 """Steps, from 0: a server is killed while it generates, the other in an update, the judge goes, both servers die."""
+MISMATCH_NATS = 1e-5
+"""Rounding; one batch from the weights of the step before is far above."""
 KILL_AFTER_SECONDS = 0.02
 """Between sending a request and killing the server that has it."""
 
@@ -100,9 +102,9 @@ class Server:
 
     def kill(self) -> None:
         """At once, as a machine that fails."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes] | None:
         """Hand a request on; None breaks the connection off."""
@@ -138,6 +140,8 @@ class Stage:
     judge_gone_seconds: float
     happened: list[str] = field(default_factory=list)
     sessions: int = 0
+    second_session: list[int] = field(default_factory=list)
+    """Versions of the weights that the servers were sent after the run had stopped."""
     version: int = 0
     verdicts: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -153,30 +157,40 @@ class Stage:
         self.servers = [Server(self, number) for number in range(2)]
 
     @property
+    def warm_start(self) -> Path:
+        """The checkpoint that both runs begin with."""
+        (checkpoint,) = (path for path in (self.directory / "warm start").iterdir() if path.is_dir())
+        return checkpoint
+
+    @property
     def disturbed(self) -> bool:
         """Whether anything befalls this run."""
         return self.delay_seconds > 0
 
     def run(self) -> None:
         """Train to the end, in as many sessions as it takes."""
-        judge = serve_http(self.judge)
-        for server in self.servers:
-            server.start()
         started = time.monotonic()
+        try:
+            for server in self.servers:
+                server.start()
+            self._sessions(serve_http(self.judge))
+        finally:
+            for server in self.servers:
+                server.kill()
+        print(f"{self.name}: {self.sessions} session(s), {time.monotonic() - started:.0f} s", flush=True)
+
+    def _sessions(self, judge: str) -> None:
         while True:
             self.sessions += 1
             finished = subprocess.run(self.command(judge), capture_output=True, text=True, env=environment())
             if finished.returncode == 0:
-                break
+                return
             if self.sessions > 1 or "RolloutUnavailable" in finished.stderr or "no completions" not in finished.stderr:
                 sys.exit(f"{self.name}, session {self.sessions}:\n{finished.stderr[-3000:]}")
             self.happened.append(f"  the run stopped: {finished.stderr.strip().splitlines()[-1][:150]}")
             for server in self.servers:
                 if not server.is_running:
                     server.start()
-        for server in self.servers:
-            server.kill()
-        print(f"{self.name}: {self.sessions} session(s), {time.monotonic() - started:.0f} s", flush=True)
 
     def command(self, judge: str) -> list[str]:
         """The train command."""
@@ -211,6 +225,8 @@ class Stage:
         with self._lock:
             if path == "/v1/weights" and "version" in asked:
                 self.version = asked["version"]
+                if self.sessions > 1 and self.version not in self.second_session:
+                    self.second_session.append(self.version)
                 return self._falls_due(UPDATING, server, server.number == 1, "in the middle of an update")
             if path == "/v1/chat/completions":
                 generating = self._falls_due(GENERATING, server, server.number == 0, "while it generated")
@@ -298,16 +314,26 @@ def report(disturbed: Stage, undisturbed: Stage, *, check: bool) -> None:
     print(f"every answer of a rollout server {disturbed.delay_seconds:g} s later")
     for line in disturbed.happened:
         print(line)
-    same_weights = all(
-        torch.equal(one, other)
-        for one, other in zip(weights(disturbed.run_dir), weights(undisturbed.run_dir), strict=True)
-    )
+    planned = [
+        f"step {GENERATING + 1}: rollout server 0 killed while it generated",
+        f"step {UPDATING + 1}: rollout server 1 killed in the middle of an update",
+        f"step {JUDGING + 1}: the judge gone for {disturbed.judge_gone_seconds:g} s",
+        *(f"step {ALONE + 1}: rollout server {one} killed while it generated, as the other one" for one in range(2)),
+    ]
+    start, end, other_end = (weights(path) for path in (disturbed.warm_start, disturbed.run_dir, undisturbed.run_dir))
+    figures = records(disturbed.run_dir)
+    steps = [record["step"] for record in figures]
+    mismatch = max(record["rollout/log_prob_mismatch"] for record in figures)
+    versions = list(range(ALONE * PER_STEP, STEPS * PER_STEP, PER_STEP))
     results = {
-        "all of the plan happened": len(disturbed.happened) == 6 and disturbed.sessions == 2,
+        "all of the plan happened, and nothing else": sorted(disturbed.happened[:-1]) == planned,
+        f"the run went on after step {ALONE}, where it had stopped": disturbed.second_session == versions
+        and steps == list(range(1, STEPS + 1)),
         f"the judge was asked in both runs ({undisturbed.verdicts} verdicts)": undisturbed.verdicts > 0,
-        "no verdict is missing": not any(record["rollout/verdicts_missing"] for record in records(disturbed.run_dir)),
-        "same samples and rewards": samples(disturbed.run_dir) == samples(undisturbed.run_dir),
-        "same weights at the end, bit for bit": same_weights,
+        "no verdict is missing": not any(record["rollout/verdicts_missing"] for record in figures),
+        f"log-probs of servers and training agree in every step ({mismatch:.1g} nats)": mismatch < MISMATCH_NATS,
+        "same samples and rewards, where they are written": samples(disturbed.run_dir) == samples(undisturbed.run_dir),
+        "the weights moved, to the same in both runs, bit for bit": equal(end, other_end) and not equal(start, end),
     }
     for what, holds in results.items():
         print(f"{'yes' if holds else 'NO':<4}{what}")
@@ -315,12 +341,18 @@ def report(disturbed: Stage, undisturbed: Stage, *, check: bool) -> None:
         sys.exit("the disturbed run did not end as the other one")
 
 
-def weights(run_dir: Path) -> list[torch.Tensor]:
-    """All tensors of the last checkpoint."""
-    config = read_run_config(run_dir)
+def weights(path: Path) -> list[torch.Tensor]:
+    """All tensors of a run's last checkpoint, or of a checkpoint."""
+    is_run = (path / "config.yaml").is_file()
+    config = read_run_config(path if is_run else path.parents[1] / "disturbed")
     policy = build_policy(config, load_tokenizer(config.data.tokenizer))
-    load_checkpoint(find_checkpoint(run_dir, None), policy)
+    load_checkpoint(find_checkpoint(path, None) if is_run else path, policy)
     return [value for value in policy.state_dict().values() if isinstance(value, torch.Tensor)]
+
+
+def equal(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
 
 
 def samples(run_dir: Path) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ class TrtllmConfig:
     """TensorRT-LLM in the trainer's process (`rollout.backend: trtllm`), in NeMo-Aligner's names; has not been run."""
 
     trt_model_dir: str = "runs/trt_llm_model"
-    """Engines are built here, one for each model replica; as fast a disk as there is."""
+    """Each process builds its engine in a folder of its own here, which goes with it; as fast a disk as there is."""
     unload_engine_train: bool = True
     """Unload the engine while the policy is trained; false keeps it in GPU memory beside the policy."""
     max_prompt_embedding_table_size: Count = 16384

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,6 +16,8 @@ from nemo_mapo.rewards.judge import ChatModel, JudgeError, JudgeUnreachable, Ope
 logger = logging.getLogger(__name__)
 
 Verdict = TypeVar("Verdict")
+_FEWEST_FAILURES = 8
+"""In a row, before a judge that is asked about few prompts at a time counts as gone."""
 
 
 class RewardsUnavailable(RuntimeError):
@@ -66,6 +66,25 @@ class VerdictCache:
             raise ValueError(f"{self._path}:{number}: not a remembered verdict ({error}); delete the line") from error
 
 
+class _Outage:
+    """Counts the prompts in a row for which the judge could not be reached; one alone may be the prompt's own fault."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._in_a_row = 0
+        self._lock = threading.Lock()
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is of no use to go on."""
+        return self._in_a_row >= self._most
+
+    def count(self, *, failed: bool) -> None:
+        """Note how a request ended."""
+        with self._lock:
+            self._in_a_row = self._in_a_row + 1 if failed else 0
+
+
 class Judge:
     """Asks a chat model the same kind of thing about many texts."""
 
@@ -73,19 +92,18 @@ class Judge:
         self._model = model
         self._concurrency = concurrency
         self._remembered = remembered
-        self._last_answer = -math.inf
 
     def ask(self, system: str, prompts: Sequence[str], parse: Callable[[str], Verdict | None]) -> list[Verdict | None]:
         """A verdict for each prompt, in order; None where the judge is out of reach or `parse` finds no verdict.
 
-        Replies with a verdict are remembered; equal prompts are asked once. When a request has used up its attempts and
-        the judge has answered no other in that time, the rest are given up: each would take as long.
+        Replies with a verdict are remembered; equal prompts are asked once. When more prompts in a row than are asked
+        at a time have used up their attempts, the rest are given up: each would take as long.
         """
         distinct = list(dict.fromkeys(prompts))
-        gone = threading.Event()
+        outage = _Outage(most=max(2 * self._concurrency, _FEWEST_FAILURES))
         with ThreadPoolExecutor(max_workers=self._concurrency, thread_name_prefix="judge") as pool:
             found = dict(
-                zip(distinct, pool.map(lambda prompt: self._ask(system, prompt, parse, gone), distinct), strict=True)
+                zip(distinct, pool.map(lambda prompt: self._ask(system, prompt, parse, outage), distinct), strict=True)
             )
         missing = sum(found[prompt] is None for prompt in prompts)
         if missing:
@@ -93,26 +111,21 @@ class Judge:
         return [found[prompt] for prompt in prompts]
 
     def _ask(
-        self, system: str, prompt: str, parse: Callable[[str], Verdict | None], gone: threading.Event
+        self, system: str, prompt: str, parse: Callable[[str], Verdict | None], outage: "_Outage"
     ) -> Verdict | None:
         key = hashlib.sha256(json.dumps([self._model.name, system, prompt]).encode()).hexdigest()
         reply = None if self._remembered is None else self._remembered.get(key)
         if reply is not None:
             return parse(reply)
-        if gone.is_set():
+        if outage.is_certain:
             return None
-        began = time.monotonic()
         try:
             reply = self._model.chat(system, prompt)
-        except JudgeUnreachable as error:
-            logger.debug(f"no verdict: {error}")
-            if self._last_answer < began:
-                gone.set()
-            return None
         except JudgeError as error:
             logger.debug(f"no verdict: {error}")
+            outage.count(failed=isinstance(error, JudgeUnreachable))
             return None
-        self._last_answer = time.monotonic()
+        outage.count(failed=False)
         verdict = parse(reply)
         if verdict is None:
             logger.debug(f"no verdict in {reply[:200]!r}")

@@ -8,6 +8,7 @@ import gc
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.trtllm.calls import EngineSampling
+from nemo_mapo.rollout.trtllm.weights import placed_weights
 
 _DEVICE_VARIABLE = "DISABLE_TORCH_DEVICE_SET"
 
@@ -50,7 +52,10 @@ class TensorRTEngine:
         self._vocab_size: int = math.ceil(model.vocab_size / shards) * shards
         self._dtype: torch.dtype = next(model.language_model.parameters()).dtype
         self._helper: Any = None
-        self._directory = Path(config.trt_model_dir) / f"dp_rank{parallel_state.get_data_parallel_rank()}"
+        Path(config.trt_model_dir).mkdir(parents=True, exist_ok=True)
+        # Of this process alone: another run must not build over what is loaded again each step.
+        self._folder = tempfile.TemporaryDirectory(dir=config.trt_model_dir, prefix="engine_")
+        self._directory = Path(self._folder.name)
 
     @property
     def vocab_size(self) -> int:
@@ -67,8 +72,10 @@ class TensorRTEngine:
         from nemo.export.trt_llm.tensorrt_llm_run import refit
 
         if self._helper is None:
-            self._build(dict(weights))
+            self._helper = self._built(dict(weights))
             self._load()
+            # What cannot be replaced later is better known before a step was trained.
+            placed_weights(self._helper.weights_converter.trtllm_model_weights, _weight_names())
             return
         converter = self._helper.weights_converter
         converter.convert(
@@ -79,8 +86,8 @@ class TensorRTEngine:
         # The converter copies to pinned memory without waiting.
         torch.cuda.synchronize()
         self._load()
-        self._refuse_ignored(converter.trtllm_model_weights)
-        refit(converter.trtllm_model_weights)
+        placed = placed_weights(converter.trtllm_model_weights, _weight_names())
+        refit(placed)
 
     def generate(
         self,
@@ -119,11 +126,15 @@ class TensorRTEngine:
             gc.collect()
             torch.cuda.empty_cache()
 
-    def _build(self, weights: dict[str, Tensor]) -> None:
+    def _built(self, weights: dict[str, Tensor]) -> Any:
+        """Megatron-core's helper, which keeps the converter, when the engine lies on the disk."""
         from megatron.core.export.data_type import DataType
         from megatron.core.export.model_type import ModelType
         from megatron.core.export.trtllm.trtllm_helper import TRTLLMHelper
+        from nemo.export.trt_llm.converter.utils import init_model_parallel_from_nemo
 
+        # Each replica gets an MPI communicator of its own, in which TensorRT-LLM looks for tensor-parallel ranks.
+        init_model_parallel_from_nemo(False)
         helper = TRTLLMHelper(
             transformer_config=self._megatron,
             model_type=ModelType.llama,
@@ -142,7 +153,6 @@ class TensorRTEngine:
             gpus_per_node=torch.cuda.device_count(),
         )
         torch.cuda.synchronize()
-        self._directory.mkdir(parents=True, exist_ok=True)
         engine = helper.build_and_save_engine(
             engine_dir=str(self._directory),
             trtllm_model_weights=converted[0],
@@ -158,7 +168,7 @@ class TensorRTEngine:
         # NeMo's loader looks for it under the number of the process.
         path = self._directory / f"config_{torch.distributed.get_rank()}.json"
         path.write_text(json.dumps(engine.config.to_dict()))
-        self._helper = helper
+        return helper
 
     def _load(self) -> None:
         from nemo.export.trt_llm.tensorrt_llm_run import load_distributed
@@ -166,13 +176,13 @@ class TensorRTEngine:
         rank = parallel_state.get_tensor_model_parallel_rank()
         load_distributed(str(self._directory), rank, torch.cuda.device_count())
 
-    def _refuse_ignored(self, weights: Mapping[str, Tensor]) -> None:
-        """ValueError where the engine has no tensor of a weight's name: NeMo's refit would leave the old one in it."""
-        import tensorrt
 
-        refitter = tensorrt.Refitter(_runner().session.runtime.engine, tensorrt.Logger(tensorrt.Logger.ERROR))
-        if ignored := sorted(set(weights) - set(refitter.get_all_weights())):
-            raise ValueError(f"the TensorRT-LLM engine has no weight {ignored[0]} ({len(ignored)} such)")
+def _weight_names() -> set[str]:
+    """What the loaded engine can be given; NeMo's refit only logs what is missing on either side."""
+    import tensorrt
+
+    refitter = tensorrt.Refitter(_runner().session.runtime.engine, tensorrt.Logger(tensorrt.Logger.ERROR))
+    return set(refitter.get_all_weights())
 
 
 def _runner() -> Any:
@@ -199,9 +209,11 @@ def _refuse_machine(shards: int) -> None:
             f"rollout.backend=trtllm: set the environment variable {_DEVICE_VARIABLE}=1 before the run, or "
             "TensorRT-LLM moves this process to another GPU"
         )
-    if shards > 1 and tensorrt_llm.mpi_world_size() != torch.distributed.get_world_size():
+    known = (tensorrt_llm.mpi_rank(), tensorrt_llm.mpi_world_size())
+    started = (torch.distributed.get_rank(), torch.distributed.get_world_size())
+    if shards > 1 and known != started:
         raise ValueError(
-            f"rollout.backend=trtllm with model.tensor_model_parallel_size={shards} talks through MPI, which knows "
-            f"{tensorrt_llm.mpi_world_size()} of {torch.distributed.get_world_size()} processes: start the run with "
-            "srun --mpi=pmix or mpirun"
+            f"rollout.backend=trtllm with model.tensor_model_parallel_size={shards} talks through MPI, for which this "
+            f"is process {known[0]} of {known[1]}, not {started[0]} of {started[1]}: start the run with mpirun or "
+            "srun --mpi=pmix"
         )

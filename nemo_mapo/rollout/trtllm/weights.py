@@ -1,5 +1,7 @@
-"""The policy's decoder under the names that Megatron-core's export to TensorRT-LLM takes."""
+"""The policy's decoder under the names that Megatron-core's export takes, and under those of a built engine."""
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import torch
@@ -11,6 +13,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import merged_state_dict
 
 _EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+_FUSED = "fused_fc.weight"
 _NOT_IN_A_LLAMA: Final = frozenset(
     {TRTLLMLayers.attention_qkv_bias, TRTLLMLayers.mlp_router_weight}
     | {layer for layer in TRTLLMLayers if layer.value.endswith(".expert")}
@@ -41,3 +44,34 @@ def exported_weights(policy: AudioLLM) -> dict[str, Tensor]:
             )
     weights.setdefault(_HEAD, weights[_EMBEDDING])
     return weights
+
+
+def placed_weights(converted: Mapping[str, Tensor], engine_names: AbstractSet[str]) -> dict[str, Tensor]:
+    """Converted weights under the names that a built engine has for them, every one of them placed.
+
+    TensorRT-LLM's builder may have fused a layer's `mlp.gate` and `mlp.fc` (in that order), and have tied a head to an
+    embedding of equal values.
+
+    Args:
+        converted: by TensorRT-LLM's names, as Megatron-core's converter gives them.
+        engine_names: the weights that the engine can be given.
+
+    Raises:
+        ValueError: the engine has no place for a weight, or a weight of its own that would keep its old values; names
+            it.
+    """
+    placed = dict(converted)
+    for name in engine_names:
+        if name.endswith(_FUSED) and name not in placed:
+            mlp = name.removesuffix(_FUSED)
+            placed[name] = torch.cat([placed.pop(f"{mlp}gate.weight"), placed.pop(f"{mlp}fc.weight")])
+    embedding, head = TRTLLMLayers.vocab_embedding.value, TRTLLMLayers.lm_head.value
+    for one, other in ((embedding, head), (head, embedding)):
+        if one not in engine_names and other in engine_names and torch.equal(placed[one], placed[other]):
+            del placed[one]
+    if nowhere := sorted(placed.keys() - engine_names):
+        raise ValueError(f"the TensorRT-LLM engine has no weight {nowhere[0]} ({len(nowhere)} such)")
+    # Its other constants, such as rotary tables, are not the policy's.
+    if old := sorted(name for name in engine_names - placed.keys() if name.endswith((".weight", ".bias"))):
+        raise ValueError(f"the TensorRT-LLM engine would keep its old {old[0]} ({len(old)} such)")
+    return placed

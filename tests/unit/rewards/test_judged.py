@@ -92,12 +92,21 @@ def test_one_missing_verdict_leaves_the_others_as_they_are(serve):
 
 def test_a_judge_that_is_gone_is_given_up_once_and_not_for_every_prompt(serve):
     server = serve(lambda path, body: (503, ""))
-    samples = [thinking(reasoning=f"reason {number}") for number in range(30)]
-    reward = JudgeConsistency(by_model(server, judge={"max_attempts": 3, "concurrency": 2}))
-    assert reward(samples) == [None] * 30
-    assert len(server.requests) <= 2 * 3
+    samples = [thinking(reasoning=f"reason {number}") for number in range(60)]
+    reward = JudgeConsistency(by_model(server, judge={"max_attempts": 3, "concurrency": 6}))
+    assert reward(samples) == [None] * 60
+    assert len(server.requests) <= 3 * (12 + 6)
     server.reply = lambda path, body: chat_reply("YES")
-    assert reward(samples) == [1.0] * 30
+    assert reward(samples) == [1.0] * 60
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_prompts_that_the_judge_cannot_answer_cost_no_other_a_verdict(serve, concurrency):
+    bad = [thinking(reasoning=f"choke {number}") for number in range(7)]
+    good = [thinking(reasoning=f"reason {number}") for number in range(9)]
+    server = serve(lambda path, body: (500, "") if "choke" in body["messages"][1]["content"] else chat_reply("YES"))
+    reward = JudgeConsistency(by_model(server, judge={"max_attempts": 2, "concurrency": concurrency}))
+    assert reward([*bad, *good]) == [None] * 7 + [1.0] * 9
 
 
 def test_a_judge_that_comes_back_in_time_has_cost_no_verdict(serve):

@@ -7,10 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 from megatron.core.export.data_type import DataType
-from megatron.core.export.export_config import ExportConfig
 from megatron.core.export.trtllm.model_to_trllm_mapping.default_conversion_dict import DEFAULT_CONVERSION_DICT
-from megatron.core.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
-    SingleDeviceTRTLLMModelWeightsConverter,
+from megatron.core.export.trtllm.trtllm_weights_converter.distributed_trtllm_model_weights_converter import (
+    DistributedTRTLLMModelWeightsConverter,
 )
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora
-from nemo_mapo.rollout.trtllm.weights import exported_weights
+from nemo_mapo.rollout.trtllm.weights import exported_weights, placed_weights
 from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_model_config
 from nemo_mapo.types import AudioBatch
 
@@ -37,16 +36,23 @@ def type_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_llm._utils", utilities)
 
 
-def converted(tiny: TinyAudioLLM) -> dict[str, Tensor]:
+class OnTheCpu(DistributedTRTLLMModelWeightsConverter):
+    """Megatron-core's converter, which the engine uses, with room in ordinary memory: pinned memory needs a GPU."""
+
+    def _add_to_trtllm_model_weights(self, val: Tensor, layer_name: str) -> None:
+        shape = val.reshape(val.shape[0], -1).T.shape if val.ndim > 1 else val.shape
+        self.trtllm_model_weights.setdefault(layer_name, torch.empty(shape, dtype=self.storage_type))
+        super()._add_to_trtllm_model_weights(val, layer_name)
+
+
+def converter_of(tiny: TinyAudioLLM) -> OnTheCpu:
+    return OnTheCpu(transformer_config=tiny.model.config, dtype=DataType.float32, activation="swiglu")
+
+
+def converted(tiny: TinyAudioLLM, converter: OnTheCpu) -> dict[str, Tensor]:
     """The tensors that Megatron-core hands to TensorRT-LLM, by their names there."""
-    converter = SingleDeviceTRTLLMModelWeightsConverter(
-        export_config=ExportConfig(),
-        transformer_config=tiny.model.config,
-        dtype=DataType.float32,
-        activation="swiglu",
-    )
-    converter.convert(exported_weights(tiny.model), DEFAULT_CONVERSION_DICT)
-    return {name.removesuffix(".0.bin"): value for name, value in converter.trtllm_model_weights.items()}
+    converter.convert(exported_weights(tiny.model), DEFAULT_CONVERSION_DICT, tiny.model.vocab_size)
+    return converter.trtllm_model_weights
 
 
 def as_llama(tiny: TinyAudioLLM, weights: dict[str, Tensor]) -> LlamaForCausalLM:
@@ -94,12 +100,62 @@ def as_llama(tiny: TinyAudioLLM, weights: dict[str, Tensor]) -> LlamaForCausalLM
 
 
 @torch.no_grad()
+def policy_logits(tiny: TinyAudioLLM, tokens: Tensor) -> Tensor:
+    silence = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
+    logits: Tensor = tiny.model.eval()(tokens, silence, torch.full((len(tokens),), -1)).logits
+    return logits
+
+
+@torch.no_grad()
 def test_a_llama_with_the_exported_weights_computes_what_the_policy_computes(tiny: TinyAudioLLM, type_names: None):
     tokens = torch.randint(0, tiny.model.vocab_size, (3, 11), generator=torch.Generator().manual_seed(0))
     tokens[tokens == tiny.model.audio_token_id] = 0
-    silence = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
-    ours = tiny.model.eval()(tokens, silence, torch.tensor([-1, -1, -1])).logits
-    torch.testing.assert_close(as_llama(tiny, converted(tiny))(tokens).logits, ours, rtol=1e-4, atol=1e-4)
+    converter = converter_of(tiny)
+    theirs = as_llama(tiny, converted(tiny, converter))(tokens).logits
+    torch.testing.assert_close(theirs, policy_logits(tiny, tokens), rtol=1e-4, atol=1e-4)
+    # The next update goes through the same converter, into the same memory.
+    for parameter in tiny.model.language_model.parameters():
+        parameter.mul_(1.1)
+    theirs = as_llama(tiny, converted(tiny, converter))(tokens).logits
+    torch.testing.assert_close(theirs, policy_logits(tiny, tokens), rtol=1e-4, atol=1e-4)
+
+
+NAMES = {"transformer.vocab_embedding.weight", "lm_head.weight", "a.mlp.gate.weight", "a.mlp.fc.weight"}
+
+
+def named(*, tied: bool = False) -> dict[str, Tensor]:
+    weights = {name: torch.full((2, 3), float(number)) for number, name in enumerate(sorted(NAMES))}
+    if tied:
+        weights["lm_head.weight"] = weights["transformer.vocab_embedding.weight"].clone()
+    return weights
+
+
+def test_weights_whose_names_an_engine_has_stay_as_they_are_and_its_constants_are_its_own():
+    assert placed_weights(named(), NAMES | {"rotary_inv_freq"}).keys() == NAMES
+
+
+def test_an_engine_with_fused_feed_forwards_gets_gate_and_fc_in_one():
+    weights = named()
+    fused = NAMES - {"a.mlp.gate.weight", "a.mlp.fc.weight"} | {"a.mlp.fused_fc.weight"}
+    placed = placed_weights(weights, fused)
+    assert placed.keys() == fused
+    expected = torch.cat([weights["a.mlp.gate.weight"], weights["a.mlp.fc.weight"]])
+    assert torch.equal(placed["a.mlp.fused_fc.weight"], expected)
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.vocab_embedding.weight"])
+def test_an_engine_that_tied_the_head_gets_it_once(kept: str):
+    names = NAMES - {"lm_head.weight", "transformer.vocab_embedding.weight"} | {kept}
+    assert placed_weights(named(tied=True), names).keys() == names
+    with pytest.raises(ValueError, match=r"engine has no weight (lm_head|transformer\.vocab_embedding)\.weight"):
+        placed_weights(named(), names)
+
+
+def test_a_weight_that_would_be_ignored_or_stay_old_is_an_error():
+    with pytest.raises(ValueError, match=r"has no weight a\.mlp\.fc\.weight \(1 such\)"):
+        placed_weights(named(), NAMES - {"a.mlp.fc.weight"})
+    with pytest.raises(ValueError, match=r"would keep its old b\.bias \(1 such\)"):
+        placed_weights(named(), NAMES | {"b.bias"})
 
 
 def test_nothing_is_copied_and_perception_stays_outside(tiny: TinyAudioLLM):
