@@ -29,9 +29,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Those of a run with a server that is there."""
+    """Those of a run with a server that is there.
+
+    It generates one prompt's group at a time: which requests meet in a batch is chance, and changes the last bits of
+    log-probs that are trained on.
+    """
     sync_dir, port = tmp_path_factory.mktemp("weights"), free_port()
-    with serving_command(corpus / "tokenizer", sync_dir, port, *MODEL):
+    with serving_command(corpus / "tokenizer", sync_dir, port, *MODEL, "rollout.batch_size=2"):
         yield served(port, sync_dir)
 
 
@@ -156,7 +160,7 @@ def test_log_probs_of_engine_and_training_that_differ_give_a_warning(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ((), "rollout.backend=megatron samples from the very weights"),
+        ((), "rollout.backend=megatron generates in the process that trains"),
         (("rollout=server",), "set objective.behaviour_clip, e.g. to 2"),
         (
             ("rollout=server", WEIGHTED, "trainer.mapo.dynamic_sampling={}"),
