@@ -63,6 +63,9 @@ class TrtllmRollout:
         self.pad_id = special.pad_id
         self._stop_ids = [special.end_id]
         self._forbidden_ids = sorted(never_drawn(set(range(engine.vocab_size)), tokenizer, set(), {special.end_id}))
+        # The engine's vocabulary may be padded; the policy's logits are not.
+        in_policy = [one for one in self._forbidden_ids if one < model.vocab_size]
+        self._forbidden_in_policy = torch.tensor(in_policy, dtype=torch.int64, device=model.device)
         self._version: int | None = None
 
     @property
@@ -232,7 +235,6 @@ class TrtllmRollout:
         logits = self.model(sequences.tokens, sequences.audio, sequences.audio_row).logits
         positions = torch.arange(logits.shape[1], dtype=torch.float64, device=logits.device).expand(len(logits), -1)
         predicting = at_predicting_positions(positions, sequences).long()
-        forbidden = torch.tensor([one for one in self._forbidden_ids if one < self.model.vocab_size])
         found = torch.zeros(2, *reported.shape, device=logits.device)
         for row, length in enumerate(sequences.completion_lengths.tolist()):
             start = int(sequences.prompt_lengths[row])
@@ -241,7 +243,7 @@ class TrtllmRollout:
                 self.model.whole_vocabulary(logits[row, predicting[row, :length]]),
                 sequences.tokens[row, start : start + length],
                 sampling,
-                forbidden_ids=forbidden.to(logits.device),
+                forbidden_ids=self._forbidden_in_policy,
             )
             found[0, row, :length], found[1, row, :length] = both.model, both.sampling
         return found

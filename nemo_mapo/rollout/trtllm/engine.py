@@ -100,9 +100,8 @@ class TensorRTEngine:
         """See `TrtllmEngine`; the same on all tensor-parallel ranks."""
         from tensorrt_llm.runtime import SamplingConfig
 
-        fields = {name: value for name, value in vars(sampling).items() if name not in ("end_id", "pad_id")}
         config = SamplingConfig(end_id=sampling.end_id, pad_id=sampling.pad_id)
-        if unknown := config.update(**fields):
+        if unknown := config.update(**vars(sampling)):
             raise RuntimeError(f"this TensorRT-LLM's SamplingConfig does not know {', '.join(unknown)}")
         output: Mapping[str, Tensor] = _runner().generate(
             batch_input_ids=list(batch_input_ids),
