@@ -16,7 +16,7 @@ from transformers import Qwen2_5OmniForConditionalGeneration, WhisperFeatureExtr
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniConfig
 
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
-from nemo_mapo.models.qwen_omni.files import shard_layout
+from nemo_mapo.models.hf.files import shard_layout
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ALLOWED_BEYOND_SHARD = 2e9

@@ -17,7 +17,7 @@ from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.qwen_omni.weights import WeightMap
+from nemo_mapo.models.hf.weights import WeightMap
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.build import build_audio_llm

@@ -1,6 +1,7 @@
-"""Take a trained Qwen Omni model out: a directory that transformers loads.
+"""Take a trained model out: a directory that transformers loads.
 
-The thinker comes from the run's checkpoint, adapters merged; talker, vocoder and vision are those of the original.
+A Qwen Omni thinker, or the decoder of a text LLM, comes from the run's checkpoint, adapters merged; talker, vocoder and
+vision are those of the original.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from nemo_mapo.platform import hide_cuda_devices
 hide_cuda_devices()
 quiet_upstream()
 
-from nemo_mapo.models.qwen_omni.convert import export_hf  # noqa: E402
+from nemo_mapo.models.hf.convert import export_hf  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +37,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{done.tensors} tensors of the thinker written to {arguments.output}, {done.left_aside} others carried over")
+    print(f"{done.tensors} trained tensors written to {arguments.output}, {done.left_aside} others carried over")
 
 
 def _arguments() -> argparse.Namespace:
@@ -44,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="such as RUN/checkpoints/step_000100")
     parser.add_argument("--original", type=Path, required=True, help="the Hugging Face directory that was imported")
     parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the thinker's tensors (default: the checkpoint's)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the trained tensors (default: the checkpoint's)")
     parser.add_argument("--lora-alpha", type=float, help="model.lora.alpha of a run with adapters, which are merged")
     parser.add_argument(
         "--thinker-only",

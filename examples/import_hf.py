@@ -1,6 +1,8 @@
-"""Bring a Qwen2.5-Omni or Qwen3-Omni model in: its thinker becomes a Megatron checkpoint to train from.
+"""Bring a Hugging Face model in: it becomes a Megatron checkpoint. config.json tells the family.
 
-Reads safetensors of a local directory, one shard in memory at a time, and downloads nothing.
+Qwen2.5-Omni and Qwen3-Omni (the thinker) are policies to train from; text LLMs (Llama, Qwen2.5, Qwen3, dense or with
+experts) are decoders, to which examples/assemble.py gives an encoder. Reads safetensors of a local directory, one shard
+in memory at a time, and downloads nothing.
 """
 
 import argparse
@@ -12,7 +14,7 @@ from nemo_mapo.platform import hide_cuda_devices
 hide_cuda_devices()
 quiet_upstream()
 
-from nemo_mapo.models.qwen_omni.convert import CHECKPOINT, TOKENIZER, import_hf  # noqa: E402
+from nemo_mapo.models.hf.convert import CHECKPOINT, TOKENIZER, import_hf  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
 
 
@@ -30,6 +32,10 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     output = arguments.output
     print(f"{done.tensors} tensors written to {output}; {done.left_aside} of talker, vocoder and vision left aside")
+    if not done.has_perception:
+        print("a text LLM is a decoder without an encoder; make a policy of it with:")
+        print(f"  python examples/assemble.py --encoder ... --decoder {arguments.model} --output ...")
+        return
     print("train from it with:")
     print(f"  python examples/train_mapo.py --config-dir {output}/conf model=imported '~warm_start' \\")
     print(f"    data.tokenizer={output}/{TOKENIZER} pretrained_checkpoint.restore_from_path={output}/{CHECKPOINT} ...")

@@ -217,6 +217,27 @@ FAULTS = (
         wrong="model=plain",
         tests=("tests/integration/test_trtllm.py", "-k", "old_ones_are_seen"),
     ),
+    Fault(
+        name="Hugging Face: transformers 5's rope_parameters ignored",
+        file="nemo_mapo/models/hf/config.py",
+        right='        stated.get("rope_parameters") or {},\n',
+        wrong="",
+        tests=("tests/unit/models/test_hf_config.py",),
+    ),
+    Fault(
+        name="Hugging Face: Llama 3's rope scaling left out of the decoder",
+        file="nemo_mapo/models/decoder.py",
+        right='rope_scaling=config.rope_scaling == "llama3"',
+        wrong="rope_scaling=False",
+        tests=("tests/integration/test_hf_decoders.py", "-k", "logits"),
+    ),
+    Fault(
+        name="Hugging Face: gate and up of fused experts exchanged",
+        file="nemo_mapo/models/hf/files.py",
+        right='"gate_up_proj": ("gate_proj", "up_proj")',
+        wrong='"gate_up_proj": ("up_proj", "gate_proj")',
+        tests=("tests/integration/test_hf_decoders.py", "-k", "fused"),
+    ),
 )
 
 

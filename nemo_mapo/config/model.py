@@ -11,6 +11,7 @@ from nemo_mapo.config.precision import PrecisionConfig
 Count = Annotated[int, Field(ge=1)]
 RecomputeModule = Literal["core_attn", "mlp", "moe", "layernorm"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+RopeScaling = Literal["linear", "llama3"]
 
 
 @config_class
@@ -86,6 +87,10 @@ class DecoderConfig:
     """Longest prompt + completion, in tokens."""
     rotary_base: Annotated[int, Field(gt=0)] = 10000
     """Base of the rotary position embedding."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched for longer contexts: all alike, or by Llama 3.1's rule; null is not."""
+    rope_scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Factor of `rope_scaling`."""
     qk_layernorm: bool = True
     """RMS-normalise queries and keys per head."""
     layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
@@ -119,6 +124,10 @@ class DecoderConfig:
             )
         if self.kv_channels % 8:
             raise ValueError(f"kv_channels={self.kv_channels} must be a multiple of 8 (attention kernels need it)")
+        if self.rope_scaling is None and self.rope_scaling_factor != 1:
+            raise ValueError(
+                f"rope_scaling_factor={self.rope_scaling_factor} without rope_scaling; set it to linear or llama3"
+            )
         if self.num_moe_experts is not None and self.moe_router_topk > self.num_moe_experts:
             raise ValueError(f"moe_router_topk={self.moe_router_topk} exceeds num_moe_experts={self.num_moe_experts}")
 
@@ -245,6 +254,7 @@ class ModelConfig:
         settings = {
             "model.decoder.qk_layernorm": (decoder.qk_layernorm, False),
             "model.decoder.add_qkv_bias": (decoder.add_qkv_bias, False),
+            "model.decoder.rope_scaling": (decoder.rope_scaling, None),
             "model.decoder.num_moe_experts": (decoder.num_moe_experts, None),
             "model.pipeline_model_parallel_size": (self.pipeline_model_parallel_size, 1),
         }

@@ -15,13 +15,13 @@ from nemo_mapo.training.checkpoint import write_checkpoint
 def in_layout(
     imported: str, layout: dict[str, Any], rows: list[Row], new_tokens: int, saved: str
 ) -> tuple[list[torch.Tensor], list[list[int]]]:
-    """Load what was imported in this layout; its logits (last stage), greedy continuations of the rows with one clip,
-    and a checkpoint written from here.
+    """Load what was imported in this layout; its logits (last stage), greedy continuations of the rows with one clip
+    (or of all, if none has any), and a checkpoint written from here.
     """
     model = imported_model(Path(imported), layout)
     assert model.num_audio_tokens(SAMPLE_RATE) > 0
     logits = our_logits(model, rows)
-    single = [row for row in rows if len(row[1]) == 1]
+    single = [row for row in rows if len(row[1]) == 1] or rows
     rollouts = MegatronRollout(model, tiny_tokenizer(), batch_size=len(single)).generate(
         prompt_batch(single),
         SamplingConfig(temperature=0.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens),

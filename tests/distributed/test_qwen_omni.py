@@ -20,7 +20,7 @@ from integration.qwen_omni_tiny import (
     tensors_of,
 )
 
-from nemo_mapo.models.qwen_omni.convert import export_hf, import_hf
+from nemo_mapo.models.hf.convert import export_hf, import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.testing.ranks import run_on_ranks
 

@@ -25,13 +25,13 @@ from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_fe
 
 from nemo_mapo.data.tokenizer import AUDIO, AUDIO_END, AUDIO_START, SPECIAL_TOKENS, USER, SpecialTokens, build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL
+from nemo_mapo.models.hf.models import read_model
 from nemo_mapo.models.pipeline import forward_all_stages
-from nemo_mapo.models.qwen_omni.convert import CHECKPOINT, ORIGINAL
-from nemo_mapo.models.qwen_omni.families import read_model
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.testing.tiny import CONTROL_TOKENS, tiny_tokenizer
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint
+from nemo_mapo.training.checkpoint import load_checkpoint, load_part
 from nemo_mapo.types import AudioBatch, Example, PromptBatch
 
 Family = Literal["qwen2_5_omni", "qwen3_omni_moe"]
@@ -54,7 +54,7 @@ TALKER = {"talker.model.embed.weight": (3, 5), "code2wav.decoder.weight": (7,), 
 class TinyHf:
     """A saved model."""
 
-    family: Family
+    family: str
     directory: Path
     thinker: PreTrainedModel
 
@@ -186,14 +186,15 @@ def hf_logits(hf: TinyHf, rows: Sequence[Row], *, as_upstream: bool = False) -> 
 
 @torch.no_grad()
 def hf_greedy(hf: TinyHf, prompt: Row, new_tokens: int) -> list[int]:
-    """The most likely continuation of one prompt with audio, of words only."""
+    """The most likely continuation of one prompt, of words only."""
     ids, clips = prompt
-    features, mask = hf_features(hf, clips)
+    heard = (
+        dict(zip(("input_features", "feature_attention_mask"), hf_features(hf, clips), strict=True)) if clips else {}
+    )
     generated = hf.thinker.generate(
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        input_features=features,
-        feature_attention_mask=mask,
+        **heard,
         max_new_tokens=new_tokens,
         do_sample=False,
         suppress_tokens=[*range(FIRST_WORD), *range(len(tiny_tokenizer()), VOCAB_SIZE)],
@@ -284,7 +285,7 @@ def imported_model(directory: Path, layout: Mapping[str, Any] | None = None) -> 
     """What import made, in this layout (of this rank), as the trainer reads it."""
     install_cpu_host()
     found = read_model(directory / ORIGINAL)
-    config = replace(found.config, target_layers=(NUM_LAYERS - 1,), **(layout or {}))
+    config = replace(found.config, target_layers=(found.config.decoder.num_layers - 1,), **(layout or {}))
     initialize_parallel(
         tensor=config.tensor_model_parallel_size,
         pipeline=config.pipeline_model_parallel_size,
@@ -297,7 +298,10 @@ def imported_model(directory: Path, layout: Mapping[str, Any] | None = None) -> 
         sample_rate=SAMPLE_RATE,
         seed=99,
     )
-    load_checkpoint(directory / CHECKPOINT, model)
+    if found.has_perception:
+        load_checkpoint(directory / CHECKPOINT, model)
+    else:
+        load_part(directory / CHECKPOINT, model, "language_model")
     return model.eval()
 
 
@@ -330,14 +334,12 @@ def _batch(rows: Sequence[Row]) -> tuple[Tensor, AudioBatch, Tensor]:
 
 
 def prompt_batch(rows: list[Row]) -> PromptBatch:
-    """Prompts with one clip each."""
-    clips = [clip for _, clips in rows for clip in clips]
+    """Prompts with one clip each, or none of them with any."""
+    tokens, audio, audio_row = _batch(rows)
     return PromptBatch(
-        tokens=pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True),
+        tokens=tokens,
         lengths=torch.tensor([len(ids) for ids, _ in rows]),
-        audio=AudioBatch(
-            waveforms=pad_sequence(clips, batch_first=True), lengths=torch.tensor([len(clip) for clip in clips])
-        ),
-        audio_row=torch.arange(len(rows)),
+        audio=audio,
+        audio_row=audio_row.squeeze(1),
         examples=tuple(Example(id=str(n), question="", choices=("a",), answer="a", task="t") for n in range(len(rows))),
     )

@@ -31,8 +31,8 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import drop_audio_span
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL, export_hf, import_hf
 from nemo_mapo.models.lora import add_lora, merged_state_dict
-from nemo_mapo.models.qwen_omni.convert import CHECKPOINT, ORIGINAL, export_hf, import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_tokenizer

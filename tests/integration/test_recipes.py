@@ -9,7 +9,7 @@ from integration.recipe_ranks import trained_bytes
 
 from nemo_mapo.config.load import ConfigError, register_defaults, validate
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.models.qwen_omni.convert import import_hf
+from nemo_mapo.models.hf.convert import import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.testing.ranks import run_on_ranks
 from tests.integration.tiny_run import ROOT

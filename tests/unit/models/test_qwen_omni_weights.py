@@ -1,4 +1,4 @@
-"""The table of names and layout rules, and what import refuses."""
+"""The tables of names and layout rules, and what import of Qwen Omni refuses."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from nemo_mapo.config.model import DecoderConfig
-from nemo_mapo.models.qwen_omni.families import read_model
-from nemo_mapo.models.qwen_omni.files import ModelFiles, shard_layout
-from nemo_mapo.models.qwen_omni.layouts import GateUp, QueryKeyValue
-from nemo_mapo.models.qwen_omni.weights import WeightMap
+from nemo_mapo.models.hf.files import ModelFiles, shard_layout
+from nemo_mapo.models.hf.layouts import GateUp, QueryKeyValue
+from nemo_mapo.models.hf.models import read_model
+from nemo_mapo.models.hf.weights import WeightMap
+from nemo_mapo.models.qwen_omni.weights import ENCODER_RULES, LEFT_ASIDE
 
 DECODER = DecoderConfig(num_layers=1, hidden_size=32, num_attention_heads=4, num_query_groups=2, kv_channels=8)
 OURS = (
@@ -30,7 +31,7 @@ THEIRS = (
 
 
 def weight_map() -> WeightMap:
-    return WeightMap(DECODER, prefix="thinker.")
+    return WeightMap(DECODER, rules=ENCODER_RULES, prefix="thinker.", left_aside=LEFT_ASIDE)
 
 
 def test_query_key_and_value_stand_together_by_group() -> None:
@@ -78,6 +79,7 @@ def write_config(directory: Path, **text: object) -> None:
         ("use_sliding_window", True, "use_sliding_window=True, only False"),
         ("hidden_act", "gelu", "hidden_act='gelu', only 'silu'"),
         ("rope_theta", 0.5, "rope_theta=0.5, only whole numbers"),
+        ("rope_parameters", {"rope_type": "linear", "factor": 2.0}, "rope_type='linear', only 'default' is"),
     ],
 )
 def test_what_megatron_would_compute_otherwise_is_refused(
@@ -89,11 +91,42 @@ def test_what_megatron_would_compute_otherwise_is_refused(
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match=r"model_type='llama'; this command knows qwen2_5_omni"):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"model_type='gpt2'; this command knows llama, qwen2, .*, qwen2_5_omni"):
         read_model(tmp_path)
     with pytest.raises(ValueError, match=r"no config.json"):
         read_model(tmp_path / "absent")
+
+
+def test_both_versions_of_transformers_say_the_same_with_their_names(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    write_config(tmp_path / "old", rope_theta=5000.0, rope_scaling={"type": "mrope", "mrope_section": [4, 2, 2]})
+    rope = {"rope_theta": 5000.0, "rope_type": "default", "mrope_section": [4, 2, 2]}
+    write_config(tmp_path / "new", rope_parameters=rope, dtype="bfloat16")
+    for name, token in (("old", "audio_token_index"), ("new", "audio_token_id")):
+        values = json.loads((tmp_path / name / "config.json").read_text())
+        values["thinker_config"][token] = 7
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+    own = tmp_path / "new" / "preprocessor_config.json"
+    processor = {"feature_extractor": json.loads(own.read_text()), "processor_class": "Qwen2_5OmniProcessor"}
+    (tmp_path / "new" / "processor_config.json").write_text(json.dumps(processor))
+    own.unlink()
+    old, new = read_model(tmp_path / "old"), read_model(tmp_path / "new")
+    assert new.config == old.config and old.config.decoder.rotary_base == 5000
+    assert new.audio_token_id == old.audio_token_id == 7
+    (tmp_path / "new" / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"no preprocessor_config.json, and no feature_extractor in processor_config"):
+        read_model(tmp_path / "new")
+
+
+def test_an_unknown_field_of_the_encoder_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["thinker_config"]["audio_config"] = {"d_model": 24, "num_hidden_layers": 2, "n_new_windows": 3}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"audio_config: n_new_windows=3 is not known"):
+        read_model(tmp_path)
 
 
 def test_only_whole_safetensors_are_read(tmp_path: Path) -> None:

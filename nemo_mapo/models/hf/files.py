@@ -1,6 +1,7 @@
 """A Hugging Face model directory: safetensors read one tensor at a time, and written one shard at a time."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,17 @@ _SINGLE = "model.safetensors"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 SHARD_BYTES = 5 * 10**9
 """Of the shards that are laid out here, as transformers does it."""
+_FUSED = re.compile(r"(?P<stem>.+\.mlp\.experts\.)(?P<kind>gate_up_proj|down_proj)")
+"""The experts of a layer as one tensor, as transformers 5 has them: [expert, out, in], gate above up."""
+_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
+class Slice(NamedTuple):
+    """Rows of an expert in a tensor that holds all of a layer's."""
+
+    name: str
+    expert: int
+    rows: slice
 
 
 class Stored(NamedTuple):
@@ -22,10 +34,12 @@ class Stored(NamedTuple):
     file: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    part_of: Slice | None = None
+    """If it is a part of a fused tensor."""
 
 
 class ModelFiles:
-    """The tensors of a directory, by name."""
+    """The tensors of a directory, by name; fused experts have the names that they have one by one."""
 
     tensors: dict[str, Stored]
 
@@ -39,7 +53,7 @@ class ModelFiles:
         self.tensors = {}
         self._open: tuple[str, Any] | None = None
         for file in _shards(directory):
-            for name, stored in _header(directory / file).items():
+            for name, stored in _one_by_one(_header(directory / file)):
                 if name in self.tensors:
                     raise ValueError(f"{directory}: {name} is in {self.tensors[name].file} and in {file}")
                 self.tensors[name] = stored
@@ -48,13 +62,33 @@ class ModelFiles:
         """The tensor; its shard stays open until one of another shard is asked for."""
         from safetensors import safe_open
 
-        file = self.tensors[name].file
+        file, part_of = self.tensors[name].file, self.tensors[name].part_of
         if self._open is None or self._open[0] != file:
             # The one before is let go first: there is never more than one shard in memory.
             self._open = None
             self._open = (file, safe_open(str(self.directory / file), framework="pt"))
-        tensor: Tensor = self._open[1].get_tensor(name)
+        opened = self._open[1]
+        tensor: Tensor
+        if part_of is None:
+            tensor = opened.get_tensor(name)
+        else:
+            tensor = opened.get_slice(part_of.name)[part_of.expert, part_of.rows]
         return tensor
+
+    def as_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of one file under the names that it has; all experts of a fused tensor are among them."""
+        stored: dict[str, Tensor] = {}
+        experts: dict[str, dict[int, list[Tensor]]] = {}
+        for name, tensor in tensors.items():
+            part_of = self.tensors[name].part_of
+            if part_of is None:
+                stored[name] = tensor
+            else:
+                experts.setdefault(part_of.name, {}).setdefault(part_of.expert, []).append(tensor)
+        return stored | {
+            name: torch.stack([torch.cat(parts) for _, parts in sorted(by_expert.items())])
+            for name, by_expert in experts.items()
+        }
 
 
 def write_shards(
@@ -126,6 +160,22 @@ def _header(path: Path) -> dict[str, Stored]:
             return {name: _stored(path.name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: fetch it again ({error})") from error
+
+
+def _one_by_one(header: Mapping[str, Stored]) -> Iterable[tuple[str, Stored]]:
+    """The tensors of a file; those that hold all experts of a layer as one for each expert and projection."""
+    for name, stored in header.items():
+        match = _FUSED.fullmatch(name)
+        if match is None or len(stored.shape) != 3:
+            yield name, stored
+            continue
+        parts = _PARTS[match["kind"]]
+        experts, out, width = stored.shape
+        rows = out // len(parts)
+        for expert in range(experts):
+            for number, part in enumerate(parts):
+                piece = Slice(name, expert, slice(number * rows, (number + 1) * rows))
+                yield f"{match['stem']}{expert}.{part}.weight", stored._replace(shape=(rows, width), part_of=piece)
 
 
 def _stored(file: str, piece: Any) -> Stored:

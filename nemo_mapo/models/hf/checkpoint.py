@@ -15,13 +15,13 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from nemo_mapo.config.adapters import LoraConfig, LoraTarget
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hf.models import HfModel
+from nemo_mapo.models.hf.streamed import Place, pieces_of, with_dtype
 from nemo_mapo.models.lora import add_lora, is_adapter
-from nemo_mapo.models.qwen_omni.families import QwenModel
-from nemo_mapo.models.qwen_omni.streamed import Place, pieces_of, with_dtype
 from nemo_mapo.models.tensors import Entry, sharded_tensors, shards_of
 
 
-def model_without_storage(model: QwenModel) -> AudioLLM:
+def model_without_storage(model: HfModel) -> AudioLLM:
     """The whole model in one process, on the meta device: names and shapes."""
     vocab_size = model.config.decoder.vocab_size
     assert vocab_size is not None, "a model's config.json says it"
@@ -32,11 +32,11 @@ def model_without_storage(model: QwenModel) -> AudioLLM:
 
 
 class CheckpointTensors:
-    """A thinker's tensors in a checkpoint; adapters are merged into the weights they belong to."""
+    """Tensors of a checkpoint that a Hugging Face model has; adapters are merged into the weights they belong to."""
 
     names: tuple[str, ...]
 
-    def __init__(self, directory: Path, model: QwenModel, *, lora_alpha: float | None) -> None:
+    def __init__(self, directory: Path, model: HfModel, *, lora_alpha: float | None) -> None:
         """Compare the checkpoint with the model.
 
         Raises:
@@ -59,7 +59,11 @@ class CheckpointTensors:
         built = model_without_storage(model)
         if self.lora is not None:
             add_lora(built.language_model, self.lora, seed=0)
-        self._entries = {name: self._as_stored(entry) for name, entry in sharded_tensors(built).items()}
+        self._entries = {
+            name: self._as_stored(entry)
+            for name, entry in sharded_tensors(built).items()
+            if name.startswith(model.parts)
+        }
         self.names = tuple(name for name in self._entries if not is_adapter(name))
 
     def nbytes(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Qwen Omni thinkers between Hugging Face directories and Megatron distributed checkpoints, never whole in memory."""
+"""Models between Hugging Face directories and Megatron distributed checkpoints, never whole in memory."""
 
 import dataclasses
 import json
@@ -12,12 +12,11 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from nemo_mapo.config.model import ModelConfig
-from nemo_mapo.models.qwen_omni.checkpoint import CheckpointTensors, model_without_storage
-from nemo_mapo.models.qwen_omni.families import read_model
-from nemo_mapo.models.qwen_omni.files import ModelFiles, shard_layout, side_files, write_shards
-from nemo_mapo.models.qwen_omni.streamed import save_streamed, with_dtype
-from nemo_mapo.models.qwen_omni.weights import Source, WeightMap, is_left_aside
+from nemo_mapo.models.hf.checkpoint import CheckpointTensors, model_without_storage
+from nemo_mapo.models.hf.files import ModelFiles, shard_layout, side_files, write_shards
+from nemo_mapo.models.hf.models import HfModel, read_model
+from nemo_mapo.models.hf.streamed import save_streamed, with_dtype
+from nemo_mapo.models.hf.weights import Source, WeightMap
 from nemo_mapo.models.tensors import Entry
 
 CHECKPOINT, ORIGINAL, TOKENIZER = "checkpoint", "original", "tokenizer"
@@ -33,10 +32,14 @@ class Converted:
     tensors: int
     left_aside: int
     """Tensors of parts that are not taken in (import), or carried over (export)."""
+    has_perception: bool
+    """Whether the model hears, or is a decoder alone."""
 
 
 def import_hf(source: Path, output: Path) -> Converted:
-    """Make OUTPUT/checkpoint, and beside it what training from it needs: config, tokenizer, the original's side files.
+    """Make OUTPUT/checkpoint, of a thinker or a text LLM's decoder, and beside it what training from it needs.
+
+    That is config, tokenizer and the original's side files.
 
     One shard of the original is in memory at a time. Tensors keep their type.
 
@@ -46,13 +49,14 @@ def import_hf(source: Path, output: Path) -> Converted:
     model = read_model(source)
     files = ModelFiles(source)
     state = model_without_storage(model).sharded_state_dict()
+    state = {name: entry for name, entry in state.items() if name.startswith(model.parts)}
     ours = [name for name, entry in state.items() if isinstance(entry, Entry)]
-    weights = WeightMap(model.config.decoder, prefix=model.prefix)
-    sources = weights.sources(ours, files.tensors)
+    sources = model.weights.sources(ours, files.tensors)
+    _check_copies(model.weights, files)
     for name, found in sources.items():
         state[name] = _checked(state[name], name, found, files)
     with _finished_or_gone(output) as folder:
-        _write_side_files(source, folder, model.config)
+        _write_side_files(source, folder, model)
         (folder / CHECKPOINT).mkdir()
 
         with tqdm(total=len(ours), desc="import", unit="tensor", dynamic_ncols=True) as progress:
@@ -63,7 +67,8 @@ def import_hf(source: Path, output: Path) -> Converted:
 
             save_streamed(state, read, folder / CHECKPOINT)
         (folder / CHECKPOINT / _TRAINER_STATE).write_text("{}\n")
-    return Converted(tensors=len(ours), left_aside=sum(map(is_left_aside, files.tensors)))
+    aside = sum(map(model.weights.is_left_aside, files.tensors))
+    return Converted(tensors=len(ours), left_aside=aside, has_perception=model.has_perception)
 
 
 def export_hf(
@@ -90,19 +95,29 @@ def export_hf(
     """
     model = read_model(original)
     tensors = CheckpointTensors(checkpoint, model, lora_alpha=lora_alpha)
-    weights = WeightMap(model.config.decoder, prefix=model.prefix)
+    weights = model.weights
     sources = {name: weights.source(name) for name in tensors.names}
     files = None if thinker_only else ModelFiles(original)
     if files is not None:
         weights.sources(tensors.names, files.tensors)
     layout = _layout(tensors, sources, files)
-    reader = _ShardReader(tensors, sources, files, dtype)
+    reader = _ShardReader(tensors, sources, files, dtype, copies=weights.copies())
     with _finished_or_gone(output) as folder:
         for path in side_files(original):
             shutil.copy2(path, folder / path.name)
         written = write_shards(folder, layout, reader.read)
-    aside = 0 if files is None else sum(map(is_left_aside, files.tensors))
-    return Converted(tensors=written - aside, left_aside=aside)
+    aside = 0 if files is None else sum(map(weights.is_left_aside, files.tensors))
+    return Converted(tensors=written - aside, left_aside=aside, has_perception=model.has_perception)
+
+
+def _check_copies(weights: WeightMap, files: ModelFiles) -> None:
+    """ValueError for a second tensor that config.json says is the first, and that differs from it."""
+    for copy, first in weights.copies().items():
+        if copy in files.tensors and not torch.equal(files.read(copy), files.read(first)):
+            raise ValueError(
+                f"{files.directory}: tie_word_embeddings=true, but {copy} differs from {first}; set it to false in "
+                "config.json if the head is one of its own"
+            )
 
 
 class _ShardReader:
@@ -114,12 +129,24 @@ class _ShardReader:
         sources: Mapping[str, Source],
         files: ModelFiles | None,
         dtype: torch.dtype | None,
+        *,
+        copies: Mapping[str, str],
     ) -> None:
         self.tensors, self.sources, self.files, self.dtype = tensors, sources, files, dtype
+        self.copies = copies
         self.ours = {theirs: name for name, source in sources.items() for theirs in source.theirs}
 
     def read(self, theirs: Sequence[str]) -> dict[str, Tensor]:
-        """The tensors of these names, in their order."""
+        """The tensors of these names, in their order, under the names that the original's file has."""
+        found = self._converted([name for name in theirs if name not in self.copies])
+        for name in theirs:
+            if name in self.copies:
+                first = self.copies[name]
+                found[name] = (found[first] if first in found else self._converted([first])[first]).clone()
+        ordered = {name: found[name] for name in theirs}
+        return ordered if self.files is None else self.files.as_stored(ordered)
+
+    def _converted(self, theirs: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         ours = dict.fromkeys(self.ours[name] for name in theirs if name in self.ours)
         wanted = set(theirs)
@@ -131,7 +158,7 @@ class _ShardReader:
         for name in wanted - found.keys():
             assert self.files is not None, "without the original's weights only ours are asked for"
             found[name] = self.files.read(name)
-        return {name: found[name] for name in theirs}
+        return found
 
 
 def _layout(
@@ -165,16 +192,15 @@ def _checked(entry: Entry, name: str, source: Source, files: ModelFiles) -> Entr
     return with_dtype(entry, dtypes.pop())
 
 
-def _write_side_files(source: Path, folder: Path, config: ModelConfig) -> None:
+def _write_side_files(source: Path, folder: Path, model: HfModel) -> None:
     (folder / ORIGINAL).mkdir()
     for path in side_files(source):
         shutil.copy2(path, folder / ORIGINAL / path.name)
     _write_tokenizer(source, folder / TOKENIZER)
     target = folder / MODEL_CONFIG
     target.parent.mkdir(parents=True)
-    plain = json.loads(
-        json.dumps({part: dataclasses.asdict(getattr(config, part)) for part in ("perception", "decoder")})
-    )
+    parts = ("perception", "decoder") if model.has_perception else ("decoder",)
+    plain = json.loads(json.dumps({part: dataclasses.asdict(getattr(model.config, part)) for part in parts}))
     text = yaml.safe_dump({"defaults": ["defaults", "_self_"], **plain}, sort_keys=False)
     target.write_text(f"# {source.name}, as config.json describes it; made by examples/import_hf.py.\n{text}")
 

@@ -1,0 +1,91 @@
+"""Which model a Hugging Face directory holds, told by its config.json."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.models.hf.config import decoder_config, read_json
+from nemo_mapo.models.hf.weights import WeightMap
+from nemo_mapo.models.qwen_omni.config import KINDS, read_thinker
+from nemo_mapo.models.qwen_omni.weights import ENCODER_RULES, LEFT_ASIDE
+
+_ANY_RATE = 16000
+"""A decoder alone hears nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfModel:
+    """What a directory holds of a policy."""
+
+    config: ModelConfig
+    """Perception (a model's own) and decoder; everything else has its default."""
+    weights: WeightMap
+    has_perception: bool
+    """False for a text LLM, which is a decoder alone."""
+    audio_token_id: int
+    sample_rate: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Beginnings of the names of our tensors that the directory gives."""
+        return ("perception.", "language_model.") if self.has_perception else ("language_model.",)
+
+
+class _Decoder(NamedTuple):
+    """A family of text LLMs."""
+
+    config_class: str
+    qk_layernorm: bool = False
+    add_qkv_bias: bool = False
+
+
+DECODERS: Final = {
+    "llama": _Decoder("LlamaConfig"),
+    "qwen2": _Decoder("Qwen2Config", add_qkv_bias=True),
+    "qwen3": _Decoder("Qwen3Config", qk_layernorm=True),
+    "qwen3_moe": _Decoder("Qwen3MoeConfig", qk_layernorm=True),
+}
+"""Text LLMs by the model_type of their config.json."""
+
+
+def read_model(directory: Path) -> HfModel:
+    """Read config.json, and the audio features' config if the model hears.
+
+    Raises:
+        ValueError: for a model of another kind, or an option that our decoder does not have, naming its value.
+    """
+    path = directory / "config.json"
+    values = read_json(path)
+    kind = values.get("model_type")
+    if kind in DECODERS:
+        return _text_model(path, values)
+    if kind not in KINDS:
+        raise ValueError(f"{path}: model_type={kind!r}; this command knows {', '.join((*DECODERS, *KINDS))}")
+    thinker = read_thinker(directory, values)
+    return HfModel(
+        config=thinker.config,
+        weights=WeightMap(thinker.config.decoder, rules=ENCODER_RULES, prefix=thinker.prefix, left_aside=LEFT_ASIDE),
+        has_perception=True,
+        audio_token_id=thinker.audio_token_id,
+        sample_rate=thinker.sample_rate,
+    )
+
+
+def _text_model(path: Path, values: dict[str, object]) -> HfModel:
+    import transformers
+
+    family = DECODERS[str(values["model_type"])]
+    try:
+        decoder = decoder_config(
+            values,
+            getattr(transformers, family.config_class),
+            qk_layernorm=family.qk_layernorm,
+            add_qkv_bias=family.add_qkv_bias,
+        )
+        config = ModelConfig(decoder=decoder)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return HfModel(
+        config=config, weights=WeightMap(decoder), has_perception=False, audio_token_id=0, sample_rate=_ANY_RATE
+    )
