@@ -8,7 +8,7 @@ from nemo_mapo.reports import theme
 from nemo_mapo.reports.estimates import Estimate, estimate, paired_difference, paired_ratio
 from nemo_mapo.reports.loading import RunFiles, load_run
 from nemo_mapo.reports.outcome import Outcome, outcome
-from nemo_mapo.reports.theme import MISSING
+from nemo_mapo.reports.theme import MISSING, Colour
 
 DEFAULT_BASELINE = "GRPO"
 
@@ -79,12 +79,12 @@ class Comparison:
         found = {seed: measure.value(result) for seed, (_, result) in self.variants[variant].items()}
         return {seed: measure.factor * value for seed, value in found.items() if value is not None}
 
-    def colour(self, variant: str) -> str:
-        """The variant's colour, the same on every figure; the baseline is grey."""
+    def colour(self, variant: str) -> Colour:
+        """The variant's colour, the same on every chart; the baseline has the neutral one."""
         if variant == self.baseline:
-            return theme.BEFORE
+            return theme.LINE
         others = [name for name in self.variants if name != self.baseline]
-        return theme.VARIANTS[others.index(variant) % len(theme.VARIANTS)]
+        return theme.RUNS[others.index(variant) % len(theme.RUNS)]
 
 
 def read_runs(rows: Sequence[AblationRun], *, baseline: str = DEFAULT_BASELINE) -> Comparison:

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +24,13 @@ from nemo_mapo.reports.ablation import (
     summary_note,
     summary_table,
 )
+from nemo_mapo.reports.charts import SMOOTHING_SHARE, Band, Level, Scale, bands, moving_mean
+from nemo_mapo.reports.estimate_charts import Group, groups
 from nemo_mapo.reports.estimates import estimate
 from nemo_mapo.reports.loading import series
 from nemo_mapo.reports.outcome import chance_accuracy
-from nemo_mapo.reports.plots import SMOOTHING_SHARE, Level, Scale, moving_mean
+from nemo_mapo.reports.pages import Figure, write_page
 from nemo_mapo.reports.report import REPORT_FILE
-from nemo_mapo.reports.seed_plots import Band, Group, bands_svg, groups_svg
-from nemo_mapo.reports.theme import figure_html, grid_html, page
 
 __all__ = ["AblationRun", "write_comparison"]
 
@@ -73,7 +73,7 @@ CURVE_FIGURES = (
     ),
 )
 
-POINTS_NOTE = "One dot a seed; the bar is the mean, the line its 95 % interval; grey threads join the same seed."
+POINTS_NOTE = "One dot per seed, the same seed at the same height; the diamond is the mean, the line its 95 % interval."
 BANDS_NOTE = "Mean over seeds; the band reaches from the lowest to the highest seed."
 
 
@@ -92,71 +92,56 @@ def write_comparison(rows: Sequence[AblationRun], output_dir: Path, *, baseline:
     comparison = read_runs(rows, baseline=baseline)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MARKDOWN_FILE).write_text(comparison_markdown(comparison), encoding="utf-8")
-    path = output_dir / HTML_FILE
-    path.write_text(page(title="Ablation", body=_body(comparison, output_dir)), encoding="utf-8")
-    return path
-
-
-def _body(comparison: Comparison, output_dir: Path) -> str:
-    runs = sum(len(seeds) for seeds in comparison.variants.values())
-    parts = [
-        "<h1>Ablation</h1>",
-        f'<p class="sub">{len(comparison.variants)} variants, {runs} runs</p>',
-        "<h2>Means over seeds</h2>",
-        _html_table(summary_table(comparison)),
-        f'<p class="note">{escape(summary_note(comparison))}</p>',
-    ]
-    if comparison.baseline is not None:
-        parts += [
-            f"<h2>Differences to {escape(comparison.baseline)}</h2>",
-            _html_table(difference_table(comparison)),
-            f'<p class="note">{escape(difference_note(comparison.baseline))}</p>',
-        ]
     points = [_points(comparison, number) for number in range(len(POINT_FIGURES))]
-    curves = [_curves(comparison, number) for number in range(len(CURVE_FIGURES))]
-    parts += ["<h2>Seeds</h2>", f'<p class="lead">{POINTS_NOTE}</p>', grid_html([item for item in points if item])]
-    parts += [
-        "<h2>Curves</h2>",
-        f'<p class="lead">{BANDS_NOTE}</p>',
-        _key(comparison),
-        grid_html([item for item in curves if item]),
-    ]
-    parts.append(_runs(comparison, output_dir))
-    return "\n".join(parts)
-
-
-def _html_table(table: Table) -> str:
-    header, rows = table
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
-    body = "\n".join(
-        "<tr>"
-        + "".join(f"<td>{escape(text)}{f'<small>{escape(hint)}</small>' if hint else ''}</td>" for text, hint in row)
-        + "</tr>"
-        for row in rows
+    curve_figures = [_curves(comparison, number) for number in range(len(CURVE_FIGURES))]
+    runs = sum(len(seeds) for seeds in comparison.variants.values())
+    return write_page(
+        output_dir / HTML_FILE,
+        "comparison.html",
+        title="Ablation",
+        subtitle=f"{len(comparison.variants)} variants, {runs} runs",
+        summary=_table(summary_table(comparison), summary_note(comparison)),
+        differences=_differences(comparison),
+        baseline=comparison.baseline,
+        points_note=POINTS_NOTE,
+        points=[figure for figure in points if figure],
+        curves_note=BANDS_NOTE,
+        curves=[figure for figure in curve_figures if figure],
+        runs=_runs(comparison, output_dir),
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def _points(comparison: Comparison, number: int) -> str:
+def _differences(comparison: Comparison) -> dict[str, Any] | None:
+    if comparison.baseline is None:
+        return None
+    return _table(difference_table(comparison), difference_note(comparison.baseline))
+
+
+def _table(table: Table, note: str) -> dict[str, Any]:
+    header, rows = table
+    return {"header": header, "rows": rows, "note": note}
+
+
+def _points(comparison: Comparison, number: int) -> Figure | None:
     measure, title, scale, caption = POINT_FIGURES[number]
-    groups = [
+    rows = [
         Group(label=variant, colour=comparison.colour(variant), values=values, estimate=found)
         for variant in comparison.variants
         if (values := _unscaled(comparison, variant, measure)) and (found := estimate([*values.values()]))
     ]
-    if not groups:
-        return ""
-    svg = groups_svg(f"points-{number}", groups, scale, _chance(comparison) if measure is SILENT else ())
-    return figure_html(title=title, svg=svg, caption=caption)
+    if not rows:
+        return None
+    levels = _chance(comparison) if measure in (ACCURACY, SILENT) else ()
+    return Figure(title=title, chart=groups(rows, scale, levels), caption=caption)
 
 
-def _curves(comparison: Comparison, number: int) -> str:
+def _curves(comparison: Comparison, number: int) -> Figure | None:
     key, title, scale, caption = CURVE_FIGURES[number]
-    bands = [band for variant in comparison.variants if (band := _band(comparison, variant, key)) is not None]
-    if not bands:
-        return ""
-    levels = _chance(comparison) if key == "val/accuracy_silent" else ()
-    return figure_html(title=title, svg=bands_svg(f"curve-{number}", bands, scale, levels), caption=caption)
+    found = [band for variant in comparison.variants if (band := _band(comparison, variant, key)) is not None]
+    if not found:
+        return None
+    levels = _chance(comparison) if key.startswith("val/accuracy") else ()
+    return Figure(title=title, chart=bands(found, scale, levels), caption=caption)
 
 
 def _band(comparison: Comparison, variant: str, key: str) -> Band | None:
@@ -186,23 +171,12 @@ def _chance(comparison: Comparison) -> list[Level]:
     return [Level(label="chance", value=chance_accuracy(rollouts))]
 
 
-def _key(comparison: Comparison) -> str:
-    entries = "".join(
-        f'<span><i style="background:{comparison.colour(variant)}"></i>{escape(variant)}</span>'
-        for variant in comparison.variants
-    )
-    return f'<div class="key">{entries}</div>'
-
-
-def _runs(comparison: Comparison, output_dir: Path) -> str:
+def _runs(comparison: Comparison, output_dir: Path) -> list[dict[str, str]]:
     items = []
     for variant, seeds in comparison.variants.items():
         for seed, (files, _) in seeds.items():
-            # Relative, so that the directory of an ablation can be moved or served as a whole.
-            report = Path(os.path.relpath(files.run_dir / REPORT_FILE, output_dir)).as_posix()
-            text = escape(f"{variant}, seed {seed}")
             exists = (files.run_dir / REPORT_FILE).is_file()
-            notes = escape(" ".join(files.notes))
-            link = f'<a href="{escape(report, quote=True)}">{text}</a>' if exists else text
-            items.append(f'<li>{link} <span class="note">{notes}</span></li>')
-    return f"<h2>Runs</h2><ul>{''.join(items)}</ul>"
+            # Relative, so that the directory of an ablation can be moved or served as a whole.
+            report = Path(os.path.relpath(files.run_dir / REPORT_FILE, output_dir)).as_posix() if exists else ""
+            items.append({"label": f"{variant}, seed {seed}", "report": report, "notes": " ".join(files.notes)})
+    return items

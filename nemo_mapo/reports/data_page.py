@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nemo_mapo.reports.theme import MUTED, page
+from nemo_mapo.reports.pages import Card, write_page
+from nemo_mapo.reports.theme import MUTED
 
 WINDOW_SECONDS = 0.025
 HOP_SECONDS = 0.010
@@ -27,17 +27,6 @@ MAX_FRAMES = 1000
 
 FIGURE_SIZE_INCHES = (5.2, 1.9)
 PICTURE_DPI = 100
-
-STYLE = """
-.clips{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px;margin-top:18px}
-.sample{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;min-width:0}
-.sample header{font-size:.84rem;color:var(--muted);overflow-wrap:anywhere}
-.sample audio{width:100%;margin:8px 0 4px}.sample img{display:block;width:100%;height:auto}
-.sample ol{margin:6px 0 0;padding-left:1.6em;list-style:upper-alpha}
-.sample li{overflow-wrap:anywhere}.sample li.right{font-weight:600;color:#0b6e4f}
-.question{margin:8px 0 2px}
-@media(max-width:760px){.clips{grid-template-columns:minmax(0,1fr)}}
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +54,14 @@ def write_data_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]],
         facts: name and value of the figures above the samples, plain text.
         samples: what to show, in this order.
     """
-    cards = "".join(
-        f'<div class="card"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div></div>'
-        for name, value in facts
+    write_page(
+        path,
+        "data.html",
+        title=title,
+        subtitle="The right choice is green. In the pictures louder is brighter.",
+        cards=[Card(name=name, value=value) for name, value in facts],
+        clips=[_clip(sample) for sample in samples],
     )
-    lead = "The right choice is green. In the pictures louder is brighter."
-    clips = "\n".join(_clip(sample) for sample in samples)
-    body = (
-        f'<h1>{escape(title)}</h1>\n<p class="sub">{lead}</p>\n<div class="cards">{cards}</div>\n'
-        f'<div class="clips">\n{clips}\n</div>'
-    )
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(page(title=title, body=body, style=STYLE), encoding="utf-8")
-    partial.replace(path)
 
 
 def spectrogram_db(
@@ -100,24 +84,23 @@ def spectrogram_db(
     return decibels
 
 
-def _clip(sample: ClipSample) -> str:
+def _clip(sample: ClipSample) -> dict[str, Any]:
     seconds = len(sample.samples) / sample.sample_rate
-    head = " · ".join((sample.split, sample.task, f"{seconds:.1f} s", sample.id))
-    choices = "".join(
-        f'<li class="{"right" if choice == sample.answer else "wrong"}">{escape(choice)}</li>'
-        for choice in sample.choices
-    )
-    return (
-        f'<article class="sample"><header>{escape(head)}</header>'
-        f'<audio controls preload="none" src="{_player_source(sample)}"></audio>'
-        f'<img alt="spectrogram of {escape(sample.id)}" src="{_picture_source(sample)}">'
-        f'<p class="question">{escape(sample.question)}</p><ol>{choices}</ol></article>'
-    )
+    return {
+        "id": sample.id,
+        "head": " · ".join((sample.split, sample.task, f"{seconds:.1f} s", sample.id)),
+        "question": sample.question,
+        "choices": sample.choices,
+        "answer": sample.answer,
+        "audio": player_source(sample.samples, sample.sample_rate),
+        "picture": _picture_source(sample),
+    }
 
 
-def _player_source(sample: ClipSample) -> str:
+def player_source(samples: Float[NDArray[Any], " samples"], sample_rate: int) -> str:
+    """A clip (full scale = 1, Hz) as the source of an audio element: FLAC inside the page."""
     file = io.BytesIO()
-    soundfile.write(file, sample.samples, sample.sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(file, samples, sample_rate, format="FLAC", subtype="PCM_16")
     return _data_uri("audio/flac", file.getvalue())
 
 
@@ -134,9 +117,9 @@ def _picture_source(sample: ClipSample) -> str:
         vmax=0.0,
         extent=(0.0, len(sample.samples) / sample.sample_rate, 0.0, sample.sample_rate / 2000),
     )
-    axes.set_xlabel("s", fontsize=8, color=MUTED)
-    axes.set_ylabel("kHz", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=8, colors=MUTED)
+    axes.set_xlabel("s", fontsize=8, color=MUTED.light)
+    axes.set_ylabel("kHz", fontsize=8, color=MUTED.light)
+    axes.tick_params(labelsize=8, colors=MUTED.light)
     axes.spines[:].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=PICTURE_DPI)

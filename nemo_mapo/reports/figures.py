@@ -1,4 +1,4 @@
-"""The charts of a run report, drawn: each function turns run files into `<figure>` elements."""
+"""The charts of a run report, drawn: each function turns run files into figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from nemo_mapo.reports import theme
+from nemo_mapo.reports.charts import Level, Line, Profile, Scale, curves, profiles, stacked
 from nemo_mapo.reports.loading import Record, RunFiles, Series, is_number, section, series
 from nemo_mapo.reports.outcome import chance_accuracy
+from nemo_mapo.reports.pages import Figure
 from nemo_mapo.reports.panels import PHASE_ORDER, Curve, Panel
-from nemo_mapo.reports.plots import Level, Line, Profile, Scale, curves_svg, profiles_svg, stacked_svg
-from nemo_mapo.reports.theme import figure_html
 
 
 def is_recorded(panel: Panel, files: RunFiles) -> bool:
@@ -20,18 +20,18 @@ def is_recorded(panel: Panel, files: RunFiles) -> bool:
     return any(len(series(files.metrics, curve.key)) for curve in panel.curves)
 
 
-def panel_figure(panel: Panel, files: RunFiles) -> str | None:
+def panel_figure(panel: Panel, files: RunFiles) -> Figure | None:
     """Draw a chart; None where there is nothing to show."""
     lines = [_line(curve, files.metrics, panel.scale) for curve in panel.curves]
     if not any(len(line.series) for line in lines):
         return None
     if panel.only_if_positive and not any((line.series.values > 0).any() for line in lines):
         return None
-    svg = curves_svg(panel.name, lines, panel.scale, _levels(panel.level, files))
-    return figure_html(title=panel.title, svg=svg, caption=panel.caption)
+    chart = curves(lines, panel.scale, _levels(panel.level, files))
+    return Figure(title=panel.title, chart=chart, caption=panel.caption)
 
 
-def timing_figure(files: RunFiles) -> str | None:
+def timing_figure(files: RunFiles) -> Figure | None:
     """Draw the split of a step's time; None without timings."""
     parts = [
         Line(label=phase.replace("_", " "), colour=colour, series=series(files.metrics, f"timing/{phase}_seconds"))
@@ -40,10 +40,10 @@ def timing_figure(files: RunFiles) -> str | None:
     if not any(len(part.series) for part in parts):
         return None
     total = series(files.metrics, "timing/step_seconds")
-    svg = stacked_svg("timing", parts, total, Scale(label="seconds per step"))
-    return figure_html(
+    chart = stacked(parts, total, Scale(label="seconds per step"))
+    return Figure(
         title="Where the time goes",
-        svg=svg,
+        chart=chart,
         caption="Seconds of each phase, stacked; the line is the measured step. The stack may stand above it: the "
         "part-of-speech gate runs beside the reference passes, and validation follows a step. Steps that take over "
         "three "
@@ -51,37 +51,37 @@ def timing_figure(files: RunFiles) -> str | None:
     )
 
 
-def profile_figures(files: RunFiles) -> list[str]:
+def profile_figures(files: RunFiles) -> list[Figure]:
     """Draw mass, differential entropy and entropies by relative position, before and after training."""
     last = {label: _last_profile(files.profiles, label) for label in ("before", "after")}
-    mass = _profiles(last, "audio_mass_max", "strongest head") + _profiles(
-        last, "audio_mass_mean", "mean of heads", True
-    )
-    delta = _profiles(last, "delta_h_nats")
-    entropy = _profiles(last, "policy_entropy_nats", "policy") + _profiles(last, "text_entropy_nats", "text only", True)
-    figures: list[str] = []
+    mass = _profiles(last, "audio_mass_max", theme.MASS, "strongest head")
+    mass += _profiles(last, "audio_mass_mean", theme.MASS, "mean of heads", hidden=True)
+    delta = _profiles(last, "delta_h_nats", theme.LINE)
+    entropy = _profiles(last, "policy_entropy_nats", theme.AUDIO, "with audio")
+    entropy += _profiles(last, "text_entropy_nats", theme.SILENT, "text only")
+    figures: list[Figure] = []
     if mass:
-        svg = profiles_svg("profile-mass", mass, Scale(label="share of attention", bottom=0.0))
+        chart = profiles(mass, Scale(label="share of attention", bottom=0.0))
         caption = (
             "Audio mass from the first to the last token. A line that sinks to the right is a model that stops "
-            "listening; "
-            "after training it should stay up. Solid: strongest head, as in the objective; dashed: mean of the heads."
+            "listening; after training it should stay up. Strongest head, as in the objective; press a name for the "
+            "mean of the heads."
         )
-        figures.append(figure_html(title="Audio mass along the completion", svg=svg, caption=caption))
+        figures.append(Figure(title="Audio mass along the completion", chart=chart, caption=caption))
     if delta:
-        svg = profiles_svg("profile-delta-h", delta, Scale(label="nats"), [Level(label="", value=0.0)])
+        chart = profiles(delta, Scale(label="nats"), [Level(label="no difference", value=0.0)])
         caption = (
             "Entropy of the reader without audio minus entropy of the policy. Above zero the audio settles what text "
             "leaves open; at zero the next token does not depend on the audio."
         )
-        figures.append(figure_html(title="Differential entropy Δh along the completion", svg=svg, caption=caption))
+        figures.append(Figure(title="Differential entropy Δh along the completion", chart=chart, caption=caption))
     if entropy:
-        svg = profiles_svg("profile-entropy", entropy, Scale(label="nats", bottom=0.0))
+        chart = profiles(entropy, Scale(label="nats", bottom=0.0))
         caption = (
             "The two parts of Δh. Text-only entropy alone does not show where the audio matters: it is also high where "
             "many wordings would do."
         )
-        figures.append(figure_html(title="Entropies along the completion", svg=svg, caption=caption))
+        figures.append(Figure(title="Entropies along the completion", chart=chart, caption=caption))
     return figures
 
 
@@ -115,15 +115,20 @@ def _last_profile(profiles: Sequence[Record], label: str) -> Record:
     return max(found, key=lambda profile: int(profile["step"])) if found else {}
 
 
-def _profiles(last: Mapping[str, Record], key: str, name: str = "", dashed: bool = False) -> list[Profile]:
-    colours = {"before": theme.BEFORE, "after": theme.AFTER}
+def _profiles(
+    last: Mapping[str, Record], key: str, colour: theme.Colour, name: str = "", *, hidden: bool = False
+) -> list[Profile]:
+    """The signal before (dashed) and after training (solid)."""
     found: list[Profile] = []
     for label, record in last.items():
         pairs = _pairs(record.get("position"), record.get(key))
         if pairs:
             position, values = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
             text = f"{label}, {name}" if name else label
-            found.append(Profile(label=text, colour=colours[label], position=position, values=values, dashed=dashed))
+            found.append(
+                Profile(label=text, colour=colour, position=position, values=values, dashed=label == "before",
+                        hidden=hidden)
+            )  # fmt: skip
     return found
 
 

@@ -4,34 +4,20 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nemo_mapo.reports.charts import Level, Profile, Scale, profiles
+from nemo_mapo.reports.estimate_charts import Bars, Group, Point, Points, bars, groups, heads, points
 from nemo_mapo.reports.estimates import Estimate
-from nemo_mapo.reports.grounding_plots import Bars, Point, Points, bars_svg, heads_svg, points_svg
-from nemo_mapo.reports.plots import Level, Profile, Scale, profiles_svg
-from nemo_mapo.reports.seed_plots import Group, groups_svg
-from nemo_mapo.reports.theme import (
-    ACCURACY,
-    AFTER,
-    EARLY,
-    ENTROPY,
-    LENGTH,
-    MISSING,
-    SILENT,
-    VARIANTS,
-    figure_html,
-    grid_html,
-    page,
-)
+from nemo_mapo.reports.pages import Figure, write_page
+from nemo_mapo.reports.theme import LEAST, LINE, MASS, MISSING, MOST, RUNS, SILENT, Colour, tints
 
 HEARD = {"full": "its clip", "exchanged": "another clip", "silence": "silence", "text_only": "text alone"}
 """What the model was given, by name in the file."""
-SELECTIONS = {"top": ("most attended", AFTER), "random": ("random", SILENT), "low": ("least attended", ACCURACY)}
-COLOURS = (AFTER, *VARIANTS)
+SELECTIONS = {"top": ("most attended", MOST), "random": ("random", SILENT), "low": ("least attended", LEAST)}
 LINES = (("audio_mass_max", "Audio mass along the completion", "share of attention",
           "Strongest head, mean of the target layers. A line that sinks is a model that stops listening."),
          ("delta_h_nats", "Differential entropy Δh along the completion", "nats",
@@ -39,6 +25,9 @@ LINES = (("audio_mass_max", "Audio mass along the completion", "share of attenti
          ("policy_entropy_nats", "Entropy along the completion", "nats",
           "How open the next token is to the policy, audio heard."))  # fmt: skip
 
+
+Header = Sequence[str]
+Rows = Sequence[Sequence[str]]
 
 NEEDED = {"checkpoint", "split", "items", "ids", "settings", "accuracy", "needs_ears", "profile", "heads", "collapse",
           "untagged_completions", "parts_of_speech", "evidence", "acs", "length"}  # fmt: skip
@@ -79,34 +68,63 @@ def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str
         ValueError: nothing to show, or analyses of other questions or settings (their figures are not comparable).
     """
     _refuse_incomparable(analyses)
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="sub">{analyses[0].results["items"]} questions</p>',
-        *(f'<p class="note">{escape(_origin(analysis))}</p>' for analysis in analyses),
-        "<h2>How much of the score needs ears</h2>",
-        '<p class="lead">The same questions, answered greedily, with something else in place of the audio.</p>',
-        grid_html([_heard(analyses)]),
-        _table(*_accuracy_table(analyses)),
-        "<h2>Listening</h2>",
-        grid_html([*(_profile(analyses, *line) for line in LINES), *(_layers(one) for one in analyses)]),
-        "<h2>Heads</h2>",
-        grid_html([_heads(number, one) for number, one in enumerate(analyses)]),
-        "<h2>Evidence masking</h2>",
-        f'<p class="lead">{_EVIDENCE_LEAD}</p>',
-        grid_html([*(_evidence(number, one) for number, one in enumerate(analyses)), _acs(analyses)]),
-        _table(*_acs_table(analyses)),
-        _table(*_drop_table(analyses)),
-        "<h2>Parts of speech</h2>",
-        grid_html([_parts(number, one) for number, one in enumerate(analyses)]),
-        "<h2>Length and collapse</h2>",
-        grid_html([_lengths(analyses)]),
-        _table(*_length_table(analyses)),
-    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page(title=title, body="\n".join(sections)), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_page(
+        path,
+        "grounding.html",
+        title=title,
+        subtitle=f"{analyses[0].results['items']} questions",
+        origins=[_origin(analysis) for analysis in analyses],
+        sections=[*_listening_blocks(analyses), *_effect_blocks(analyses)],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Charts and tables below one heading."""
+
+    name: str
+    title: str
+    lead: str = ""
+    figures: Sequence[Figure]
+    tables: Sequence[tuple[Header, Rows]] = ()
+
+
+def _listening_blocks(analyses: Sequence[Analysis]) -> list[Block]:
+    return [
+        Block(
+            name="heard",
+            title="How much of the score depends on the audio",
+            lead="The same questions, answered greedily, with something else in place of the audio.",
+            figures=[_heard(analyses)],
+            tables=[_accuracy_table(analyses)],
+        ),
+        Block(
+            name="listening",
+            title="Listening",
+            figures=[*(_profile(analyses, *line) for line in LINES), *(_layers(one) for one in analyses)],
+        ),
+        Block(name="heads", title="Heads", figures=[_heads(one) for one in analyses]),
+    ]
+
+
+def _effect_blocks(analyses: Sequence[Analysis]) -> list[Block]:
+    return [
+        Block(
+            name="evidence",
+            title="Evidence masking",
+            lead=_EVIDENCE_LEAD,
+            figures=[*(_evidence(one) for one in analyses), _acs(analyses)],
+            tables=[_acs_table(analyses), _drop_table(analyses)],
+        ),
+        Block(name="parts", title="Parts of speech", figures=[_parts(one) for one in analyses]),
+        Block(
+            name="length",
+            title="Length and collapse",
+            figures=[_lengths(analyses)],
+            tables=[_length_table(analyses)],
+        ),
+    ]
 
 
 def _refuse_incomparable(analyses: Sequence[Analysis]) -> None:
@@ -147,8 +165,8 @@ _EVIDENCE_LEAD = (
 )
 
 
-def _heard(analyses: Sequence[Analysis]) -> str:
-    groups = [
+def _heard(analyses: Sequence[Analysis]) -> Figure:
+    rows = [
         Group(
             label=name if len(analyses) == 1 else f"{name}, {analysis.label}",
             colour=_colour(number),
@@ -158,40 +176,40 @@ def _heard(analyses: Sequence[Analysis]) -> str:
         for key, name in HEARD.items()
         for number, analysis in enumerate(analyses)
     ]
-    svg = groups_svg("heard", groups, Scale(label="accuracy", kind="percent"))
-    return figure_html(title="Accuracy by what is heard", svg=svg, caption="Bar: accuracy; line: bootstrap interval.")
+    chart = groups(rows, Scale(label="accuracy", kind="percent"))
+    return Figure(title="Accuracy by what is heard", chart=chart, caption="Diamond: accuracy; line: its interval.")
 
 
-def _profile(analyses: Sequence[Analysis], key: str, title: str, unit: str, caption: str) -> str:
-    profiles = [_curve(analysis, key, analysis.label, _colour(number)) for number, analysis in enumerate(analyses)]
+def _profile(analyses: Sequence[Analysis], key: str, title: str, unit: str, caption: str) -> Figure:
+    lines = [_curve(analysis, key, analysis.label, _colour(number)) for number, analysis in enumerate(analyses)]
     bottom = None if key == "delta_h_nats" else 0.0
-    svg = profiles_svg(f"profile-{key}", profiles, Scale(label=unit, bottom=bottom))
-    return figure_html(title=title, svg=svg, caption=caption)
+    return Figure(title=title, chart=profiles(lines, Scale(label=unit, bottom=bottom)), caption=caption)
 
 
-def _layers(analysis: Analysis) -> str:
+def _layers(analysis: Analysis) -> Figure:
     layers = analysis.results["heads"]["layers"]
     curves = [
-        _curve(analysis, f"layer_{layer}", f"layer {layer}", COLOURS[number % len(COLOURS)])
-        for number, layer in enumerate(layers)
+        _curve(analysis, f"layer_{layer}", f"layer {layer}", colour)
+        for layer, colour in zip(layers, tints(MASS, len(layers)), strict=True)
     ]
-    svg = profiles_svg(f"layers-{escape(analysis.label)}", curves, Scale(label="share of attention", bottom=0.0))
-    return figure_html(title=f"Audio mass by layer: {analysis.label}", svg=svg, caption="Strongest head of each layer.")
+    chart = profiles(curves, Scale(label="share of attention", bottom=0.0))
+    caption = "Strongest head of each layer, the deepest in the fullest colour."
+    return Figure(title=f"Audio mass by layer: {analysis.label}", chart=chart, caption=caption)
 
 
-def _curve(analysis: Analysis, key: str, label: str, colour: str) -> Profile:
+def _curve(analysis: Analysis, key: str, label: str, colour: Colour) -> Profile:
     profile = analysis.results["profile"]
     return Profile(label=label, colour=colour, position=np.array(profile["position"]), values=np.array(profile[key]))
 
 
-def _heads(number: int, analysis: Analysis) -> str:
-    heads = analysis.results["heads"]
-    svg = heads_svg(f"heads-{number}", heads["layers"], heads["audio_mass"])
-    return figure_html(title=f"Attention on the audio: {analysis.label}", svg=svg,
-                       caption="Mean over all completion tokens.")  # fmt: skip
+def _heads(analysis: Analysis) -> Figure:
+    found = analysis.results["heads"]
+    chart = heads(found["layers"], found["audio_mass"])
+    caption = "Mean over all completion tokens."
+    return Figure(title=f"Attention on the audio: {analysis.label}", chart=chart, caption=caption)
 
 
-def _evidence(number: int, analysis: Analysis) -> str:
+def _evidence(analysis: Analysis) -> Figure:
     series = [
         Points(
             label=label,
@@ -205,13 +223,13 @@ def _evidence(number: int, analysis: Analysis) -> str:
         for selection, (label, colour) in SELECTIONS.items()
     ]
     whole = [Level(label="whole clip", value=analysis.results["accuracy"]["full"]["mean"])]
-    svg = points_svg(f"evidence-{number}", series, Scale(label="accuracy", kind="percent"), x_label="silenced",
-                     x_percent=True, levels=whole)  # fmt: skip
-    return figure_html(title=f"Accuracy without part of the clip: {analysis.label}", svg=svg,
-                       caption="By which frames are silenced; lines are bootstrap intervals.")  # fmt: skip
+    scale = Scale(label="accuracy", kind="percent")
+    chart = points(series, scale, x_label="silenced", x_percent=True, levels=whole)
+    caption = "By which frames are silenced; vertical lines are intervals."
+    return Figure(title=f"Accuracy without part of the clip: {analysis.label}", chart=chart, caption=caption)
 
 
-def _acs(analyses: Sequence[Analysis]) -> str:
+def _acs(analyses: Sequence[Analysis]) -> Figure:
     series = [
         Points(
             label=analysis.label,
@@ -225,28 +243,28 @@ def _acs(analyses: Sequence[Analysis]) -> str:
     ]
     scale = Scale(label="difference in accuracy", kind="percent")
     none = [Level(label="no difference", value=0.0)]
-    svg = points_svg("acs", series, scale, x_label="silenced", x_percent=True, levels=none)
+    chart = points(series, scale, x_label="silenced", x_percent=True, levels=none)
     caption = "Accuracy with random frames silenced minus accuracy with the most attended ones, on the same questions."
-    return figure_html(title="ACS", svg=svg, caption=caption)
+    return Figure(title="ACS", chart=chart, caption=caption)
 
 
-def _parts(number: int, analysis: Analysis) -> str:
+def _parts(analysis: Analysis) -> Figure:
     rows = sorted(analysis.results["parts_of_speech"], key=lambda row: -row["delta_h_nats"])
     names = [f"{row['tag']} ({row['tokens']})" for row in rows]
-    bars = [
-        Bars(label="Δh", colour=LENGTH, values=[row["delta_h_nats"] for row in rows]),
-        Bars(label="entropy", colour=ENTROPY, values=[row["entropy_nats"] for row in rows]),
+    found = [
+        Bars(label="Δh", colour=LINE, values=[row["delta_h_nats"] for row in rows]),
+        Bars(label="entropy", colour=SILENT, values=[row["entropy_nats"] for row in rows]),
     ]
-    svg = bars_svg(f"parts-{number}", names, bars, Scale(label="nats per token"))
-    return figure_html(title=f"By part of speech: {analysis.label}", svg=svg,
-                       caption="Mean over tokens; in brackets how many. Tags as the gate uses them.")  # fmt: skip
+    chart = bars(names, found, Scale(label="nats per token"))
+    caption = "Mean over tokens; in brackets how many. Tags as the gate uses them."
+    return Figure(title=f"By part of speech: {analysis.label}", chart=chart, caption=caption)
 
 
-def _lengths(analyses: Sequence[Analysis]) -> str:
+def _lengths(analyses: Sequence[Analysis]) -> Figure:
     series = [
         Points(
             label=analysis.label,
-            colour=_colour(number) if len(analyses) > 1 else EARLY,
+            colour=_colour(number),
             points=[
                 Point(x=(row["shortest"] + row["longest"]) / 2, y=row["accuracy"])
                 for row in analysis.results["length"]["bins"]
@@ -254,16 +272,12 @@ def _lengths(analyses: Sequence[Analysis]) -> str:
         )
         for number, analysis in enumerate(analyses)
     ]
-    svg = points_svg("lengths", series, Scale(label="accuracy", kind="percent"), x_label="tokens of a completion")
+    chart = points(series, Scale(label="accuracy", kind="percent"), x_label="tokens of a completion")
     caption = (
         "Sampled completions in groups of similar length. Long ones may be of hard questions: the table has the effect "
         "within questions."
     )
-    return figure_html(title="Accuracy by length", svg=svg, caption=caption)
-
-
-Header = Sequence[str]
-Rows = Sequence[Sequence[str]]
+    return Figure(title="Accuracy by length", chart=chart, caption=caption)
 
 
 def _accuracy_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
@@ -337,14 +351,8 @@ def _number(value: float | None, factor: float = 1.0, digits: int = 2) -> str:
     return MISSING if value is None or math.isnan(value) else f"{factor * value:.{digits}f}"
 
 
-def _table(header: Header, rows: Rows) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _colour(number: int) -> Colour:
+    return RUNS[number % len(RUNS)]
 
 
 def _estimate(interval: Mapping[str, float]) -> Estimate:

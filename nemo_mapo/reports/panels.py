@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from nemo_mapo.reports import theme
-from nemo_mapo.reports.plots import Scale
-from nemo_mapo.reports.theme import NU, OMEGA
+from nemo_mapo.reports.charts import Scale
+from nemo_mapo.reports.theme import NU, OMEGA, Colour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class Curve:
 
     key: str
     label: str
-    colour: str
+    colour: Colour
     dashed: bool = False
 
 
@@ -51,19 +51,19 @@ LEARNING = Section(
             name="held-out",
             title="Held-out accuracy",
             curves=(
-                Curve(key="val/accuracy", label="with audio", colour=theme.ACCURACY),
+                Curve(key="val/accuracy", label="with audio", colour=theme.AUDIO),
                 Curve(key="val/accuracy_silent", label="with silence", colour=theme.SILENT),
             ),
             scale=Scale(label="accuracy", kind="percent", bottom=0.0, top=1.0),
             caption="Blue should rise. Grey is the same model with the audio replaced by silence: it should stay "
-            "near the "
-            "dotted chance line. Where grey rises with blue, the questions are being guessed, not heard.",
+            "near the dotted chance line. Where grey rises with blue, the questions are being guessed, "
+            "not heard.",
             level="chance",
         ),
         Panel(
             name="reward",
             title="Reward",
-            curves=(Curve(key="rollout/reward_mean", label="weighted sum", colour=theme.REWARD),),
+            curves=(Curve(key="rollout/reward_mean", label="weighted sum", colour=theme.LINE),),
             scale=Scale(label="reward, points"),
             caption="Mean weighted reward of the sampled completions. Faint: single steps; strong: their moving mean.",
         ),
@@ -71,27 +71,25 @@ LEARNING = Section(
             name="reward-parts",
             title="Parts of the reward",
             curves=(
-                Curve(key="rollout/accuracy", label="accuracy", colour=theme.ACCURACY),
-                Curve(key="rollout/format", label="format", colour=theme.EARLY),
-                Curve(key="rollout/consistency", label="consistency", colour=theme.LENGTH),
-                Curve(key="rollout/finished_share", label="finished", colour=theme.SILENT, dashed=True),
+                Curve(key="rollout/accuracy", label="accuracy", colour=theme.AUDIO),
+                Curve(key="rollout/format", label="format", colour=theme.FORMAT),
+                Curve(key="rollout/consistency", label="consistency", colour=theme.CONSISTENCY),
+                Curve(key="rollout/finished_share", label="finished", colour=theme.LINE, dashed=True),
             ),
             scale=Scale(label="share of completions", kind="percent", bottom=0.0),
-            caption="Which part the reward comes from. Format or consistency falling while accuracy rises means that "
-            "the "
-            "text is breaking; unfinished completions were cut at the length limit.",
+            caption="Which part the reward comes from. Format or consistency falling while accuracy rises means "
+            "that the text is breaking; unfinished completions were cut at the length limit.",
         ),
         Panel(
             name="length",
             title="Length of completions",
             curves=(
                 Curve(key="rollout/completion_tokens", label="tokens", colour=theme.LENGTH),
-                Curve(key="rollout/reasoning_words", label="words of reasoning", colour=theme.WORDS),
+                Curve(key="rollout/reasoning_words", label="words of reasoning", colour=theme.LENGTH, dashed=True),
             ),
             scale=Scale(label="tokens, words", bottom=0.0),
             caption="Should stay level. Words of reasoning sinking towards zero while the reward climbs is the "
-            "collapse of "
-            "the paper's Appendix G.",
+            "collapse of the paper's Appendix G.",
         ),
     ),
 )
@@ -108,12 +106,11 @@ LISTENING = Section(
             curves=(
                 Curve(key="mapo/audio_mass_early", label="first third", colour=theme.EARLY),
                 Curve(key="mapo/audio_mass_late", label="last third", colour=theme.LATE),
-                Curve(key="mapo/audio_mass", label="whole", colour=theme.WHOLE, dashed=True),
+                Curve(key="mapo/audio_mass", label="whole", colour=theme.MASS, dashed=True),
             ),
             scale=Scale(label="share of attention", bottom=0.0),
             caption="A last third far below the first is late-stage modality collapse: the end of the reasoning "
-            "lives on "
-            "its own text. MAPO should lift it.",
+            "lives on its own text. MAPO should lift it.",
         ),
         Panel(
             name="mass-held-out",
@@ -121,7 +118,7 @@ LISTENING = Section(
             curves=(
                 Curve(key="val/audio_mass_early", label="first third", colour=theme.EARLY),
                 Curve(key="val/audio_mass_late", label="last third", colour=theme.LATE),
-                Curve(key="val/audio_mass", label="whole", colour=theme.WHOLE, dashed=True),
+                Curve(key="val/audio_mass", label="whole", colour=theme.MASS, dashed=True),
             ),
             scale=Scale(label="share of attention", bottom=0.0),
             caption="The same for greedy completions of held-out questions; step 0 is the start policy.",
@@ -129,19 +126,18 @@ LISTENING = Section(
         Panel(
             name="delta-h",
             title="Differential entropy |Δh|",
-            curves=(Curve(key="mapo/delta_h_abs_nats", label="mean |Δh|", colour=theme.LATE),),
+            curves=(Curve(key="mapo/delta_h_abs_nats", label="mean |Δh|", colour=theme.LINE),),
             scale=Scale(label="nats per token", bottom=0.0),
             caption="How much the audio changes the certainty of the next token, against a frozen reader without "
-            "audio. "
-            "Near zero, neither mask has anything to hold on to.",
+            "audio. Near zero, neither mask has anything to hold on to.",
         ),
         Panel(
             name="term",
             title="Size of MAPO's terms",
             curves=(
-                Curve(key="mapo/term", label="both", colour=theme.LATE),
-                Curve(key="mapo/term_attention", label="attention loss", colour=theme.EARLY),
-                Curve(key="mapo/term_mask", label="mask", colour=theme.ACCURACY),
+                Curve(key="mapo/term", label="both", colour=theme.LINE),
+                Curve(key="mapo/term_attention", label="attention loss", colour=theme.ATTENTION),
+                Curve(key="mapo/term_mask", label="mask", colour=theme.MASK),
             ),
             scale=Scale(label="|change of the loss|", kind="log"),
             caption="What MAPO adds to plain GRPO. Below 1e-4 the run is GRPO in all but name.",
@@ -158,25 +154,24 @@ LOSSES = Section(
             name="loss",
             title="Policy-gradient and total loss",
             curves=(
-                Curve(key="train/policy_loss", label="policy gradient", colour=theme.ACCURACY),
-                Curve(key="train/loss", label="total", colour=theme.LOSS),
+                Curve(key="train/policy_loss", label="policy gradient", colour=theme.LINE, dashed=True),
+                Curve(key="train/loss", label="total", colour=theme.LINE),
             ),
             scale=Scale(label="loss"),
-            caption="Advantages are centred in each group, so the policy-gradient loss hovers around zero; its level "
-            "does "
-            "not measure progress.",
+            caption="Advantages are centred in each group, so the policy-gradient loss hovers around zero; its "
+            "level does not measure progress.",
         ),
         Panel(
             name="attention-loss",
             title="Attention loss",
-            curves=(Curve(key="train/attention_loss", label="attention loss", colour=theme.LATE),),
+            curves=(Curve(key="train/attention_loss", label="attention loss", colour=theme.ATTENTION),),
             scale=Scale(label="loss, before η"),
             caption="Penalty -log(audio mass) on substantive tokens, late ones more. Falls as the audio mass rises.",
         ),
         Panel(
             name="kl",
             title="KL to the reference",
-            curves=(Curve(key="train/kl_loss", label="KL", colour=theme.KL),),
+            curves=(Curve(key="train/kl_loss", label="KL", colour=theme.LINE),),
             scale=Scale(label="nats per token", bottom=0.0),
             caption="Distance from the start policy. A gentle slope is fine; an upward bend is the policy running "
             "away.",
@@ -184,14 +179,14 @@ LOSSES = Section(
         Panel(
             name="entropy",
             title="Entropy of the policy",
-            curves=(Curve(key="train/entropy_nats", label="entropy", colour=theme.ENTROPY),),
+            curves=(Curve(key="train/entropy_nats", label="entropy", colour=theme.LINE),),
             scale=Scale(label="nats per token", bottom=0.0),
             caption="Falls as the policy grows certain. Near zero all completions of a group are the same.",
         ),
         Panel(
             name="gradient",
             title="Gradient norm",
-            curves=(Curve(key="train/grad_norm", label="before clipping", colour=theme.LOSS),),
+            curves=(Curve(key="train/grad_norm", label="before clipping", colour=theme.LINE),),
             scale=Scale(label="norm", bottom=0.0),
             caption="Norm of the whole gradient before clipping. Lone spikes are harmless, a rising floor is not.",
         ),
@@ -199,13 +194,12 @@ LOSSES = Section(
             name="lost",
             title="Lost signal",
             curves=(
-                Curve(key="rollout/equal_reward_groups", label="groups with equal rewards", colour=theme.LOSS),
-                Curve(key="train/clip_share", label="clipped tokens", colour=theme.ACCURACY),
+                Curve(key="rollout/equal_reward_groups", label="groups with equal rewards", colour=theme.LINE),
+                Curve(key="train/clip_share", label="clipped tokens", colour=theme.LINE, dashed=True),
             ),
             scale=Scale(label="share", kind="percent", bottom=0.0),
             caption="A group whose completions all got the same reward has zero advantage and teaches nothing. "
-            "Clipped tokens "
-            "are zero when each rollout batch is used for one optimiser step.",
+            "Clipped tokens are zero when each rollout batch is used for one optimiser step.",
         ),
     ),
 )
@@ -221,9 +215,9 @@ MASKS = Section(
             name="mask-peak",
             title="Peaks of the masks",
             curves=(
-                Curve(key="mapo/mask_max", label=f"highest {OMEGA}", colour=theme.ACCURACY),
-                Curve(key="mapo/mask_mean_max", label=f"mean of peaks {OMEGA}", colour=theme.LATE),
-                Curve(key="mapo/inverse_mask_max", label=f"highest {NU}", colour=theme.LENGTH),
+                Curve(key="mapo/mask_max", label=f"highest {OMEGA}", colour=theme.MASK),
+                Curve(key="mapo/mask_mean_max", label=f"mean of peaks {OMEGA}", colour=theme.MASK, dashed=True),
+                Curve(key="mapo/inverse_mask_max", label=f"highest {NU}", colour=theme.ATTENTION),
             ),
             scale=Scale(label="token weight", bottom=0.0),
             caption="1 is flat, the dotted line is the cap. Peaks near 1 call for a lower objective.tau_base or "
@@ -233,18 +227,17 @@ MASKS = Section(
         Panel(
             name="mask-entropy",
             title="Entropy of the relevance mask",
-            curves=(Curve(key="mapo/mask_entropy", label="entropy", colour=theme.ACCURACY),),
+            curves=(Curve(key="mapo/mask_entropy", label="entropy", colour=theme.MASK),),
             scale=Scale(label="entropy / ln T", top=1.0),
-            caption="How evenly the policy gradient is spread over the tokens of a completion: 1 is a flat mask, 0 "
-            "is all "
-            "weight on one token.",
+            caption="How evenly the policy gradient is spread over the tokens of a completion: 1 is a flat mask, "
+            "0 is all weight on one token.",
         ),
         Panel(
             name="mask-share",
             title="Tokens at the cap, tokens behind the gate",
             curves=(
-                Curve(key="mapo/mask_capped_share", label=f"{OMEGA} at the cap", colour=theme.LATE),
-                Curve(key="mapo/gate_share", label="pass the part-of-speech gate", colour=theme.LENGTH),
+                Curve(key="mapo/mask_capped_share", label=f"{OMEGA} at the cap", colour=theme.MASK),
+                Curve(key="mapo/gate_share", label="pass the part-of-speech gate", colour=theme.ATTENTION),
             ),
             scale=Scale(label="share of tokens", kind="percent", bottom=0.0),
             caption="The gate lets substantive words through to the attention loss; about half of the tokens is usual.",
@@ -253,8 +246,10 @@ MASKS = Section(
             name="fallbacks",
             title="Gate fall-backs",
             curves=(
-                Curve(key="mapo/gate_fallbacks", label="all", colour=theme.LATE),
-                Curve(key="mapo/gate_fallbacks_empty", label="no substantive word", colour=theme.EARLY, dashed=True),
+                Curve(key="mapo/gate_fallbacks", label="all", colour=theme.ATTENTION),
+                Curve(
+                    key="mapo/gate_fallbacks_empty", label="no substantive word", colour=theme.ATTENTION, dashed=True
+                ),
             ),
             scale=Scale(label="share of completions", kind="percent", bottom=0.0),
             caption="Completions whose gate was replaced by all ones.",
@@ -263,7 +258,7 @@ MASKS = Section(
         Panel(
             name="prefactor",
             title="Prefactor of the attention loss",
-            curves=(Curve(key="mapo/prefactor", label="mean prefactor", colour=theme.LATE),),
+            curves=(Curve(key="mapo/prefactor", label="mean prefactor", colour=theme.ATTENTION),),
             scale=Scale(label="factor", bottom=0.0),
             caption="Failure gate times size of the advantage: the attention loss presses on failed completions, and "
             "eases off as fewer fail.",

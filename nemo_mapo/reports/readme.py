@@ -1,23 +1,41 @@
 """Puts an ablation's table and picture where the README shows them, so that no figure there is typed by hand."""
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
 from nemo_mapo.reports.ablation import AblationRun, comparison_markdown, read_runs
+from nemo_mapo.reports.charts import Profile
 from nemo_mapo.reports.loading import load_run
-from nemo_mapo.reports.plots import Profile, Scale, profiles_svg
-from nemo_mapo.reports.theme import ACCURACY, AFTER, BEFORE
+from nemo_mapo.reports.theme import AUDIO, GRID, INK, LATE, MUTED, Colour
 
 BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 PICTURE = Path("docs", "images", "audio_mass.svg")
-PICTURE_CURVES = (("grpo", "after", "GRPO", ACCURACY), ("mapo", "after", "MAPO", AFTER))
+PICTURE_CURVES = (("grpo", "after", "GRPO", AUDIO), ("mapo", "after", "MAPO", LATE))
 """Variant, label in profiles.jsonl, name in the picture."""
-_SVG_NAMESPACE = (
-    'font-family="sans-serif" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-)
+PICTURE_INCHES = (6.4, 3.1)
+PICTURE_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "audio-mass",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": GRID.light,
+    "axes.labelcolor": MUTED.light,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID.light,
+    "xtick.color": MUTED.light,
+    "ytick.color": MUTED.light,
+    "text.color": INK.light,
+    "lines.linewidth": 2.2,
+}
 
 
 def update_readme(readme: Path, rows: Sequence[AblationRun]) -> None:
@@ -34,23 +52,52 @@ def update_readme(readme: Path, rows: Sequence[AblationRun]) -> None:
     readme.write_text(filled)
     picture = readme.parent / PICTURE
     picture.parent.mkdir(parents=True, exist_ok=True)
-    svg = audio_mass_svg(rows).replace("<svg ", f"<svg {_SVG_NAMESPACE} ", 1)
-    picture.write_text(svg + "\n")
+    picture.write_text(audio_mass_svg(rows))
 
 
 def audio_mass_svg(rows: Sequence[AblationRun]) -> str:
     """Audio mass along held-out completions, mean over seeds: the start policy, GRPO and MAPO.
 
+    The background is transparent, and the colours follow the reader's light or dark scheme.
+
     Raises:
         ValueError: a variant of the picture has no run with profiles.
     """
-    profiles = [_mean_profile(rows, "grpo", "before", "start policy", BEFORE, dashed=True)]
+    profiles = [_mean_profile(rows, "grpo", "before", "start policy", MUTED, dashed=True)]
     profiles += [_mean_profile(rows, *curve) for curve in PICTURE_CURVES]
-    return profiles_svg("audio-mass", profiles, Scale(label="share of attention on the audio", bottom=0.0))
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for item in profiles:
+            style = (0, (4, 2)) if item.dashed else "-"
+            axes.plot(item.position, item.values, color=item.colour.light, linestyle=style)
+            axes.annotate(item.label, (float(item.position[-1]), float(item.values[-1])), xytext=(6, -3),
+                          textcoords="offset points", color=item.colour.light)  # fmt: skip
+        axes.grid(axis="y")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:.0%}")
+        axes.set_xlabel("position in the completion")
+        axes.set_ylabel("attention on the audio")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _follow_scheme(buffer.getvalue(), (*(item.colour for item in profiles), INK, MUTED, GRID))
+
+
+def _follow_scheme(svg: str, colours: Sequence[Colour]) -> str:
+    """Put every colour that has a dark twin into a variable that the scheme sets."""
+    light, dark = "", ""
+    for number, colour in enumerate(dict.fromkeys(colours)):
+        svg = svg.replace(colour.light, f"var(--c{number})")
+        light += f"--c{number}:{colour.light};"
+        dark += f"--c{number}:{colour.dark};"
+    style = f"<style>:root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
+    return re.sub(r"(<svg[^>]*>)", lambda found: found[1] + style, svg, count=1)
 
 
 def _mean_profile(
-    rows: Sequence[AblationRun], variant: str, label: str, name: str, colour: str, *, dashed: bool = False
+    rows: Sequence[AblationRun], variant: str, label: str, name: str, colour: Colour, *, dashed: bool = False
 ) -> Profile:
     found = [
         record

@@ -3,24 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from nemo_mapo.reports.loading import Record, is_number
-from nemo_mapo.reports.theme import NU, OMEGA
+from nemo_mapo.reports.theme import ATTENTION, CARD, LINE, MASK, MASS, NU, OMEGA, Colour, channels, mixed
 
 LEVELS = 8
 """Steps of a colour scale: as many as the eye tells apart, and each a short class name instead of a colour per
 token."""
 
-DARKEST = 0.85
-"""Upper end of the colour maps: beyond, neighbouring steps are too dark to tell apart."""
-
-LIGHTEST = 0.04
-"""Lower end of the colour maps: almost the page's white, so that the least token does not stand out."""
+LEAST_COLOUR = 0.03
+"""Share of the view's colour in its lowest level: almost the page's own, so that the least token does not stand out."""
 
 PER_GROUP = 2
 """Samples shown of each of early/late x right/wrong."""
@@ -32,6 +27,7 @@ BYTE_LEVEL = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
 """How byte-level and sentencepiece vocabularies write blanks and line breaks."""
 
 _SPECIAL = re.compile(r"</?[^<>\s]+>")
+_TAG = re.compile(rf"({_SPECIAL.pattern})")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -44,7 +40,8 @@ class View:
     """Prefix of the level classes in the page."""
     label: str
     meaning: str
-    colour_map: str
+    colour: Colour
+    """Of the largest value."""
     least_top: float
     """Least upper end of the scale: without it a flat signal would be stretched to look like a peaked one."""
 
@@ -55,7 +52,7 @@ VIEWS = (
         letter="o",
         label=f"relevance weight {OMEGA}",
         meaning="share of policy gradient a token gets; 1 is what GRPO gives every token",
-        colour_map="Blues",
+        colour=MASK,
         least_top=2.0,
     ),
     View(
@@ -63,7 +60,7 @@ VIEWS = (
         letter="n",
         label=f"inverse weight {NU}",
         meaning="weight of a token in the attention loss; 0 where the part-of-speech gate is shut",
-        colour_map="Purples",
+        colour=ATTENTION,
         least_top=2.0,
     ),
     View(
@@ -71,7 +68,7 @@ VIEWS = (
         letter="m",
         label="audio mass",
         meaning="share of attention on the audio when the token was chosen",
-        colour_map="Oranges",
+        colour=MASS,
         least_top=0.1,
     ),
     View(
@@ -79,7 +76,7 @@ VIEWS = (
         letter="d",
         label="|Δh|",
         meaning="nats by which the audio changes the certainty about the token",
-        colour_map="Greens",
+        colour=LINE,
         least_top=0.1,
     ),
 )
@@ -118,38 +115,104 @@ def is_right(rollout: Record) -> bool:
     return is_number(accuracy) and accuracy > 0
 
 
-def samples_html(samples: Sequence[Record]) -> str:
-    """Draw the samples with a switch between the views; the switch needs no script."""
+@dataclass(frozen=True, kw_only=True)
+class ShownView:
+    """A view with the scale that it has on this page."""
+
+    letter: str
+    label: str
+    meaning: str
+    top: str
+    """Upper end of the scale."""
+    levels: tuple["Level", ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A token, or a stretch of plain text, as it is shown."""
+
+    text: str
+    classes: str = ""
+    facts: str = ""
+    """Its values in words."""
+    plain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownSample:
+    """A completion as it is shown; all plain text."""
+
+    right: bool
+    head: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    tokens: tuple[Token, ...]
+    rewards: str
+    audio: str = ""
+    """What the player plays, a data URI; empty without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownSamples:
+    """What templates/samples.html draws; the switch between its views needs no script."""
+
+    views: tuple[ShownView, ...]
+    items: tuple[ShownSample, ...]
+
+
+def samples_view(samples: Sequence[Record]) -> ShownSamples:
+    """Lay the samples out for the template."""
     tops = {view.field: _top(samples, view) for view in VIEWS}
     views = [view for view in VIEWS if any(_signal(sample, view.field) for sample in samples)]
-    switches = "".join(
-        f'<input type="radio" name="view" id="view-{view.letter}"{" checked" if view is views[0] else ""}>'
-        for view in views
+    return ShownSamples(
+        views=tuple(
+            ShownView(
+                letter=view.letter,
+                label=view.label,
+                meaning=view.meaning,
+                top=f"{tops[view.field]:.2g}",
+                levels=level_colours(view),
+            )
+            for view in views
+        ),
+        items=tuple(_sample(sample, tops) for sample in samples),
     )
-    tabs = "".join(f'<label for="view-{view.letter}">{view.label}</label>' for view in views)
-    legends = "".join(_legend(view, tops[view.field]) for view in views)
-    cards = "\n".join(_sample(sample, tops) for sample in samples)
-    tab_row = f'<div class="tabs"><span class="note">Colour tokens by</span>{tabs}</div>' if views else ""
-    return f'<div class="samples">{switches}{tab_row}{legends}<div class="list">\n{cards}\n</div></div>'
 
 
-def samples_style() -> str:
-    """The style rules of the samples, colour scales included."""
-    return SAMPLE_STYLE + "".join(_view_style(view) for view in VIEWS)
+@dataclass(frozen=True, kw_only=True)
+class Paint:
+    """Background and the text on it."""
+
+    background: str
+    text: str
 
 
-def level_colours(view: View) -> list[tuple[str, str]]:
-    """(background, text) of each level, light to dark; the text colour is the one of black and white that reads better.
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One step of a colour scale in both schemes."""
 
-    One of the two always has a contrast of at least 4.5, whatever the background.
+    light: Paint
+    dark: Paint
+
+
+def level_colours(view: View) -> tuple[Level, ...]:
+    """The steps of the scale from the least value to the largest.
+
+    Each lies between the page's card and the view's colour; its text is the one of black and white that reads better,
+    so the contrast is at least 4.5 whatever the background.
     """
-    samples = matplotlib.colormaps[view.colour_map](np.linspace(LIGHTEST, DARKEST, LEVELS))
-    colours: list[tuple[str, str]] = []
-    for red, green, blue, _ in samples:
-        background = "#" + "".join(f"{round(255 * float(channel)):02x}" for channel in (red, green, blue))
-        on_black, on_white = contrast(background, "#000000"), contrast(background, "#ffffff")
-        colours.append((background, "#000000" if on_black >= on_white else "#ffffff"))
-    return colours
+    shares = np.linspace(LEAST_COLOUR, 1, LEVELS).tolist()
+    return tuple(
+        Level(light=_paint(CARD.light, view.colour.light, share), dark=_paint(CARD.dark, view.colour.dark, share))
+        for share in shares
+    )
+
+
+def _paint(paper: str, colour: str, share: float) -> Paint:
+    background = mixed(paper, colour, share)
+    black = contrast(background, "#000000") >= contrast(background, "#ffffff")
+    return Paint(background=background, text="#000000" if black else "#ffffff")
 
 
 def contrast(one: str, other: str) -> float:
@@ -167,8 +230,8 @@ def readable_token(token: str) -> str:
 
 def _luminance(colour: str) -> float:
     # sRGB to linear light and its weights, as WCAG 2 defines relative luminance.
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    shares = [channel / 255 for channel in channels(colour)]
+    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in shares]
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
@@ -188,34 +251,33 @@ def _top(samples: Sequence[Record], view: View) -> float:
     return max([view.least_top, *found])
 
 
-def _sample(sample: Record, tops: dict[str, float]) -> str:
-    right = is_right(sample)
-    verdict = '<b class="right">right</b>' if right else '<b class="wrong">wrong</b>'
-    facts = [f"step {sample['step']}", str(sample.get("split", "")), str(sample.get("task", ""))]
-    head = " · ".join(escape(fact) for fact in facts if fact)
-    answer = sample.get("answer")
-    choices = " / ".join(
-        f"<u>{escape(str(choice))}</u>" if choice == answer else escape(str(choice))
-        for choice in sample.get("choices") or ()
-    )
-    return (
-        f'<article class="sample"><header>{verdict} {head}</header>'
-        f'<p class="question">{escape(str(sample.get("question", "")))}<br><span class="note">{choices}</span></p>'
-        f'<div class="text" tabindex="0">{_text(sample, tops)}</div>'
-        f'<p class="note">{_rewards(sample)}</p></article>'
+def _sample(sample: Record, tops: dict[str, float]) -> ShownSample:
+    facts = (f"step {sample['step']}", str(sample.get("split", "")), str(sample.get("task", "")))
+    return ShownSample(
+        right=is_right(sample),
+        head=" · ".join(fact for fact in facts if fact),
+        question=str(sample.get("question", "")),
+        choices=tuple(str(choice) for choice in sample.get("choices") or ()),
+        answer=str(sample.get("answer", "")),
+        tokens=_tokens(sample, tops),
+        rewards=_rewards(sample),
     )
 
 
-def _text(sample: Record, tops: dict[str, float]) -> str:
+def _tokens(sample: Record, tops: dict[str, float]) -> tuple[Token, ...]:
     tokens = sample.get("tokens")
     if not isinstance(tokens, list) or not _has_signals(sample):
-        plain = escape(str(sample.get("text", "")))
-        return re.sub(r"&lt;/?[^&\s]+?&gt;", lambda found: f'<span class="special">{found[0]}</span>', plain)
+        parts = _TAG.split(str(sample.get("text", "")))
+        return tuple(
+            Token(text=part, classes="special") if _SPECIAL.fullmatch(part) else Token(text=part, plain=True)
+            for part in parts
+            if part
+        )
     signals = {view.field: _signal(sample, view.field) for view in VIEWS}
-    return "".join(_token(str(token), index, signals, tops) for index, token in enumerate(tokens))
+    return tuple(_token(str(token), index, signals, tops) for index, token in enumerate(tokens))
 
 
-def _token(token: str, index: int, signals: dict[str, list[Any]], tops: dict[str, float]) -> str:
+def _token(token: str, index: int, signals: dict[str, list[Any]], tops: dict[str, float]) -> Token:
     classes, facts = [], []
     for view in VIEWS:
         value = signals[view.field][index] if signals[view.field] else None
@@ -227,7 +289,7 @@ def _token(token: str, index: int, signals: dict[str, list[Any]], tops: dict[str
     text = readable_token(token)
     if _SPECIAL.fullmatch(text.strip()):
         classes.append("special")
-    return f'<i class="{" ".join(classes)}" title="{escape(", ".join(facts))}">{escape(text)}</i>'
+    return Token(text=text, classes=" ".join(classes), facts=", ".join(facts))
 
 
 def _rewards(sample: Record) -> str:
@@ -236,50 +298,4 @@ def _rewards(sample: Record) -> str:
     text = f"reward {reward['total']:g}" if is_number(reward.get("total")) else "no reward recorded"
     text += f" ({', '.join(parts)})" if parts else ""
     advantage = sample.get("advantage")
-    return escape(text + (f" · advantage {advantage:+.2f}" if is_number(advantage) else ""))
-
-
-def _legend(view: View, top: float) -> str:
-    swatches = "".join(f'<i style="background:{background}"></i>' for background, _ in level_colours(view))
-    return (
-        f'<div class="legend legend-{view.letter}"><span>0</span><span class="swatches">{swatches}</span>'
-        f"<span>{top:.2g}</span><span>{escape(view.meaning)}</span></div>"
-    )
-
-
-def _view_style(view: View) -> str:
-    on = f"#view-{view.letter}:checked~"
-    rules = "".join(
-        f"{on}.list .{view.letter}{level}{{background:{background};color:{text}}}"
-        for level, (background, text) in enumerate(level_colours(view))
-    )
-    tab = f"label[for=view-{view.letter}]"
-    return (
-        f"{rules}{on}.legend-{view.letter}{{display:flex}}"
-        f"{on}.tabs {tab}{{background:var(--accent);border-color:var(--accent);color:#fff}}"
-        f"#view-{view.letter}:focus-visible~.tabs {tab}{{outline:2px solid var(--ink);outline-offset:2px}}"
-    )
-
-
-SAMPLE_STYLE = """
-.samples{position:relative}
-.samples>input{position:absolute;opacity:0;width:1px;height:1px}
-.tabs{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin-bottom:8px}
-.tabs label{border:1px solid var(--line);background:var(--card);border-radius:99px;padding:3px 12px;cursor:pointer;
-font-size:.88rem}
-.legend{display:none;flex-wrap:wrap;gap:2px 8px;align-items:center;font-size:.84rem;color:var(--muted);
-margin-bottom:12px}
-.swatches{display:inline-flex;border:1px solid var(--line);border-radius:3px;overflow:hidden}
-.swatches i{width:18px;height:12px}
-.list{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px}
-.sample{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;min-width:0}
-.sample header{font-size:.84rem;color:var(--muted)}
-.sample header b{border-radius:4px;padding:1px 7px;color:#fff;font-weight:600;margin-right:4px}
-.right{background:#0b6e4f}.wrong{background:#a63d14}
-.question{margin:8px 0}.question u{text-decoration-thickness:2px;text-underline-offset:3px;color:var(--ink)}
-.text{white-space:pre-wrap;overflow-wrap:anywhere;max-height:26rem;overflow:auto;line-height:1.75;font-size:.95rem}
-.text i{font-style:normal;padding:2px 0;border-radius:2px}
-.text .special{border:1px dashed #8a8f98;border-radius:4px;padding:1px 3px;margin:0 1px;
-font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.84em}
-@media(max-width:760px){.list{grid-template-columns:minmax(0,1fr)}}
-"""
+    return text + (f" · advantage {advantage:+.2f}" if is_number(advantage) else "")

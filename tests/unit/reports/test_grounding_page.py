@@ -69,7 +69,7 @@ def test_the_page_is_made_again_from_the_file_to_the_last_byte(write, tmp_path):
 
 def test_the_page_says_which_checkpoint_answered_and_what_each_mask_cost(write, tmp_path):
     page = write_grounding_page([write("a<b")], tmp_path / "page.html", title="Grounding").read_text()
-    assert "a&lt;b: checkpoint step_000006, test" in page and "a<b" not in page
+    assert "a&lt;b: checkpoint step_000006, test" in page and "a<b:" not in page
     assert "+12.5 [+25.0, +75.0]" in page and "-37.5 [+25.0, +75.0]" in page
     assert "laid over their text" not in page
 

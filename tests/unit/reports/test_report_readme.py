@@ -6,6 +6,7 @@ import pytest
 
 from nemo_mapo.reports.ablation import AblationRun
 from nemo_mapo.reports.readme import BEGIN, END, PICTURE, update_readme
+from nemo_mapo.reports.theme import AUDIO
 
 
 def finished_run(directory, variant, accuracy, late_mass):
@@ -33,7 +34,11 @@ def test_the_table_stands_between_the_markers_and_can_be_made_again(tmp_path):
     update_readme(readme, rows)
     assert readme.read_text() == once
     picture = (tmp_path / PICTURE).read_text()
-    assert picture.startswith("<svg font-family=") and "MAPO" in picture
+    assert (
+        "prefers-color-scheme:dark" in picture
+        and ">MAPO</text>" in picture
+        and AUDIO.light not in picture.split("</style>")[1]
+    )
 
 
 def test_a_readme_without_markers_is_refused(tmp_path):
