@@ -20,6 +20,7 @@ from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prom
 from nemo_mapo.data.manifests import validate_manifest  # noqa: E402
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus  # noqa: E402
 from nemo_mapo.data.tokenizer import load_tokenizer  # noqa: E402
+from nemo_mapo.types import Wording  # noqa: E402
 
 MOST_SECONDS, MOST_GIB = 10.0, 1.0
 CLIPS = 64
@@ -69,7 +70,7 @@ def write_manifest(corpus: Path, count: int) -> Path:
 
 def measure(split: DatasetConfig, corpus: Path) -> tuple[float, float, float]:
     """Seconds to the first batch, GiB that the process grew by meanwhile, seconds to a batch far into the run."""
-    dataset = PromptDataset(load_tokenizer(tokenizer_path(corpus)), lambda samples: samples // 1280)
+    dataset = PromptDataset(load_tokenizer(tokenizer_path(corpus)), lambda samples: samples // 1280, Wording())
     before, started = peak_gib(), time.perf_counter()
     validate_manifest(split)
     loader = build_dataloader(split, prompt_dataset=dataset, drop_last=True)

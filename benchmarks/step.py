@@ -28,7 +28,7 @@ from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import AudioBatch, PromptBatch
+from nemo_mapo.types import AudioBatch, PromptBatch, Wording
 
 SAMPLE_RATE = 16000
 CLIP_SAMPLES = 2 * SAMPLE_RATE
@@ -106,7 +106,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
 def prompt_batch(count, audio_tokens, tokenizer, pad_id) -> PromptBatch:
     """Prompts of the embedded corpus over noise."""
     clips = plan_split(SyntheticCorpusConfig(train=count, validation=0, test=0), "train")
-    rows = [torch.tensor(encode_prompt(clip.example, audio_tokens, tokenizer)) for clip in clips]
+    rows = [torch.tensor(encode_prompt(clip.example, audio_tokens, tokenizer, Wording())) for clip in clips]
     return PromptBatch(
         tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
         lengths=torch.tensor([len(row) for row in rows]),

@@ -17,10 +17,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
-from nemo_mapo.config.load import as_plain, register_defaults, validate
+from nemo_mapo.config.load import register_defaults, validate
 from nemo_mapo.reports.compare import AblationRun, write_comparison
 from nemo_mapo.reports.readme import update_readme
-from nemo_mapo.training.run_directory import config_changes
+from nemo_mapo.training.run_directory import config_changes, recorded_config
 
 HERE = Path(__file__).parent
 VARIANTS = ("grpo", "mask_only", "attention_only", "mapo", "mapo_sharp")
@@ -41,7 +41,7 @@ class Job:
         if not summary.is_file() or "test" not in json.loads(summary.read_text()):
             return False
         with initialize_config_dir(str(HERE.parent / "conf"), version_base=None):
-            now = as_plain(validate(compose("train_mapo", overrides=self.overrides)))
+            now = recorded_config(validate(compose("train_mapo", overrides=self.overrides)))
         changed = config_changes(yaml.safe_load(config.read_text()), now, length_too=True)
         if changed:
             sys.exit(f"{self.run_dir} holds a run of another config; choose another --output:\n" + "\n".join(changed))

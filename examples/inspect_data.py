@@ -3,6 +3,7 @@
 import argparse
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from nemo_mapo.console import quiet_upstream
@@ -12,9 +13,16 @@ quiet_upstream()
 from lhotse.cut import Cut  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from nemo_mapo.config.data import PromptConfig  # noqa: E402
 from nemo_mapo.data.dataset import load_waveform  # noqa: E402
 from nemo_mapo.data.manifests import example_from_cut, load_cuts  # noqa: E402
+from nemo_mapo.data.prompts import encode_prompt, shown_prompt  # noqa: E402
+from nemo_mapo.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_mapo.reports.data_page import ClipSample, write_data_page  # noqa: E402
+from nemo_mapo.rewards.templates import INSTRUCTIONS, prompt_wording  # noqa: E402
+from nemo_mapo.types import Example  # noqa: E402
+
+PromptReader = Callable[[Example], tuple[tuple[str, bool], ...]]
 
 
 def main() -> None:
@@ -29,7 +37,8 @@ def main() -> None:
                 f"{arguments.input}: no question" + (f" of task {arguments.task}" if arguments.task else "")
             )
         chosen = _choose(cuts, arguments.samples, arguments.seed)
-        samples = [_sample(split, cut) for split, cut in tqdm(chosen, desc="reading audio", unit="clip")]
+        read_prompt = _prompt_reader(arguments)
+        samples = [_sample(split, cut, read_prompt) for split, cut in tqdm(chosen, desc="reading audio", unit="clip")]
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +71,17 @@ def _choose(cuts: list[tuple[str, Cut]], count: int, seed: int) -> list[tuple[st
     return sorted(chosen, key=lambda pair: (pair[0], example_from_cut(pair[1]).task, pair[1].id))
 
 
-def _sample(split: str, cut: Cut) -> ClipSample:
+def _prompt_reader(arguments: argparse.Namespace) -> PromptReader:
+    """Example to the pieces of its prompt, the clip as one placeholder; without a tokenizer there are none."""
+    if arguments.tokenizer is None:
+        return lambda example: ()
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    config = PromptConfig(system=arguments.system, instruction=arguments.instruction)
+    wording = prompt_wording(config, arguments.template)
+    return lambda example: shown_prompt(encode_prompt(example, 1, tokenizer, wording), tokenizer)
+
+
+def _sample(split: str, cut: Cut, read_prompt: PromptReader) -> ClipSample:
     example = example_from_cut(cut)
     return ClipSample(
         id=example.id,
@@ -73,6 +92,7 @@ def _sample(split: str, cut: Cut) -> ClipSample:
         answer=example.answer,
         samples=load_waveform(cut).numpy(),
         sample_rate=cut.sampling_rate,
+        prompt=read_prompt(example),
     )
 
 
@@ -91,6 +111,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data_page.html"), help="default: data_page.html")
     parser.add_argument("--samples", type=int, default=16, help="clips on the page (default 16)")
     parser.add_argument("--task", help="show only this task")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="also show each prompt as a model with this tokenizer reads it"
+    )
+    parser.add_argument("--template", choices=sorted(INSTRUCTIONS), default="think",
+                        help="the reasoning template that is asked for (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--instruction", metavar="TEXT", default="template", help="data.prompt.instruction")
+    parser.add_argument("--system", metavar="TEXT", help="data.prompt.system")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (default 0)")
     return parser.parse_args()
 

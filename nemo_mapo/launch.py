@@ -27,11 +27,13 @@ from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
 from nemo_mapo.reports.report import write_report
+from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
+from nemo_mapo.training.early_signs import warn_below_chance
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
@@ -179,6 +181,8 @@ class Assembly:
         evaluation = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
         if is_main_rank():
             self.trainer.samples.file.append(evaluation.records)
+            right = round(evaluation.accuracy * evaluation.samples)
+            warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
         return evaluation.metrics()
 
     def _check_positions(self) -> int:
@@ -214,7 +218,11 @@ class Assembly:
         self, split: DatasetConfig, *, drop_last: bool = False, rows: list[int] | None = None
     ) -> "DataLoader[PromptBatch]":
         dataset = PromptDataset(
-            self.tokenizer, self.policy.num_audio_tokens, rows=rows, replace_unreadable=split.max_unreadable > 0
+            self.tokenizer,
+            self.policy.num_audio_tokens,
+            prompt_wording(self.config.data.prompt, self.config.rewards.template),
+            rows=rows,
+            replace_unreadable=split.max_unreadable > 0,
         )
         return build_dataloader(split, prompt_dataset=dataset, drop_last=drop_last)
 

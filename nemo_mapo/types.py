@@ -27,6 +27,16 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wording:
+    """What every prompt says besides its question: `Wording(instruction="Answer with one word.")`."""
+
+    system: str | None = None
+    """System message; None leaves it to the chat template."""
+    instruction: str | None = None
+    """Follows the question and its choices; None says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AudioBatch:
     """Waveforms of the distinct audio clips of a batch.
 

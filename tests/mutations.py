@@ -37,6 +37,13 @@ class Fault:
 
 FAULTS = (
     Fault(
+        name="prompts: the exchanged control is asked without the instruction",
+        file="nemo_mapo/evaluation/grounding/controls.py",
+        right="tokenizer, wording))",
+        wrong="tokenizer, Wording()))",
+        tests=("tests/unit/evaluation/grounding/test_controls.py",),
+    ),
+    Fault(
         name="1 policy gradient: the all-reduce over vocabulary shards counted again in the backward pass",
         file="nemo_mapo/objective/logprobs.py",
         right="        grad_log_probs = grad_log_probs.masked_fill(impossible, 0.0)\n",

@@ -90,6 +90,17 @@ class DatasetConfig:
 
 
 @config_class
+class PromptConfig:
+    """What every prompt says besides its question: in training, validation, test and analysis alike."""
+
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System message; needs a tokenizer with a chat template. null leaves it to that template."""
+    instruction: Annotated[str, Field(min_length=1)] | None = "template"
+    """Follows the question and its choices. `template` asks for the format of the reasoning template that is rewarded
+    (docs/data.md has the texts); null says nothing, which fits a start that was taught the format."""
+
+
+@config_class
 class DataConfig:
     """Splits and how questions become prompts."""
 
@@ -104,6 +115,7 @@ class DataConfig:
     """Lengths that `train_ds.phases` refer to by interpolation; read by nothing else."""
     tokenizer: str
     """Directory of a Hugging Face tokenizer."""
+    prompt: PromptConfig = PromptConfig()
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():

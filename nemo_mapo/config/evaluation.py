@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.data import PromptConfig
 from nemo_mapo.config.load import ConfigError, register_defaults
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.rewards import JudgeConfig
@@ -41,6 +42,7 @@ class EvaluationDataConfig:
 
     tokenizer: str
     """Directory of a Hugging Face tokenizer."""
+    prompt: PromptConfig = PromptConfig()
     sample_rate: Count = 16000
     """Hz; clips of another rate are resampled, channels are averaged."""
     max_clip_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from nemo_mapo.config.data import DatasetConfig
+from nemo_mapo.config.data import DatasetConfig, PromptConfig
 from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
@@ -49,7 +49,8 @@ def register_defaults() -> None:
         },
     )
     split = {field.name: field.default for field in dataclasses.fields(DatasetConfig) if field.name != "input_cfg"}
-    store.store(group="data", name="split_defaults", node={"train_ds": split, "validation_ds": split, "test_ds": split})
+    splits = {"train_ds": split, "validation_ds": split, "test_ds": split}
+    store.store(group="data", name="split_defaults", node={"prompt": dataclasses.asdict(PromptConfig()), **splits})
 
 
 def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:

@@ -32,7 +32,7 @@ from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, example_from_cut
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.types import AudioBatch, PromptBatch
+from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class PromptDataset(Dataset[PromptBatch]):
         self,
         tokenizer: PreTrainedTokenizerBase,
         audio_tokens: AudioTokenCount,
+        wording: Wording,
         *,
         rows: list[int] | None = None,
         replace_unreadable: bool = False,
@@ -70,6 +71,7 @@ class PromptDataset(Dataset[PromptBatch]):
         """
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
+        self.wording = wording
         self.rows = rows
         self.replace_unreadable = replace_unreadable
         self.unreadable = set()
@@ -87,7 +89,7 @@ class PromptDataset(Dataset[PromptBatch]):
         examples = tuple(example_from_cut(cut) for cut, _ in read)
         waveforms = [waveform for _, waveform in read]
         prompts = [
-            torch.tensor(encode_prompt(example, self.audio_tokens(len(waveform)), self.tokenizer))
+            torch.tensor(self.encode(example, len(waveform)))
             for example, waveform in zip(examples, waveforms, strict=True)
         ]
         return PromptBatch(
@@ -100,6 +102,10 @@ class PromptDataset(Dataset[PromptBatch]):
             audio_row=torch.arange(len(examples)),
             examples=examples,
         )
+
+    def encode(self, example: Example, num_samples: int) -> list[int]:
+        """Token ids of the prompt that asks `example` about a clip of `num_samples`."""
+        return encode_prompt(example, self.audio_tokens(num_samples), self.tokenizer, self.wording)
 
     def _read(self, batch: list[Cut], row: int) -> tuple[Cut, Float[Tensor, " samples"]]:
         """The cut of a row and its audio; where that cannot be read, the next of the batch (cyclically) that can.
@@ -232,7 +238,7 @@ def longest_prompt(dataloader: PromptLoader, *, limit: int | None = None) -> tup
     cuts = islice((cut for batch in _epoch_sampler(dataloader) for cut in batch), limit)
     longest = ("", 0)
     for cut in tqdm(cuts, desc="measuring prompts", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
-        prompt = encode_prompt(example_from_cut(cut), dataset.audio_tokens(cut.num_samples), dataset.tokenizer)
+        prompt = dataset.encode(example_from_cut(cut), cut.num_samples)
         longest = max(longest, (str(cut.id), len(prompt)), key=lambda found: found[1])
     return longest
 

@@ -1,5 +1,7 @@
 """Chat layout: question and audio placeholders as token ids, and the same rows without any trace of the audio."""
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, USER, SpecialTokens, token_id
-from nemo_mapo.types import Example
+from nemo_mapo.types import Example, Wording
 
 
 class WithoutAudio(NamedTuple):
@@ -21,29 +23,38 @@ class WithoutAudio(NamedTuple):
     """Tokens that each row lost: its old length minus its new one."""
 
 
-def encode_prompt(example: Example, num_audio_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_prompt(
+    example: Example, num_audio_tokens: int, tokenizer: PreTrainedTokenizerBase, wording: Wording
+) -> list[int]:
     """Return the ids of one user turn, clip first, up to where the assistant begins.
 
     A tokenizer with a chat template (Qwen's) lays the turn out by it; else it is
     `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`. A question without choices
     ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model, which
-    is also what `drop_audio_span` leaves of the prompt with audio.
+    is also what `drop_audio_span` leaves of the prompt with audio. The instruction of `wording` follows the question
+    on a line of its own.
 
     Raises:
-        ValueError: the question or a choice spells a special token of the audio span, or the template gives none.
+        ValueError: the question or a choice spells a special token of the audio span, or the template gives none;
+            `wording` has a system message and the tokenizer no chat template for it.
     """
     choices = f" choices: {', '.join(example.choices)}." if example.choices else ""
-    text = f"{example.question}{choices}"
+    text = "\n".join([f"{example.question}{choices}", *([wording.instruction] if wording.instruction else [])])
     if tokenizer.chat_template is None:
         if token_id(tokenizer, USER) is None:
             raise ValueError(
                 f"data.tokenizer={tokenizer.name_or_path!r} has neither a chat template nor the token {USER}; give the "
                 "`tokenizer` directory that examples/import_hf.py makes"
             )
+        if wording.system is not None:
+            raise ValueError(
+                f"data.prompt.system={wording.system!r} needs a tokenizer with a chat template, and data.tokenizer="
+                f"{tokenizer.name_or_path!r} has none: set it to null"
+            )
         span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" if num_audio_tokens else ""
         ids: list[int] = tokenizer.encode(f"{USER}{span} {text}{ASSISTANT}", add_special_tokens=False)
     else:
-        ids = _templated(text, tokenizer, with_audio=num_audio_tokens > 0)
+        ids = _templated(text, tokenizer, system=wording.system, with_audio=num_audio_tokens > 0)
     special = SpecialTokens.from_tokenizer(tokenizer)
     marks = (special.audio_start_id, special.audio_id, special.audio_end_id)
     if sum(ids.count(token) for token in marks) != (3 if num_audio_tokens else 0):
@@ -58,12 +69,26 @@ def encode_prompt(example: Example, num_audio_tokens: int, tokenizer: PreTrained
     return [*ids[:place], *[special.audio_id] * num_audio_tokens, *ids[place + 1 :]]
 
 
-def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, with_audio: bool) -> list[int]:
+def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | None, with_audio: bool) -> list[int]:
     """The turn as the model's own chat template has it, its clip as one placeholder."""
     clip = [{"type": "audio", "audio": ""}] if with_audio else []
     turn: Any = {"role": "user", "content": [*clip, {"type": "text", "text": text}]}
-    ids: Any = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=False)
+    before: list[Any] = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    ids: Any = tokenizer.apply_chat_template(
+        [*before, turn], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     return list(ids)
+
+
+def shown_prompt(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, bool], ...]:
+    """Pieces of a prompt for people: a stretch of text with False, or one added token (`<|im_start|>`) with True."""
+    added = set(tokenizer.added_tokens_decoder)
+    stretches = groupby(ids, lambda token: token in added)
+    return tuple(
+        (text, special)
+        for special, tokens in stretches
+        for text in (map(tokenizer.decode, tokens) if special else [tokenizer.decode(list(tokens))])
+    )
 
 
 def drop_audio_span(

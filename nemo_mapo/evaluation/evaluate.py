@@ -35,6 +35,8 @@ class Evaluation:
     completion_tokens: float
     reasoning_words: float
     samples: int
+    chance: float
+    """Lowest probability of guessing one of the questions right."""
     profile: PositionProfile
     accuracy_by_task: dict[str, float]
     records: tuple[dict[str, Any], ...]
@@ -65,6 +67,7 @@ class _Found:
     silent: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -74,7 +77,7 @@ class _Found:
     def merged(cls, parts: "list[_Found]") -> "_Found":
         """What all of them have counted."""
         whole = cls(profile=PositionProfile.merged(part.profile for part in parts))
-        for name in ("correct", "silent", "totals", "tasks", "words", "lengths", "records"):
+        for name in ("correct", "silent", "totals", "tasks", "choices", "words", "lengths", "records"):
             vars(whole)[name] = [item for part in parts for item in vars(part)[name]]
         return whole
 
@@ -119,6 +122,7 @@ class Evaluator:
             completion_tokens=_mean(found.lengths),
             reasoning_words=_mean(found.words),
             samples=len(found.correct),
+            chance=1 / max(found.choices),
             profile=found.profile,
             accuracy_by_task=_by_task(found.tasks, found.correct),
             records=tuple(found.records),
@@ -133,6 +137,7 @@ class Evaluator:
         found.correct += table.accuracy
         found.totals += table.total
         found.tasks += [example.task for example in prompts.examples]
+        found.choices += [len(example.choices) for example in prompts.examples]
         found.words += [reasoning_words(text) for text in rollouts.texts]
         found.lengths += rollouts.completion_lengths.tolist()
         found.records += [sample_record(step, split, row, rollouts, table) for row in range(min(2, len(prompts)))]

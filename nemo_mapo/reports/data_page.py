@@ -43,6 +43,8 @@ class ClipSample:
     """Full scale = 1."""
     sample_rate: int
     """Hz."""
+    prompt: tuple[tuple[str, bool], ...] = ()
+    """What the model reads, in pieces: a text, and whether it is one special token; empty is not shown."""
 
 
 def write_data_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], samples: Sequence[ClipSample]) -> None:
@@ -92,6 +94,7 @@ def _clip(sample: ClipSample) -> dict[str, Any]:
         "question": sample.question,
         "choices": sample.choices,
         "answer": sample.answer,
+        "prompt": sample.prompt,
         "audio": player_source(sample.samples, sample.sample_rate),
         "picture": _picture_source(sample),
     }

@@ -1,10 +1,27 @@
-"""The two chain-of-thought templates of the paper and that of MPAR2, taken apart."""
+"""Chain-of-thought templates: how the prompt asks for them, and completions taken apart."""
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from nemo_mapo.config.data import PromptConfig
+from nemo_mapo.types import Wording
+
 Template = Literal["think", "reasoning", "mpar2"]
+
+_FINAL_ANSWER = "the final answer and nothing else; if choices are listed, repeat one of them word for word"
+INSTRUCTIONS: dict[str, str | None] = {
+    "think": "First describe between <think> and </think> what you hear and what follows from it. Then give "
+    f"{_FINAL_ANSWER}.",
+    "reasoning": "First describe between <reasoning> and </reasoning> what you hear and what follows from it. Then "
+    f"give, between <answer> and </answer>, {_FINAL_ANSWER}.",
+    "mpar2": "Begin with <thinking>. Between <perception> and </perception> say what you hear. Between <reasoning> "
+    "and </reasoning>, take the question apart into steps, each written as Sub-question: ... Answer: ... Check them "
+    f"between <review> and </review>, and end with </thinking>. Then give, between <answer> and </answer>, "
+    f"{_FINAL_ANSWER}.",
+    "none": None,
+}
+"""What `data.prompt.instruction=template` says, by template."""
 
 _THINK = ("<think>", "</think>")
 _REASONING = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
@@ -28,6 +45,12 @@ _STRICT = {
 }
 _OPENING = re.compile(r"\s*<(?:think|reasoning|thinking)>")
 _CLOSING = {"think": "</think>", "reasoning": "</reasoning>", "mpar2": "</thinking>"}
+
+
+def prompt_wording(config: PromptConfig, template: str) -> Wording:
+    """The words of the prompts, with those of `template` ("none" has none) if the config asks for them."""
+    asked = config.instruction
+    return Wording(system=config.system, instruction=INSTRUCTIONS[template] if asked == "template" else asked)
 
 
 @dataclass(frozen=True, kw_only=True)

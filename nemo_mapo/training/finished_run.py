@@ -1,6 +1,6 @@
 """A run directory that somebody comes back to: its config, and one of its checkpoints."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -10,6 +10,7 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.training.checkpoint import CheckpointStore, read_checkpoint
 from nemo_mapo.training.run_directory import RunDirectory
+from nemo_mapo.types import Wording
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
@@ -17,7 +18,18 @@ def read_run_config(run_dir: Path) -> RunConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
-    return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
+    return validate(recorded)
+
+
+def recorded_wording(run_dir: Path) -> Wording | None:
+    """What the prompts of a run said besides their questions; None if the directory is no run's."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return None
+    # A run that records nothing asked nothing: the default of today was not its prompts'.
+    return Wording(**yaml.safe_load(path.read_text(encoding="utf-8"))["data"].get("prompt", {}))
 
 
 def uncut(model: ModelConfig) -> ModelConfig:

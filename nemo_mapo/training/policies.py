@@ -12,6 +12,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora, freeze
 from nemo_mapo.models.nemo_encoder import load_encoder
 from nemo_mapo.models.perception import NemoPerception
+from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint, load_part, read_checkpoint, refuse_adapters
 from nemo_mapo.training.references import FrozenReference
@@ -49,7 +50,8 @@ def load_start_weights(policy: AudioLLM, config: RunConfig, tokenizer: PreTraine
     elif start is not None:
         load_checkpoint(Path(start), policy)
     elif config.warm_start is not None:
-        warm_start(policy, config.warm_start, config.model, tokenizer, model_seed=config.warm_start.seed)
+        said = prompt_wording(config.data.prompt, config.rewards.template)
+        warm_start(policy, config.warm_start, config.model, tokenizer, said, model_seed=config.warm_start.seed)
     else:
         logger.warning("no warm start and no pretrained_checkpoint.restore_from_path: training starts from noise")
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from nemo_mapo.config.load import as_plain
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.records import JsonLines, replace_text
 
 _MAY_CHANGE = (
@@ -133,14 +134,21 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
                 f"{where} already holds a run; choose another directory, "
                 "or set exp_manager.resume_if_exists=true to continue it"
             )
-        changed = config_changes(yaml.safe_load(directory.config.read_text()), as_plain(config))
+        changed = config_changes(yaml.safe_load(directory.config.read_text()), recorded_config(config))
         if changed:
             raise ValueError(
                 f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "
                 "directory:\n" + "\n".join(f"  {line}" for line in changed)
             )
-    replace_text(directory.config, yaml.safe_dump(as_plain(config), sort_keys=False))
+    replace_text(directory.config, yaml.safe_dump(recorded_config(config), sort_keys=False))
     return directory
+
+
+def recorded_config(config: RunConfig) -> dict[str, Any]:
+    """What config.yaml holds: the resolved config, with the words of the prompts in place of `template`."""
+    plain = as_plain(config)
+    plain["data"]["prompt"] = asdict(prompt_wording(config.data.prompt, config.rewards.template))
+    return plain
 
 
 def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: bool = False) -> list[str]:

@@ -23,7 +23,7 @@ from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import Example, PromptBatch, Rollouts, TokenBatch
+from nemo_mapo.types import Example, PromptBatch, Rollouts, TokenBatch, Wording
 
 MODALITIES = 2
 """Groups of a prompt: speech, then text."""
@@ -37,7 +37,7 @@ class Alignment:
     metrics: dict[str, float]
 
 
-def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase) -> PromptBatch:
+def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, wording: Wording) -> PromptBatch:
     """Every prompt twice, one after the other: with its clip, and with the clip's caption instead.
 
     ValueError naming a question without a caption.
@@ -46,7 +46,8 @@ def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase) ->
     rows: list[Tensor] = []
     audio_row: list[int] = []
     for row, example in enumerate(prompts.examples):
-        rows += [prompts.tokens[row, : int(prompts.lengths[row])], torch.tensor(_text_prompt(example, tokenizer))]
+        text = torch.tensor(_text_prompt(example, tokenizer, wording))
+        rows += [prompts.tokens[row, : int(prompts.lengths[row])], text]
         audio_row += [int(prompts.audio_row[row]), -1]
     return PromptBatch(
         tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
@@ -57,7 +58,7 @@ def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
-def _text_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _text_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, wording: Wording) -> list[int]:
     if example.caption is None:
         raise ValueError(
             f"{example.id}: field 'caption' is missing: TARS gives it to the text-conditioned completions in place of "
@@ -70,7 +71,7 @@ def _text_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[i
         answer=example.answer,
         task=example.task,
     )
-    return encode_prompt(told, 0, tokenizer)
+    return encode_prompt(told, 0, tokenizer, wording)
 
 
 def alignment(

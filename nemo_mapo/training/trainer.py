@@ -20,12 +20,14 @@ from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
+from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.client_http import RolloutUnavailable
 from nemo_mapo.rollout.protocol import OverlappingBackend
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.ahead import RolloutsAhead
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from nemo_mapo.training.dynamic_sampling import Refilled, RefillingPromptStream, refill
+from nemo_mapo.training.early_signs import EarlySigns
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
 from nemo_mapo.training.prompts import PromptStream, total_steps
 from nemo_mapo.training.ranks import (
@@ -88,6 +90,7 @@ class MapoTrainer:
         self.consumed_samples = 0
         self._ahead: RolloutsAhead | None = None
         self._prompt_figures: dict[str, float] = {}
+        self.signs = EarlySigns(config)
         self.skipped = SkippedSteps(limit=config.trainer.mapo.max_skipped_steps)
         self.max_steps = total_steps(config, prompts)
         self.total_optimizer_steps = self.max_steps * config.steps_per_generation
@@ -147,6 +150,7 @@ class MapoTrainer:
         metrics["rollout/tokens_per_second"] = generated / seconds
         metrics["rollout/staleness"] = staleness
         self._warn_of_mismatch(metrics["rollout/log_prob_mismatch"])
+        self.signs.watch(metrics)
         return metrics
 
     def _warn_of_mismatch(self, nats: float) -> None:
@@ -205,7 +209,9 @@ class MapoTrainer:
         prompts = next(self.prompts)
         group_size = self.cfg.num_rollouts_per_prompt
         if self.config.rewards.tars is not None:
-            prompts = with_text_twins(prompts, self.scorer.tokenizer)
+            prompts = with_text_twins(
+                prompts, self.scorer.tokenizer, prompt_wording(self.config.data.prompt, self.config.rewards.template)
+            )
             group_size //= MODALITIES
         return prompts, group_size, self._seeds(self._places(), step)
 

@@ -28,7 +28,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 from nemo_mapo.training.references import drop_audio
 from nemo_mapo.training.signals import token_signals
-from nemo_mapo.types import AudioBatch, TokenBatch
+from nemo_mapo.types import AudioBatch, TokenBatch, Wording
 
 _RECIPE_VERSION = 3
 """Raise when the recipe below changes, so that cached results of the old one are not used."""
@@ -42,6 +42,7 @@ def warm_start(
     config: WarmStartConfig,
     model_config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
+    wording: Wording,
     *,
     model_seed: int,
 ) -> Path:
@@ -52,7 +53,7 @@ def warm_start(
     """
     if not Path(config.cuts_path).is_file():
         raise ValueError(f"warm_start.cuts_path={config.cuts_path}: no such manifest; ~warm_start goes without")
-    path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, model_seed=model_seed)
+    path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, wording, model_seed=model_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")) if dist.get_world_size() == 1 else contextlib.nullcontext():
         if not path.exists():
@@ -62,14 +63,19 @@ def warm_start(
                     "process: run once with trainer.devices=1 trainer.mapo.max_steps=1, or set "
                     "pretrained_checkpoint.restore_from_path"
                 )
-            _train(model, config, tokenizer)
+            _train(model, config, tokenizer, wording)
             write_checkpoint(path, model)
     load_checkpoint(path, model)
     return path
 
 
 def fingerprint(
-    config: WarmStartConfig, model_config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, model_seed: int
+    config: WarmStartConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    wording: Wording,
+    *,
+    model_seed: int,
 ) -> str:
     """Hash of what the warm-start weights depend on."""
     recipe = dataclasses.asdict(config)
@@ -83,15 +89,16 @@ def fingerprint(
         },
         "perception": dataclasses.asdict(model_config.perception),
         "vocabulary": tokenizer.get_vocab(),
+        "wording": dataclasses.asdict(wording),
         "model_seed": model_seed,
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def _train(model: AudioLLM, config: WarmStartConfig, tokenizer: PreTrainedTokenizerBase, wording: Wording) -> None:
     cuts = list(load_cuts(config.cuts_path))
-    maker = _BatchMaker(cuts, tokenizer, model, config)
+    maker = _BatchMaker(cuts, tokenizer, model, config, wording)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=_BETAS, weight_decay=config.weight_decay)
     total = sum(stage.steps for stage in config.stages)
     model.train()
@@ -128,12 +135,18 @@ class _BatchMaker:
     """Draws cuts and writes what is to be learned about them; everything follows from the recipe's seed."""
 
     def __init__(
-        self, cuts: list[Cut], tokenizer: PreTrainedTokenizerBase, model: AudioLLM, config: WarmStartConfig
+        self,
+        cuts: list[Cut],
+        tokenizer: PreTrainedTokenizerBase,
+        model: AudioLLM,
+        config: WarmStartConfig,
+        wording: Wording,
     ) -> None:
         self.cuts = cuts
         self.tokenizer = tokenizer
         self.model = model
         self.config = config
+        self.wording = wording
         self.special = SpecialTokens.from_tokenizer(tokenizer)
         self.rng = np.random.default_rng(config.seed)
 
@@ -147,7 +160,8 @@ class _BatchMaker:
         prompts, completions = [], []
         for index, clip in zip(chosen, clips, strict=True):
             example = example_from_cut(self.cuts[index])
-            prompts.append(encode_prompt(example, self.model.num_audio_tokens(len(clip)), self.tokenizer))
+            placeholders = self.model.num_audio_tokens(len(clip))
+            prompts.append(encode_prompt(example, placeholders, self.tokenizer, self.wording))
             text = self._target(self.cuts[index], stage)
             completions.append([*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id])
         text_only = round(stage.batch_size * self.config.text_only_share)

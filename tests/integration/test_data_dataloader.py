@@ -15,6 +15,7 @@ from nemo_mapo.data.dataset import PromptDataset, build_dataloader, num_batches_
 from nemo_mapo.data.manifests import load_cuts, validate_manifest
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
 from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.types import Wording
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +53,7 @@ def inputs(corpus):
 
 @pytest.fixture(scope="module")
 def dataset(corpus):
-    return PromptDataset(load_tokenizer(tokenizer_path(corpus)), lambda samples: samples // 1280)
+    return PromptDataset(load_tokenizer(tokenizer_path(corpus)), lambda samples: samples // 1280, Wording())
 
 
 @pytest.fixture

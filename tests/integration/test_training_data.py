@@ -12,6 +12,7 @@ from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, token
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
+from nemo_mapo.types import Wording
 
 pytestmark = pytest.mark.integration
 BATCH = 4
@@ -42,6 +43,7 @@ def stream(corpus, *, max_unreadable=0, **options):
         dataset = PromptDataset(
             load_tokenizer(tokenizer_path(corpus)),
             lambda samples: samples // 1280,
+            Wording(),
             replace_unreadable=max_unreadable > 0,
         )
         loader = build_dataloader(phase.split, prompt_dataset=dataset, drop_last=True)
@@ -185,6 +187,7 @@ def rows_of_ranks(path, share):
         dataset = PromptDataset(
             load_tokenizer(tokenizer_path(path)),
             lambda samples: samples // 1280,
+            Wording(),
             rows=list(range(first, first + share)),
             replace_unreadable=True,
         )

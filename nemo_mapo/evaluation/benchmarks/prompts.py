@@ -17,7 +17,7 @@ from nemo_mapo.data.dataset import AudioTokenCount
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.benchmarks.items import Item
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
+from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
 
 
 class BenchmarkPrompts:
@@ -30,6 +30,7 @@ class BenchmarkPrompts:
         audio_root: Path,
         tokenizer: PreTrainedTokenizerBase,
         audio_tokens: AudioTokenCount,
+        wording: Wording,
         shuffle: int | None = None,
     ) -> None:
         """`shuffle` is the seed of another order of each item's choices; None is the published order."""
@@ -37,6 +38,7 @@ class BenchmarkPrompts:
         self.audio_root = audio_root
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
+        self.wording = wording
         self.shuffle = shuffle
         self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
 
@@ -45,7 +47,7 @@ class BenchmarkPrompts:
         examples = tuple(self.example(item) for item in items)
         waveforms = [self._waveform(item) for item in items]
         tokens = [
-            torch.tensor(encode_prompt(example, self.audio_tokens(len(waveform)), self.tokenizer))
+            torch.tensor(self._encode(example, len(waveform)))
             for example, waveform in zip(examples, waveforms, strict=True)
         ]
         return PromptBatch(
@@ -84,7 +86,7 @@ class BenchmarkPrompts:
             cut += any(self._kept(duration) < duration for duration in seconds)
             gaps = self.config.clip_gap_seconds * (len(seconds) - 1)
             samples = round((sum(map(self._kept, seconds)) + gaps) * self.config.sample_rate)
-            length = len(encode_prompt(self.example(item), self.audio_tokens(samples), self.tokenizer))
+            length = len(self._encode(self.example(item), samples))
             if length > longest_prompt:
                 raise ValueError(
                     f"item {item.id}: its prompt has {length} tokens, of which at most {longest_prompt} fit beside "
@@ -92,6 +94,9 @@ class BenchmarkPrompts:
                     "long clips, or lower max_new_tokens"
                 )
         return cut
+
+    def _encode(self, example: Example, num_samples: int) -> list[int]:
+        return encode_prompt(example, self.audio_tokens(num_samples), self.tokenizer, self.wording)
 
     def _kept(self, seconds: float) -> float:
         return seconds if self.config.max_clip_seconds is None else min(seconds, self.config.max_clip_seconds)

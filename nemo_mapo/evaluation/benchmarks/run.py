@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,10 +20,12 @@ from nemo_mapo.evaluation.benchmarks.records import read_records
 from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate, named_choice, read_answer
 from nemo_mapo.evaluation.benchmarks.tables import build_results
 from nemo_mapo.models.tensors import policy_tensors
+from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint
+from nemo_mapo.training.finished_run import recorded_wording
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def evaluate(config: EvaluationConfig, build_engine: EngineFactory) -> Path:
     benchmark = read_benchmark(config.benchmark)
     directory = EvaluationDirectory(Path(config.output_dir))
     settings = as_plain_evaluation(config) | {"items_sha256": benchmark.digest}
+    settings["data"]["prompt"] = asdict(prompt_wording(config.data.prompt, config.template))
     with directory.opened(settings):
         # Before generation, so that a missing judge is not found out after hours.
         scorer = None
@@ -113,6 +116,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
         sample_rate=config.data.sample_rate,
         seed=config.seed,
     )
+    _warn_of_other_prompts(config, Path(checkpoint))
     load_checkpoint(Path(checkpoint), model)
     backend = build_backend(config.rollout, model, tokenizer, sample_rate=config.data.sample_rate)
     check_capabilities(backend.capabilities, config.rollout, longest_prompt=1, training=False)
@@ -129,10 +133,22 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
             audio_root=audio_root,
             tokenizer=tokenizer,
             audio_tokens=model.num_audio_tokens,
+            wording=prompt_wording(config.data.prompt, config.template),
             shuffle=config.shuffle_choices,
         ),
         longest_prompt=backend.capabilities.max_length - config.rollout.sampling.max_new_tokens,
     )
+
+
+def _warn_of_other_prompts(config: EvaluationConfig, checkpoint: Path) -> None:
+    """Say if the run that wrote the checkpoint was trained with prompts that are worded otherwise."""
+    then = recorded_wording(checkpoint.resolve().parents[1])
+    now = prompt_wording(config.data.prompt, config.template)
+    if then is not None and then != now:
+        logger.warning(
+            f"data.prompt asks with {now}, and {checkpoint} was trained with {then}: scores may be those of a model "
+            "that was asked for something else"
+        )
 
 
 def _respond(

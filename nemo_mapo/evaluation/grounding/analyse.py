@@ -31,7 +31,7 @@ from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import score_rollouts
 from nemo_mapo.training.signals import token_signals_in_parts
-from nemo_mapo.types import PromptBatch, Rollouts
+from nemo_mapo.types import PromptBatch, Rollouts, Wording
 
 NO_WORD = "(mark)"
 """Group of the tokens that belong to no word: markup, punctuation, end of turn."""
@@ -52,6 +52,8 @@ class Subject:
     rewards: RewardsConfig
     sampling: SamplingConfig
     """As in training; greedy decoding is made of it."""
+    wording: Wording
+    """As in training."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfi
     heard = {
         "silence": silenced(prompts),
         "text_only": text_only(prompts, special),
-        "exchanged": exchanged(prompts, subject.tokenizer, subject.policy.num_audio_tokens),
+        "exchanged": exchanged(prompts, subject.tokenizer, subject.policy.num_audio_tokens, subject.wording),
     }
     for ratio in config.ratios:
         for selection in SELECTIONS:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.data.dataset import AudioTokenCount
 from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.types import AudioBatch, PromptBatch
+from nemo_mapo.types import AudioBatch, PromptBatch, Wording
 
 
 def never_alone(batches: Iterable[PromptBatch], pad_id: int) -> Iterator[PromptBatch]:
@@ -71,7 +71,9 @@ def text_only(prompts: PromptBatch, special: SpecialTokens) -> PromptBatch:
     )
 
 
-def exchanged(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount) -> PromptBatch:
+def exchanged(
+    prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, wording: Wording
+) -> PromptBatch:
     """Every question about the clip of another one, whose answer is another one wherever that can be.
 
     ValueError where the batch has no clip that differs.
@@ -79,7 +81,7 @@ def exchanged(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, audio_to
     order = foreign_clips(prompts)
     audio_row = prompts.audio_row[order]
     rows = [
-        torch.tensor(encode_prompt(example, audio_tokens(int(prompts.audio.lengths[clip])), tokenizer))
+        torch.tensor(encode_prompt(example, audio_tokens(int(prompts.audio.lengths[clip])), tokenizer, wording))
         for example, clip in zip(prompts.examples, audio_row.tolist(), strict=True)
     ]
     changed = PromptBatch(

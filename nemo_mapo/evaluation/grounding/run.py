@@ -15,6 +15,7 @@ from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.reports.grounding_page import read_analysis, write_grounding_page
+from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, uncut
@@ -49,7 +50,7 @@ def analyse_run(
     if run.trainer.num_threads is not None:
         torch.set_num_threads(run.trainer.num_threads)
     subject = _subject(run, path)
-    prompts = PromptDataset(subject.tokenizer, subject.policy.num_audio_tokens)
+    prompts = PromptDataset(subject.tokenizer, subject.policy.num_audio_tokens, subject.wording)
     results = analyse(subject, build_dataloader(dataset, prompt_dataset=prompts), config)
     written = run_dir / "analysis" / f"{name}-{split}.json"
     written.parent.mkdir(exist_ok=True)
@@ -119,4 +120,5 @@ def _subject(run: RunConfig, checkpoint: Path | None) -> Subject:
         tagger=build_tagger(),
         rewards=run.rewards,
         sampling=run.rollout.sampling,
+        wording=prompt_wording(run.data.prompt, run.rewards.template),
     )

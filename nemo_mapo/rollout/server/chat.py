@@ -22,7 +22,7 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rollout.server.engine import Generated, Job, WeightId
-from nemo_mapo.types import Example
+from nemo_mapo.types import Example, Wording
 
 _SEED_BITS = 62
 """Room above a drawn seed for the other completions of the request."""
@@ -152,7 +152,7 @@ class PromptReader:
         given = None if request.nemo_mapo is None else request.nemo_mapo.prompt_token_ids
         if given is None:
             example = Example(id="the message", question=text, choices=(), answer="", task="")
-            ids = tuple(encode_prompt(example, placeholders, self.tokenizer))
+            ids = tuple(encode_prompt(example, placeholders, self.tokenizer, Wording()))
         elif text:
             raise ValueError("a message with nemo_mapo.prompt_token_ids has no text part: the ids are the prompt")
         else:

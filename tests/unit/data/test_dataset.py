@@ -10,10 +10,12 @@ from lhotse.dataset.collation import collate_audio
 from nemo_mapo.data.dataset import EpochSampler, PromptDataset, load_waveform
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.types import Wording
 
 TOKENIZER = build_tokenizer()
 SAMPLES_PER_TOKEN = 1280
 RATE = 16000
+WORDING = Wording(instruction="Think first.")
 
 
 def cut_of(path, samples, *, name="clip", subtype=None, **custom):
@@ -30,7 +32,7 @@ def noise(seconds, seed=0):
 
 @pytest.fixture
 def dataset():
-    return PromptDataset(TOKENIZER, lambda samples: samples // SAMPLES_PER_TOKEN)
+    return PromptDataset(TOKENIZER, lambda samples: samples // SAMPLES_PER_TOKEN, WORDING)
 
 
 def test_a_batch_holds_one_row_per_cut_in_their_order(dataset, tmp_path):
@@ -40,7 +42,7 @@ def test_a_batch_holds_one_row_per_cut_in_their_order(dataset, tmp_path):
     assert batch.audio_row.tolist() == [0, 1, 2]
     assert batch.audio.lengths.tolist() == [16000, 24000, 32000]
     for row, example in enumerate(batch.examples):
-        prompt = encode_prompt(example, int(batch.audio.lengths[row]) // SAMPLES_PER_TOKEN, TOKENIZER)
+        prompt = encode_prompt(example, int(batch.audio.lengths[row]) // SAMPLES_PER_TOKEN, TOKENIZER, WORDING)
         assert batch.tokens[row, : batch.lengths[row]].tolist() == prompt
         assert torch.all(batch.tokens[row, batch.lengths[row] :] == TOKENIZER.pad_token_id)
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
 
-from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
+from nemo_mapo.data.prompts import drop_audio_span, encode_prompt, shown_prompt
 from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
 from nemo_mapo.testing.tiny import tiny_tokenizer
-from nemo_mapo.types import Example
+from nemo_mapo.types import Example, Wording
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
 SPANS = [(start, audio, end) for name, (_, _, audio, start, end) in SPECIAL_TOKENS.items() if name.startswith("qwen")]
@@ -89,17 +89,33 @@ def processors_tokens(tokenizer: PreTrainedTokenizerFast, counts: list[int]) -> 
 
 
 def test_a_prompt_is_what_the_models_processor_makes_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = encode_prompt(EXAMPLE, 5, tokenizer)
+    ids = encode_prompt(EXAMPLE, 5, tokenizer, Wording())
     assert ids == processors_tokens(tokenizer, [5])
     assert ids.count(SpecialTokens.from_tokenizer(tokenizer).audio_id) == 5
 
 
 def test_dropping_the_span_leaves_the_prompt_of_the_text_alone(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = torch.tensor([encode_prompt(EXAMPLE, 4, tokenizer)])
+    ids = torch.tensor([encode_prompt(EXAMPLE, 4, tokenizer, Wording())])
     dropped = drop_audio_span(ids, torch.tensor([ids.shape[1]]), SpecialTokens.from_tokenizer(tokenizer))
-    alone = encode_prompt(EXAMPLE, 0, tokenizer)
+    alone = encode_prompt(EXAMPLE, 0, tokenizer, Wording())
     assert dropped.tokens[0].tolist() == alone
     assert "what is loud ? choices: deep, high." in tokenizer.decode(alone)
+
+
+def test_system_and_instruction_are_where_the_chat_template_puts_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = encode_prompt(EXAMPLE, 1, tokenizer, Wording(system="is loud", instruction="what user ?"))
+    span = " ".join(span_of(tokenizer))
+    assert tokenizer.decode(ids) == (
+        "<|im_start|> system be brief <|im_end|> <|im_start|> system is loud <|im_end|> "
+        f"<|im_start|> user {span} what is loud ? choices: deep, high. what user ? <|im_end|> <|im_start|> assistant"
+    )
+
+
+def test_a_prompt_is_shown_with_its_special_tokens_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    pieces = shown_prompt(encode_prompt(EXAMPLE, 2, tokenizer, Wording()), tokenizer)
+    start, audio, end = span_of(tokenizer)
+    assert [text for text, special in pieces if special] == [END, start, audio, audio, end, END]
+    assert pieces[-1] == ("<|im_start|> assistant", False)
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -107,13 +123,13 @@ def test_a_question_that_spells_an_audio_token_is_refused(tokenizer: PreTrainedT
     start, _, _ = span_of(tokenizer)
     spelled = Example(id="cut-9", question=f"what is {start} ?", choices=("deep",), answer="deep", task="t")
     with pytest.raises(ValueError, match=r"cut-9: question or choices contain .*" + re.escape(start)):
-        encode_prompt(spelled, count, tokenizer)
+        encode_prompt(spelled, count, tokenizer, Wording())
 
 
 def test_a_tokenizer_without_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"neither a chat template .* give the `tokenizer` directory"):
-        encode_prompt(EXAMPLE, 2, tokenizer)
+        encode_prompt(EXAMPLE, 2, tokenizer, Wording())
 
 
 def test_other_tokenizers_are_told_apart(tokenizer: PreTrainedTokenizerFast) -> None:

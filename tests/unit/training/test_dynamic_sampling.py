@@ -20,6 +20,7 @@ from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch, tiny_rollo
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, join_rollouts, refill
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.signals import token_signals
+from nemo_mapo.types import Wording
 from tests.integration.tiny_run import ROOT
 
 GROUP, PAD = 2, 0
@@ -140,7 +141,7 @@ def stream(corpus, *phase_steps, rows=None):
             steps=phase.steps,
             dataloader=build_dataloader(
                 phase.split,
-                prompt_dataset=PromptDataset(tokenizer, lambda samples: samples // 1280, rows=rows),
+                prompt_dataset=PromptDataset(tokenizer, lambda samples: samples // 1280, Wording(), rows=rows),
                 drop_last=True,
             ),
         )

@@ -4,17 +4,22 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from nemo_mapo.config.data import PromptConfig
 from nemo_mapo.config.load import validate
+from nemo_mapo.rewards.templates import INSTRUCTIONS
+from nemo_mapo.training.finished_run import read_run_config, recorded_wording
 from nemo_mapo.training.run_directory import open_run_directory
+from nemo_mapo.types import Wording
 
 
-def config(path, *, resume=False, **sections):
+def config(path, *, resume=False, prompt=None, **sections):
     split = {"input_cfg": [{"type": "lhotse", "cuts_path": "cuts.jsonl"}]}
     return validate(
         {
             "exp_manager": {"explicit_log_dir": str(path), "resume_if_exists": resume},
-            "data": {"tokenizer": "tokenizer", "train_ds": split, "validation_ds": split},
+            "data": {"tokenizer": "tokenizer", "train_ds": split, "validation_ds": split, "prompt": prompt or {}},
             **sections,
         }
     )
@@ -82,3 +87,24 @@ def test_the_length_may_not_change_where_it_decides_the_learning_rate(tmp_path):
     open_run_directory(config(tmp_path, model=cosine)).metrics.append([{"step": 0}])
     with pytest.raises(ValueError, match=r"trainer.mapo.max_steps: -1 then, 7 now"):
         open_run_directory(config(tmp_path, resume=True, model=cosine, trainer={"mapo": {"max_steps": 7}}))
+
+
+def test_the_words_of_the_prompts_are_recorded_and_a_resumed_run_keeps_them(tmp_path):
+    open_run_directory(config(tmp_path)).metrics.append([{"step": 0}])
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["prompt"]
+    assert recorded == {"system": None, "instruction": INSTRUCTIONS["think"]}
+    assert recorded_wording(tmp_path) == Wording(instruction=INSTRUCTIONS["think"])
+    open_run_directory(config(tmp_path, resume=True))
+    for prompt in ({"instruction": None}, {"system": "Be brief."}, {"instruction": "Answer."}):
+        with pytest.raises(ValueError, match=r"data\.prompt\.(system|instruction): .* then, .* now"):
+            open_run_directory(config(tmp_path, resume=True, prompt=prompt))
+
+
+def test_a_run_that_recorded_no_words_asked_with_none(tmp_path):
+    open_run_directory(config(tmp_path))
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del recorded["data"]["prompt"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recorded))
+    assert recorded_wording(tmp_path) == Wording()
+    assert read_run_config(tmp_path).data.prompt == PromptConfig(instruction=None)
+    assert recorded_wording(tmp_path / "elsewhere") is None

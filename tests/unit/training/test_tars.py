@@ -18,6 +18,9 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.training.tars import alignment, with_text_twins
+from nemo_mapo.types import Wording
+
+WORDING = Wording(instruction="first last")
 
 GROUP = 3
 REPRESENTATION = TarsConfig(representation=1.0, behaviour=0.0)
@@ -39,7 +42,7 @@ def prompts(tiny):
 
 @pytest.fixture(scope="module")
 def rollouts(tiny, prompts):
-    twins = with_text_twins(prompts, tiny.tokenizer)
+    twins = with_text_twins(prompts, tiny.tokenizer, WORDING)
     backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=12)
     return backend.generate(twins, SamplingConfig(max_new_tokens=6), group_size=GROUP, seeds=torch.arange(4 * GROUP))
 
@@ -56,7 +59,7 @@ def aligned(tiny, rollouts, sequences, accuracy, config=REPRESENTATION, embedder
 
 
 def test_every_prompt_is_followed_by_one_that_reads_the_caption(tiny, prompts):
-    twins = with_text_twins(prompts, tiny.tokenizer)
+    twins = with_text_twins(prompts, tiny.tokenizer, WORDING)
     assert [example.id for example in twins.examples] == [example.id for example in prompts.examples for _ in range(2)]
     assert twins.audio_row.tolist() == [int(prompts.audio_row[0]), -1, int(prompts.audio_row[1]), -1]
     for row, example in enumerate(prompts.examples):
@@ -64,13 +67,13 @@ def test_every_prompt_is_followed_by_one_that_reads_the_caption(tiny, prompts):
         assert torch.equal(heard, prompts.tokens[row, : int(prompts.lengths[row])])
         told = replace(example, question=f"{example.caption} {example.question}")
         read = twins.tokens[2 * row + 1, : int(twins.lengths[2 * row + 1])]
-        assert read.tolist() == encode_prompt(told, 0, tiny.tokenizer)
+        assert read.tolist() == encode_prompt(told, 0, tiny.tokenizer, WORDING)
 
 
 def test_a_question_without_a_caption_is_named(tiny, prompts):
     bare = replace(prompts, examples=tuple(replace(example, caption=None) for example in prompts.examples))
     with pytest.raises(ValueError, match=f"{prompts.examples[0].id}: field 'caption' is missing"):
-        with_text_twins(bare, tiny.tokenizer)
+        with_text_twins(bare, tiny.tokenizer, WORDING)
 
 
 def test_text_completions_are_trained_with_the_prompt_they_were_sampled_from(tiny, rollouts, sequences):

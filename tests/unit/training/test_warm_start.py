@@ -11,6 +11,7 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.testing.tiny import tiny_model_config
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.warm_start import _BatchMaker
+from nemo_mapo.types import Wording
 
 STAGE = WarmStartStageConfig(target="reasoning", steps=1, batch_size=10)
 
@@ -26,7 +27,7 @@ def batch(tmp_path_factory):
     special = SpecialTokens.from_tokenizer(tokenizer)
     model = build_audio_llm(tiny_model_config(), vocab_size=len(tokenizer), special=special, sample_rate=16000, seed=0)
     config = WarmStartConfig(cuts_path=str(path), stages=(STAGE,), text_only_share=0.3, silent_clip_share=0.2)
-    return _BatchMaker(list(load_cuts(str(path))), tokenizer, model, config).batch(STAGE), special
+    return _BatchMaker(list(load_cuts(str(path))), tokenizer, model, config, Wording()).batch(STAGE), special
 
 
 def test_the_first_rows_have_no_audio_and_no_placeholders(batch):

@@ -8,6 +8,7 @@ from nemo_mapo.data.importers.base import Source
 from nemo_mapo.data.importers.registry import IMPORTERS
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.types import Wording
 from tests.unit.data.importers.corpora import BUILDERS, cuts_of
 
 COUNTS = {
@@ -44,7 +45,7 @@ def test_a_corpus_gives_its_questions_in_its_splits_and_loads(name, corpus, run)
     assert {split: len(cuts_of(output, split)) for split in report.splits} == COUNTS[name]
     assert dict(report.dropped) == DROPS.get(name, {})
     assert report.shared_audio == []
-    dataset = PromptDataset(build_tokenizer(), lambda samples: samples // 1280)
+    dataset = PromptDataset(build_tokenizer(), lambda samples: samples // 1280, Wording())
     for split, count in COUNTS[name].items():
         manifest = str(output / f"cuts_{split}.jsonl.gz")
         config = DatasetConfig(input_cfg=({"type": "lhotse", "cuts_path": manifest},), batch_size=4)

@@ -40,6 +40,13 @@ def test_the_page_has_the_picture_the_question_and_the_right_choice(page):
     assert "1,234" in page and "A &amp; B" in page
 
 
+def test_a_prompt_is_shown_as_the_model_reads_it(tmp_path):
+    prompt = (("<|user|>", True), (" High & low?\nThink.", False), ("<|assistant|>", True))
+    write_data_page(tmp_path / "page.html", title="t", facts=[], samples=[sample(prompt=prompt)])
+    shown = "<b>&lt;|user|&gt;</b> High &amp; low?\nThink.<b>&lt;|assistant|&gt;</b></pre>"
+    assert shown in (tmp_path / "page.html").read_text()
+
+
 def test_the_page_loads_nothing(page):
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
 

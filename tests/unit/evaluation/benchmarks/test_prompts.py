@@ -9,6 +9,7 @@ from nemo_mapo.config.evaluation import EvaluationDataConfig
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.evaluation.benchmarks.prompts import BenchmarkPrompts, shown_choices
 from nemo_mapo.testing.tiny import tiny_tokenizer
+from nemo_mapo.types import Wording
 from tests.unit.evaluation.benchmarks.published import loaded, mmau_pro_record, mmau_record
 
 RATE = 8000
@@ -23,12 +24,16 @@ def tone(path, *, seconds=1.0, rate=RATE, channels=1, hertz=200.0):
     return wave
 
 
+WORDING = Wording(instruction="first last")
+
+
 def prompts(root, *, shuffle=None, **options):
     return BenchmarkPrompts(
         EvaluationDataConfig(tokenizer="unused", sample_rate=RATE, **options),
         audio_root=root,
         tokenizer=tiny_tokenizer(),
         audio_tokens=lambda samples: samples // SAMPLES_PER_TOKEN,
+        wording=WORDING,
         shuffle=shuffle,
     )
 
@@ -44,7 +49,7 @@ def test_rows_are_the_prompts_of_the_examples(tmp_path):
     assert batch.audio.lengths.tolist() == [RATE, 2 * RATE] and batch.audio_row.tolist() == [0, 1]
     assert [example.id for example in batch.examples] == ["a", "b"]
     for row, example in enumerate(batch.examples):
-        expected = encode_prompt(example, 10 * (row + 1), tiny_tokenizer())
+        expected = encode_prompt(example, 10 * (row + 1), tiny_tokenizer(), WORDING)
         assert batch.tokens[row, : batch.lengths[row]].tolist() == expected
 
 

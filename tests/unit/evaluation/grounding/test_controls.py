@@ -16,9 +16,10 @@ from nemo_mapo.evaluation.grounding.controls import (
     silenced,
     text_only,
 )
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
+from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
 
 TOKENIZER = build_tokenizer()
+WORDING = Wording(instruction="first last")
 SPECIAL = SpecialTokens.from_tokenizer(TOKENIZER)
 
 
@@ -39,7 +40,7 @@ def batch(answers, clips):
         for row, answer in enumerate(answers)
     )
     rows = [
-        torch.tensor(encode_prompt(example, audio_tokens(length), TOKENIZER))
+        torch.tensor(encode_prompt(example, audio_tokens(length), TOKENIZER, WORDING))
         for example, (_, length) in zip(examples, clips, strict=True)
     ]
     waveforms = torch.zeros(len(clips), max(length for _, length in clips))
@@ -58,21 +59,31 @@ PROMPTS = batch(["deep", "deep", "high", "rising"], [(0.1, 40), (0.2, 60), (0.3,
 
 
 def test_exchanged_clips_are_those_of_questions_with_another_answer():
-    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens)
+    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens, WORDING)
     answers = [example.answer for example in PROMPTS.examples]
     assert sorted(changed.audio_row.tolist()) == [0, 1, 2, 3]
     assert all(answers[clip] != answers[row] for row, clip in enumerate(changed.audio_row.tolist()))
 
 
 def test_a_question_has_as_many_placeholders_as_its_new_clip_has_tokens():
-    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens)
+    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens, WORDING)
     placeholders = (changed.tokens == SPECIAL.audio_id).sum(1)
     assert placeholders.tolist() == [audio_tokens(int(PROMPTS.audio.lengths[clip])) for clip in changed.audio_row]
 
 
+def test_a_question_is_asked_in_the_same_words_about_its_new_clip():
+    changed = exchanged(PROMPTS, TOKENIZER, audio_tokens, WORDING)
+    for batch_of in (PROMPTS, changed):
+        texts = [
+            TOKENIZER.decode(tokens[:length][tokens[:length] != SPECIAL.audio_id])
+            for tokens, length in zip(batch_of.tokens, batch_of.lengths, strict=True)
+        ]
+        assert all(text.count(WORDING.instruction) == 1 for text in texts)
+
+
 def test_a_clip_that_sounds_like_ones_own_is_not_another_clip():
     alike = batch(["deep", "high", "rising", "high"], [(0.1, 40), (0.1, 40), (0.3, 40), (0.4, 20)])
-    changed = exchanged(alike, TOKENIZER, audio_tokens)
+    changed = exchanged(alike, TOKENIZER, audio_tokens, WORDING)
     assert {int(changed.audio_row[0]), int(changed.audio_row[1])} == {2, 3}
 
 
@@ -85,12 +96,12 @@ def test_a_question_that_hears_its_own_clip_is_caught():
 @pytest.mark.parametrize("prompts", [batch(["deep"], [(0.1, 40)]), batch(["deep", "high"], [(0.1, 40), (0.1, 40)])])
 def test_clips_that_cannot_be_exchanged_are_refused(prompts):
     with pytest.raises(ValueError, match="cannot be exchanged"):
-        exchanged(prompts, TOKENIZER, audio_tokens)
+        exchanged(prompts, TOKENIZER, audio_tokens, WORDING)
 
 
 def test_text_only_questions_are_those_of_a_model_without_ears():
     changed = text_only(PROMPTS, SPECIAL)
-    expected = [encode_prompt(example, 0, TOKENIZER) for example in PROMPTS.examples]
+    expected = [encode_prompt(example, 0, TOKENIZER, WORDING) for example in PROMPTS.examples]
     assert [
         row[:length] for row, length in zip(changed.tokens.tolist(), changed.lengths.tolist(), strict=True)
     ] == expected
@@ -112,9 +123,9 @@ def test_no_question_of_a_random_batch_hears_its_own_clip(seed):
     prompts = batch(answers, clips)
     if size == 3:
         with pytest.raises(ValueError, match="cannot be exchanged"):
-            exchanged(prompts, TOKENIZER, audio_tokens)
+            exchanged(prompts, TOKENIZER, audio_tokens, WORDING)
         return
-    changed = exchanged(prompts, TOKENIZER, audio_tokens)
+    changed = exchanged(prompts, TOKENIZER, audio_tokens, WORDING)
     assert sorted(changed.audio_row.tolist()) == list(range(size))
     own = [{0, 1} if row < 2 else {row} for row in range(size)]
     assert all(clip not in own[row] for row, clip in enumerate(changed.audio_row.tolist()))
