@@ -239,6 +239,20 @@ FAULTS = (
         tests=("tests/integration/test_hf_decoders.py", "-k", "logits"),
     ),
     Fault(
+        name="from parts: new tokens begin with the rows that fill the vocabulary up",
+        file="nemo_mapo/training/assemble.py",
+        right="    grown[list(new_ids)] = mean\n",
+        wrong="",
+        tests=("tests/integration/test_assemble.py", "-k", "mean"),
+    ),
+    Fault(
+        name="from parts: a clip keeps the positions of Whisper's padding",
+        file="nemo_mapo/models/whisper.py",
+        right="[frames[: self._num_positions(length)] for",
+        wrong="[frames for",
+        tests=("tests/integration/test_assemble.py", "-k", "padding"),
+    ),
+    Fault(
         name="Hugging Face: gate and up of fused experts exchanged",
         file="nemo_mapo/models/hf/files.py",
         right='"gate_up_proj": ("gate_proj", "up_proj")',

@@ -116,7 +116,7 @@ def _as_typed(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _is_union_tag(section: str, part: str) -> bool:
-    return section == "perception" and part in ("conv", "nemo", "qwen_omni")
+    return section == "perception" and part in ("conv", "nemo", "qwen_omni", "whisper")
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

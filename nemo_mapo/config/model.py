@@ -45,6 +45,29 @@ class NemoPerceptionConfig:
     pretrained_checkpoint, if that is given."""
 
 
+@config_class
+class ProjectorConfig:
+    """Brings an encoder's frames to the decoder's width."""
+
+    type: Literal["linear", "mlp"] = "mlp"
+    """One linear layer, or two with a GELU between them."""
+    stack: Count = 1
+    """Neighbouring frames that become one audio token; the last ones of a clip are filled up with zeros."""
+
+
+@config_class
+class WhisperPerceptionConfig:
+    """Whisper's encoder and a projector; examples/assemble.py writes it out for a model."""
+
+    type: Literal["whisper"] = "whisper"
+    """Whisper's encoder, through transformers."""
+    encoder: dict[str, Any]
+    """What the model's config.json says of its encoder."""
+    features: dict[str, Any]
+    """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
+    projector: ProjectorConfig = ProjectorConfig(stack=4)
+
+
 QwenOmniFamily = Literal["qwen2_5_omni", "qwen3_omni_moe"]
 
 
@@ -57,13 +80,16 @@ class QwenOmniPerceptionConfig:
     family: QwenOmniFamily
     """Whose encoder."""
     encoder: dict[str, Any]
-    """The model's thinker_config.audio_config; its output_dim must be the decoder's hidden size."""
+    """The model's thinker_config.audio_config; without a projector its output_dim is the decoder's hidden size."""
     features: dict[str, Any]
     """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
+    projector: ProjectorConfig | None = None
+    """Behind the encoder's own, for a decoder of another model; null is none."""
 
 
 PerceptionConfig = Annotated[
-    ConvPerceptionConfig | NemoPerceptionConfig | QwenOmniPerceptionConfig, Field(discriminator="type")
+    ConvPerceptionConfig | NemoPerceptionConfig | QwenOmniPerceptionConfig | WhisperPerceptionConfig,
+    Field(discriminator="type"),
 ]
 
 

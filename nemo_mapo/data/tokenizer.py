@@ -40,15 +40,21 @@ class SpecialTokens:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
-        """Look the ids up, in the first family that the tokenizer has; ValueError names the tokens that it lacks."""
-        for tokens in SPECIAL_TOKENS.values():
+        """Look the ids up, in the first family that the tokenizer has; ValueError names the tokens that it lacks.
+
+        A text LLM's tokenizer to which `with_audio_tokens` added those of audio has its own padding and end of a turn.
+        """
+        own = (tokenizer.pad_token, tokenizer.eos_token, AUDIO, AUDIO_START, AUDIO_END)
+        families = [*SPECIAL_TOKENS.values(), *([own] if None not in own and own[0] != own[1] else [])]
+        for tokens in families:
             ids = [found for token in tokens if (found := token_id(tokenizer, token)) is not None]
             if len(ids) == len(tokens):
                 return cls(**{field.name: found for field, found in zip(fields(cls), ids, strict=True)})
         missing = [token for token in SPECIAL_TOKENS["nemo_mapo"] if token_id(tokenizer, token) is None]
         raise ValueError(
             f"tokenizer {tokenizer.name_or_path!r} lacks the special tokens {missing}: "
-            "add them to it (and rows for them to the model's embedding), or take that of a Qwen Omni model"
+            "examples/assemble.py adds them to that of a text LLM, with rows in the model's embedding; or take that of "
+            "a Qwen Omni model"
         )
 
 

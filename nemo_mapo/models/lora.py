@@ -32,8 +32,8 @@ from nemo_mapo.models.audio_llm import AudioLLM
 
 _ADAPTER = ("lora_a", "lora_b")
 _FEED_FORWARD = {"linear_fc1", "linear_fc2"}
-_PROJECTORS = ("projection.", "module.modality_adapter.", "module.proj.")
-"""How parameters of the projectors are called in the two kinds of perception."""
+_PROJECTORS = ("projection.", "projector.", "module.modality_adapter.", "module.proj.")
+"""How parameters of the projectors are called in the kinds of perception."""
 
 
 class LoraLinear(nn.Module):

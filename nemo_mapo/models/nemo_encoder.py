@@ -13,6 +13,7 @@ PARTS: Final = ("preprocessor.", "encoder.")
 """Prefixes, in an ASR model and in the perception module, of what both have."""
 ASR_FILE, MODULE_CONFIG, MODULE_WEIGHTS = "asr.nemo", "perception.yaml", "perception.pt"
 _DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
+_ADAPTER_LAYERS: Final = 2
 _ADAPTER = "nemo.collections.multimodal.speech_llm.modules.modality_adapters.IdentityConnectors"
 
 
@@ -37,6 +38,26 @@ def module_config(asr: Path) -> dict[str, Any]:
         "preprocessor": {**preprocessor, "dither": 0.0},
         "encoder": {**_without_several_contexts(encoder), **dict.fromkeys(_DROPOUTS, 0.0)},
         "modality_adapter": {"_target_": _ADAPTER, "d_model": encoder["d_model"]},
+    }
+
+
+def conformer_adapter(encoder: dict[str, Any], *, subsampling: int) -> dict[str, Any]:
+    """A modality adapter of two Conformer layers behind an encoder, as in NeMo's speech-LLM examples, without dropout.
+
+    Layer norms stand in place of batch norms, whose statistics would be those of nothing.
+    """
+    width = encoder["d_model"]
+    return {
+        "_target_": "nemo.collections.asr.modules.ConformerEncoder",
+        "feat_in": width,
+        "feat_out": -1,
+        "n_layers": _ADAPTER_LAYERS,
+        "d_model": width,
+        "subsampling": "dw_striding",
+        "subsampling_factor": subsampling,
+        "n_heads": encoder.get("n_heads", 4),
+        "conv_norm_type": "layer_norm",
+        **dict.fromkeys(_DROPOUTS, 0.0),
     }
 
 

@@ -14,8 +14,10 @@ from nemo_mapo.config.model import (
     NemoPerceptionConfig,
     PerceptionConfig,
     QwenOmniPerceptionConfig,
+    WhisperPerceptionConfig,
 )
 from nemo_mapo.models.qwen_omni.encoder import QwenOmniPerception
+from nemo_mapo.models.whisper import WhisperPerception
 
 _MEL_FLOOR_OFFSET = 4.0
 _MEL_SCALE = 4.0
@@ -154,11 +156,15 @@ def _refuse_randomness(module: dict[str, Any]) -> None:
 
     Log-probabilities of rollout, reference and training have to be of the same function.
     """
-    encoder = module.get("encoder", {})
+    encoder, adapter = module.get("encoder", {}), module.get("modality_adapter", {})
+    conformers = {"encoder": encoder}
+    if "ConformerEncoder" in adapter.get("_target_", ""):
+        conformers["modality_adapter"] = adapter
     wrong = [
-        f"encoder.{key}={encoder.get(key, 'its default, above 0')}: set it to 0"
+        f"{part}.{key}={values.get(key, 'its default, above 0')}: set it to 0"
+        for part, values in conformers.items()
         for key in ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
-        if encoder.get(key) != 0
+        if values.get(key) != 0
     ]
     if encoder.get("stochastic_depth_drop_prob", 0.0) != 0:
         wrong.append("encoder.stochastic_depth_drop_prob is above 0: leave it out")
@@ -175,8 +181,10 @@ def _refuse_randomness(module: dict[str, Any]) -> None:
 
 def build_perception(
     config: PerceptionConfig, hidden_size: int, sample_rate: int
-) -> ConvPerception | NemoPerception | QwenOmniPerception:
+) -> ConvPerception | NemoPerception | QwenOmniPerception | WhisperPerception:
     """Build the encoder that the config names."""
+    if isinstance(config, WhisperPerceptionConfig):
+        return WhisperPerception(config, hidden_size, sample_rate)
     if isinstance(config, QwenOmniPerceptionConfig):
         return QwenOmniPerception(config, hidden_size, sample_rate)
     if isinstance(config, NemoPerceptionConfig):

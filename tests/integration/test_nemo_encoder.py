@@ -10,6 +10,7 @@ from nemo.collections.multimodal.speech_llm.modules.perception_modules import Au
 from omegaconf import OmegaConf
 
 from nemo_mapo.config.model import NemoPerceptionConfig
+from nemo_mapo.models.encoders import load_weights, read_any_encoder
 from nemo_mapo.models.nemo_encoder import load_encoder, module_config, save_encoder
 from nemo_mapo.models.perception import build_perception
 from nemo_mapo.platform import install_cpu_host
@@ -86,6 +87,20 @@ def perception(asr):
 
 def clips():
     return torch.randn(2, SAMPLES, generator=torch.Generator().manual_seed(1)) * 0.1
+
+
+@pytest.mark.parametrize(("projector", "stack"), [("linear", None), ("adapter", 2)])
+@torch.no_grad()
+def test_an_audio_llm_from_parts_takes_it_with_its_weights(asr, perception, projector, stack):
+    encoder = read_any_encoder(asr, projector=projector, stack=stack)
+    built = build_perception(encoder.perception, HIDDEN, encoder.sample_rate)
+    load_weights(built, encoder)
+    own, theirs = built.module.state_dict(), perception.module.state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in theirs if name.startswith("encoder."))
+    frames, counts = built(clips(), torch.tensor([SAMPLES] * 2))
+    # Half of 33 is 17 in a striding convolution.
+    assert counts.tolist() == [built.num_tokens(SAMPLES)] * 2 == [{"linear": 33, "adapter": 17}[projector]] * 2
+    assert frames.shape[2] == HIDDEN
 
 
 @torch.no_grad()

@@ -82,10 +82,24 @@ class CheckpointTensors:
         a, b = (self._load(f"{stem}{part}").to(dtype) for part in ("lora_a", "lora_b"))
         return torch.addmm(weight.to(dtype), b, a, alpha=self.lora.scale).to(weight.dtype)
 
+    def keys_of(self, part: str) -> tuple[str, ...]:
+        """The checkpoint's own names of a part that lies in it tensor by tensor, such as `perception.`."""
+        return tuple(key for key in self._stored if key.startswith(part))
+
+    def read_key(self, key: str) -> Tensor:
+        """A tensor by the checkpoint's own name."""
+        found = self._stored[key]
+        tensor = torch.empty(found.size, dtype=found.properties.dtype)
+        self._read_into({(key, (0,) * tensor.dim()): tensor})
+        return tensor
+
     def _load(self, name: str) -> Tensor:
         entry = self._entries[name]
         tensor = torch.empty_like(entry.data, device="cpu")
-        targets = dict(pieces_of(entry, tensor))
+        self._read_into(dict(pieces_of(entry, tensor)))
+        return tensor
+
+    def _read_into(self, targets: dict[Place, Tensor]) -> None:
         items = [
             item
             for (key, offset), target in targets.items()
@@ -94,7 +108,6 @@ class CheckpointTensors:
             )
         ]
         self._reader.read_data(LoadPlan(items), _IntoTargets(targets)).wait()
-        return tensor
 
     def _as_stored(self, entry: Entry) -> Entry:
         """The entry in the type that the checkpoint has; ValueError where it has another shape or no such tensor."""

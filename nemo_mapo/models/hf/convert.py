@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nemo_mapo.models.hf.checkpoint import CheckpointTensors, model_without_storage
-from nemo_mapo.models.hf.files import ModelFiles, shard_layout, side_files, write_shards
+from nemo_mapo.models.hf.files import SINGLE, ModelFiles, shard_layout, side_files, write_shards
 from nemo_mapo.models.hf.models import HfModel, read_model
 from nemo_mapo.models.hf.streamed import save_streamed, with_dtype
 from nemo_mapo.models.hf.weights import Source, WeightMap
@@ -21,7 +21,11 @@ from nemo_mapo.models.tensors import Entry
 
 CHECKPOINT, ORIGINAL, TOKENIZER = "checkpoint", "original", "tokenizer"
 MODEL_CONFIG = Path("conf", "model", "imported.yaml")
-_TRAINER_STATE = "trainer_state.json"
+PERCEPTION_CONFIG = "perception.json"
+"""Beside the decoder of an audio LLM from parts: what `model.perception` was."""
+_PERCEPTION = "perception"
+"""Folder of an export with its weights, in our names: a loader of the decoder may read all files beside it."""
+TRAINER_STATE = "trainer_state.json"
 """A directory without this file is not one of the trainer's checkpoints."""
 
 
@@ -52,10 +56,10 @@ def import_hf(source: Path, output: Path) -> Converted:
     state = {name: entry for name, entry in state.items() if name.startswith(model.parts)}
     ours = [name for name, entry in state.items() if isinstance(entry, Entry)]
     sources = model.weights.sources(ours, files.tensors)
-    _check_copies(model.weights, files)
+    check_copies(model.weights, files)
     for name, found in sources.items():
-        state[name] = _checked(state[name], name, found, files)
-    with _finished_or_gone(output) as folder:
+        state[name] = checked(state[name], name, found, files)
+    with finished_or_gone(output) as folder:
         _write_side_files(source, folder, model)
         (folder / CHECKPOINT).mkdir()
 
@@ -66,7 +70,7 @@ def import_hf(source: Path, output: Path) -> Converted:
                 return sources[name].layout.fuse([files.read(theirs) for theirs in sources[name].theirs])
 
             save_streamed(state, read, folder / CHECKPOINT)
-        (folder / CHECKPOINT / _TRAINER_STATE).write_text("{}\n")
+        (folder / CHECKPOINT / TRAINER_STATE).write_text("{}\n")
     aside = sum(map(model.weights.is_left_aside, files.tensors))
     return Converted(tensors=len(ours), left_aside=aside, has_perception=model.has_perception)
 
@@ -82,6 +86,8 @@ def export_hf(
 ) -> Converted:
     """Make a directory that transformers loads, one shard at a time.
 
+    Of an audio LLM from parts it is the decoder; encoder and projector go into its folder `perception`.
+
     Args:
         checkpoint: of a run that began from `original`, or of import.
         original: the Hugging Face directory; weights left aside, and how tensors share out over files, come from it.
@@ -95,6 +101,7 @@ def export_hf(
     """
     model = read_model(original)
     tensors = CheckpointTensors(checkpoint, model, lora_alpha=lora_alpha)
+    heard = _heard_apart(original, model, tensors)
     weights = model.weights
     sources = {name: weights.source(name) for name in tensors.names}
     files = None if thinker_only else ModelFiles(original)
@@ -102,15 +109,36 @@ def export_hf(
         weights.sources(tensors.names, files.tensors)
     layout = _layout(tensors, sources, files)
     reader = _ShardReader(tensors, sources, files, dtype, copies=weights.copies())
-    with _finished_or_gone(output) as folder:
+    with finished_or_gone(output) as folder:
         for path in side_files(original):
             shutil.copy2(path, folder / path.name)
         written = write_shards(folder, layout, reader.read)
+        if heard:
+            (folder / _PERCEPTION).mkdir()
+            write_shards(
+                folder / _PERCEPTION, {SINGLE: heard}, lambda keys: {key: tensors.read_key(key) for key in keys}
+            )
     aside = 0 if files is None else sum(map(weights.is_left_aside, files.tensors))
     return Converted(tensors=written - aside, left_aside=aside, has_perception=model.has_perception)
 
 
-def _check_copies(weights: WeightMap, files: ModelFiles) -> None:
+def _heard_apart(original: Path, model: HfModel, tensors: CheckpointTensors) -> tuple[str, ...]:
+    """Tensors of perception in a checkpoint whose Hugging Face model is a decoder alone.
+
+    Raises:
+        ValueError: if `original` is not what such an audio LLM was exported as when it was assembled.
+    """
+    if model.has_perception or not (heard := tensors.keys_of("perception.")):
+        return ()
+    if not (original / PERCEPTION_CONFIG).is_file():
+        raise ValueError(
+            f"{original}: the checkpoint is that of an audio LLM from parts, whose vocabulary has grown; give the "
+            f"folder `{ORIGINAL}` that examples/assemble.py made (it has {PERCEPTION_CONFIG}), and --thinker-only"
+        )
+    return heard
+
+
+def check_copies(weights: WeightMap, files: ModelFiles) -> None:
     """ValueError for a second tensor that config.json says is the first, and that differs from it."""
     for copy, first in weights.copies().items():
         if copy in files.tensors and not torch.equal(files.read(copy), files.read(first)):
@@ -179,16 +207,17 @@ def _layout(
     return by_file
 
 
-def _checked(entry: Entry, name: str, source: Source, files: ModelFiles) -> Entry:
-    """The entry in the files' type; ValueError for a tensor whose shape is not the model's."""
+def checked(entry: Entry, name: str, source: Source, files: ModelFiles, *, rows: int | None = None) -> Entry:
+    """The entry in the files' type; ValueError for a tensor whose shape is not the model's, or has not these rows."""
     parts = [files.tensors[theirs] for theirs in source.theirs]
     dtypes = {part.dtype for part in parts}
     if len(dtypes) > 1:
         raise ValueError(f"{', '.join(source.theirs)} are of different types and become one tensor; convert them")
     fused = source.layout.fuse([torch.empty(part.shape, device="meta") for part in parts])
-    if fused.shape != entry.data.shape:
+    wanted = tuple(entry.data.shape) if rows is None else (rows, *entry.data.shape[1:])
+    if tuple(fused.shape) != wanted:
         shapes = ", ".join(f"{theirs} {part.shape}" for theirs, part in zip(source.theirs, parts, strict=True))
-        raise ValueError(f"{shapes}: config.json describes a model whose {name} is {tuple(entry.data.shape)}")
+        raise ValueError(f"{shapes}: config.json describes a model whose {name} is {wanted}")
     return with_dtype(entry, dtypes.pop())
 
 
@@ -197,19 +226,26 @@ def _write_side_files(source: Path, folder: Path, model: HfModel) -> None:
     for path in side_files(source):
         shutil.copy2(path, folder / ORIGINAL / path.name)
     _write_tokenizer(source, folder / TOKENIZER)
+    write_model_config(folder, model, f"{source.name}, as config.json describes it; made by examples/import_hf.py.")
+
+
+def write_model_config(folder: Path, model: HfModel, title: str) -> None:
+    """Write what `model=imported` needs."""
     target = folder / MODEL_CONFIG
     target.parent.mkdir(parents=True)
     parts = ("perception", "decoder") if model.has_perception else ("decoder",)
     plain = json.loads(json.dumps({part: dataclasses.asdict(getattr(model.config, part)) for part in parts}))
     text = yaml.safe_dump({"defaults": ["defaults", "_self_"], **plain}, sort_keys=False)
-    target.write_text(f"# {source.name}, as config.json describes it; made by examples/import_hf.py.\n{text}")
+    target.write_text(f"# {title}\n{text}")
 
 
 def _write_tokenizer(source: Path, folder: Path) -> None:
     """The tokenizer with the processor's chat template, which older directories keep apart from it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)  # type: ignore[no-untyped-call]
+    tokenizer = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+        str(source), local_files_only=True, trust_remote_code=False
+    )
     legacy = source / "chat_template.json"
     if tokenizer.chat_template is None and legacy.is_file():
         tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
@@ -217,7 +253,7 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _finished_or_gone(output: Path) -> Iterator[Path]:
+def finished_or_gone(output: Path) -> Iterator[Path]:
     """A folder that gets the name `output` when all went well, and is removed otherwise."""
     if output.exists():
         raise ValueError(f"{output} is there already; remove it or name another directory")

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 _INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+SINGLE = "model.safetensors"
+"""File of a model that fits into one."""
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 SHARD_BYTES = 5 * 10**9
 """Of the shards that are laid out here, as transformers does it."""
@@ -105,7 +106,7 @@ def write_shards(
         save_file(tensors, str(directory / file), metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         del tensors
-    if list(layout) != [_SINGLE]:
+    if list(layout) != [SINGLE]:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return len(weight_map)
@@ -122,7 +123,7 @@ def shard_layout(sizes: Mapping[str, int], limit: int = SHARD_BYTES) -> dict[str
         shards[-1].append(name)
         filled += size
     if len(shards) == 1:
-        return {_SINGLE: shards[0]}
+        return {SINGLE: shards[0]}
     total = len(shards)
     return {f"model-{number:05d}-of-{total:05d}.safetensors": names for number, names in enumerate(shards, 1)}
 
@@ -145,11 +146,11 @@ def _shards(directory: Path) -> list[str]:
         if missing:
             raise ValueError(f"{directory}: {_INDEX} names {', '.join(missing)}, which are not there")
         return files
-    if (directory / _SINGLE).is_file():
-        return [_SINGLE]
+    if (directory / SINGLE).is_file():
+        return [SINGLE]
     others = sorted(path.name for pattern in _OTHER_WEIGHTS for path in directory.glob(pattern))
     found = f"only {', '.join(others)}, whose format can run code; convert them" if others else "none"
-    raise ValueError(f"{directory}: no safetensors weights ({found}); give a directory with {_SINGLE} or {_INDEX}")
+    raise ValueError(f"{directory}: no safetensors weights ({found}); give a directory with {SINGLE} or {_INDEX}")
 
 
 def _header(path: Path) -> dict[str, Stored]:

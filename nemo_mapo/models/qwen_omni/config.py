@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nemo_mapo.config.model import ModelConfig, QwenOmniFamily, QwenOmniPerceptionConfig
 from nemo_mapo.models.hf.config import decoder_config, read_json
@@ -34,46 +34,17 @@ def read_thinker(directory: Path, values: Mapping[str, Any]) -> Thinker:
     Raises:
         ValueError: for an option that our decoder does not have, naming its value.
     """
-    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import (
-        Qwen2_5OmniAudioEncoderConfig,
-        Qwen2_5OmniTextConfig,
-        Qwen2_5OmniThinkerConfig,
-    )
-    from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
-        Qwen3OmniMoeAudioEncoderConfig,
-        Qwen3OmniMoeTextConfig,
-        Qwen3OmniMoeThinkerConfig,
-    )
-
     path = directory / "config.json"
-    kind = str(values["model_type"])
-    alone = kind.endswith("_thinker")
-    thinker = values if alone else values.get("thinker_config")
-    if not isinstance(thinker, dict):
-        raise ValueError(f"{path}: no thinker_config")
-    family: QwenOmniFamily = "qwen3_omni_moe" if kind.startswith("qwen3") else "qwen2_5_omni"
+    family, encoder, prefix = read_encoder(directory, values)
+    thinker = _thinker(path, values)
     moe = family == "qwen3_omni_moe"
-    text_class, audio_class, thinker_class = (
-        (Qwen3OmniMoeTextConfig, Qwen3OmniMoeAudioEncoderConfig, Qwen3OmniMoeThinkerConfig)
-        if moe
-        else (Qwen2_5OmniTextConfig, Qwen2_5OmniAudioEncoderConfig, Qwen2_5OmniThinkerConfig)
-    )
+    classes = _classes(family)
     features = read_features(directory)
-    audio = audio_class(**_known_audio(thinker.get("audio_config") or {}, audio_class, path))
-    perception = QwenOmniPerceptionConfig(
-        family=family,
-        # Of all that transformers keeps in a config, only what the encoder's own takes.
-        encoder={
-            key: value
-            for key, value in audio.to_dict().items()
-            if key in inspect.signature(audio_class.__init__).parameters
-        },
-        features=features,
-    )
     try:
         decoder = decoder_config(
-            thinker.get("text_config") or {}, text_class, qk_layernorm=moe, add_qkv_bias=not moe, multimodal=True
+            thinker.get("text_config") or {}, classes.text, qk_layernorm=moe, add_qkv_bias=not moe, multimodal=True
         )
+        perception = QwenOmniPerceptionConfig(family=family, encoder=encoder, features=features)
         config = ModelConfig(perception=perception, decoder=decoder)
     except ValueError as error:
         raise ValueError(f"{path}: text_config: {error}") from error
@@ -82,9 +53,53 @@ def read_thinker(directory: Path, values: Mapping[str, Any]) -> Thinker:
         raise ValueError(f"{path}: {' and '.join(_AUDIO_TOKEN)} state different ids, {sorted(stated)}")
     return Thinker(
         config=config,
-        prefix="" if alone else "thinker.",
-        audio_token_id=stated.pop() if stated else thinker_class().audio_token_id,
+        prefix=prefix,
+        audio_token_id=stated.pop() if stated else classes.thinker().audio_token_id,
         sample_rate=features["sampling_rate"],
+    )
+
+
+def read_encoder(directory: Path, values: Mapping[str, Any]) -> tuple[QwenOmniFamily, dict[str, Any], str]:
+    """Family, the encoder's config, and what stands before the names of the thinker's tensors."""
+    path = directory / "config.json"
+    kind = str(values["model_type"])
+    family: QwenOmniFamily = "qwen3_omni_moe" if kind.startswith("qwen3") else "qwen2_5_omni"
+    audio_class = _classes(family).audio
+    audio = audio_class(**_known_audio(_thinker(path, values).get("audio_config") or {}, audio_class, path))
+    # Of all that transformers keeps in a config, only what the encoder's own takes.
+    taken = inspect.signature(audio_class.__init__).parameters
+    encoder = {key: value for key, value in audio.to_dict().items() if key in taken}
+    return family, encoder, "" if kind.endswith("_thinker") else "thinker."
+
+
+def _thinker(path: Path, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if str(values["model_type"]).endswith("_thinker"):
+        return values
+    thinker = values.get("thinker_config")
+    if not isinstance(thinker, dict):
+        raise ValueError(f"{path}: no thinker_config")
+    return thinker
+
+
+class _Classes(NamedTuple):
+    """transformers' configs of a family."""
+
+    text: Any
+    audio: Any
+    thinker: Any
+
+
+def _classes(family: QwenOmniFamily) -> _Classes:
+    if family == "qwen3_omni_moe":
+        from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as qwen3
+
+        return _Classes(
+            qwen3.Qwen3OmniMoeTextConfig, qwen3.Qwen3OmniMoeAudioEncoderConfig, qwen3.Qwen3OmniMoeThinkerConfig
+        )
+    from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as qwen2_5
+
+    return _Classes(
+        qwen2_5.Qwen2_5OmniTextConfig, qwen2_5.Qwen2_5OmniAudioEncoderConfig, qwen2_5.Qwen2_5OmniThinkerConfig
     )
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nemo_mapo.config.model import QwenOmniPerceptionConfig
+from nemo_mapo.models.projector import Projector
 
 
 class QwenOmniPerception(nn.Module):
@@ -25,6 +26,9 @@ class QwenOmniPerception(nn.Module):
         self.family = config.family
         # `module`, as in NeMo's perception: what freezing takes for the projector goes by these names.
         self.module = build_encoder(config)
+        self.projector = (
+            None if config.projector is None else Projector(config.projector, config.encoder["output_dim"], hidden_size)
+        )
 
     def num_tokens(self, num_samples: int) -> int:
         """Positions after the encoder's convolutions and pooling; ValueError where none is left, or for a clip that
@@ -39,14 +43,16 @@ class QwenOmniPerception(nn.Module):
         tokens = self._tokens_of_frames(self._num_frames(num_samples))
         if tokens < 1:
             raise ValueError(f"a clip of {num_samples} samples is too short for one audio token; set min_duration=0.1")
-        return tokens
+        return tokens if self.projector is None else self.projector.num_tokens(tokens)
 
     def forward(
         self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
     ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
         """Encode waveforms; see `Perception`. Features are float32, whatever the encoder's type."""
         samples = lengths.tolist()
-        counts = [self.num_tokens(length) for length in samples]
+        for length in samples:
+            self.num_tokens(length)
+        counts = [self._tokens_of_frames(self._num_frames(length)) for length in samples]
         features = [self._features(waveform[:length]) for waveform, length in zip(waveforms, samples, strict=True)]
         encoded: dict[int, Float[Tensor, "frames hidden"]] = {}
         for rows in self._groups([feature.shape[1] for feature in features]):
@@ -54,6 +60,9 @@ class QwenOmniPerception(nn.Module):
             parts = torch.split(frames, [counts[row] for row in rows])
             encoded |= dict(zip(rows, parts, strict=True))
         in_order = [encoded[row] for row in range(len(samples))]
+        if self.projector is not None:
+            in_order = self.projector(in_order)
+        counts = [len(frames) for frames in in_order]
         return nn.utils.rnn.pad_sequence(in_order, batch_first=True), torch.tensor(counts, device=lengths.device)
 
     def _encode(self, features: list[Float[Tensor, "mel _"]]) -> Float[Tensor, "valid hidden"]:
@@ -109,7 +118,7 @@ class QwenOmniPerception(nn.Module):
 
 def _check(config: QwenOmniPerceptionConfig, features: object, hidden_size: int, sample_rate: int) -> None:
     """ValueError for a config that is not that of one model, or would not give a clip the same features twice."""
-    if config.encoder.get("output_dim") != hidden_size:
+    if config.projector is None and config.encoder.get("output_dim") != hidden_size:
         raise ValueError(
             f"model.perception.encoder.output_dim={config.encoder.get('output_dim')} but "
             f"model.decoder.hidden_size={hidden_size}; take both from one model"

@@ -1,0 +1,72 @@
+"""A text LLM's tokenizer with the tokens of audio, and its chat template with a place for a clip."""
+
+from typing import Any, Final
+
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, USER
+
+_WITH_CLIPS: Final = (
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.content is string or message.content is none -%}"
+    "{%- set flat.messages = flat.messages + [message] -%}"
+    "{%- else -%}"
+    "{%- set turn = namespace(text='') -%}"
+    "{%- for part in message.content -%}"
+    "{%- set turn.text = turn.text + ('"
+    + AUDIO_START
+    + AUDIO
+    + AUDIO_END
+    + "' if part.type == 'audio' else part.text) -%}"
+    "{%- endfor -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=turn.text)] -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+"""Before a template that takes a message's content as text: clips become their placeholder."""
+_PROBE: Final = "Probe"
+
+
+def with_audio_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Add the tokens of audio, and those of a turn that the tokenizer lacks; returns the ids that are new.
+
+    The chat template stays the decoder's, and takes clips too; the token at which it ends an answer becomes eos_token.
+    Without a template, turns are laid out as in the embedded run.
+
+    Raises:
+        ValueError: a template whose answers do not end with a token at which generation can stop.
+    """
+    before = len(tokenizer)
+    tokens = [AUDIO_START, AUDIO, AUDIO_END]
+    if tokenizer.chat_template is None:
+        tokens = [PAD, END, USER, ASSISTANT, *tokens]
+    else:
+        tokenizer.eos_token = _end_of_turn(tokenizer)
+        if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+            tokens = [PAD, *tokens]
+    kept = list(tokenizer.additional_special_tokens)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*kept, *(t for t in tokens if t not in kept)]})
+    if PAD in tokens:
+        tokenizer.pad_token = PAD
+    if tokenizer.chat_template is None:
+        tokenizer.eos_token = END
+    else:
+        tokenizer.chat_template = _WITH_CLIPS + str(tokenizer.chat_template)
+    return list(range(before, len(tokenizer)))
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that the chat template puts behind an answer; a tokenizer's eos_token may be that of a document."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+    rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = str(rendered).rpartition(_PROBE)[2].lstrip()
+    control: set[str] = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    ends = [token for token in control if after.startswith(token)]
+    if not ends:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r}: its chat template ends an answer with {after!r}, which begins with "
+            "none of its added tokens; generation could not stop. Take the tokenizer of a chat model"
+        )
+    return max(ends, key=len)

@@ -1,0 +1,102 @@
+"""Whisper's encoder as perception: transformers' features and encoder, and a projector to the decoder's width."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nemo_mapo.config.model import WhisperPerceptionConfig
+from nemo_mapo.models.projector import Projector
+
+_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
+
+
+class WhisperPerception(nn.Module):
+    """The encoder on clips padded with silence to 30 s, as Whisper was trained and as transformers runs it.
+
+    Its positions attend to the padding too; those that lie in the padding are dropped afterwards, so a clip has the
+    tokens of its own length. A clip does not depend on its batch.
+    """
+
+    def __init__(self, config: WhisperPerceptionConfig, hidden_size: int, sample_rate: int) -> None:
+        super().__init__()
+        from transformers import WhisperConfig, WhisperFeatureExtractor
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        _check(config, sample_rate)
+        self.features = WhisperFeatureExtractor(**config.features)  # type: ignore[no-untyped-call]
+        encoder = WhisperConfig(**config.encoder)  # type: ignore[no-untyped-call]
+        encoder._attn_implementation = "sdpa"
+        if self.features.nb_max_frames != 2 * encoder.max_source_positions:
+            raise ValueError(
+                f"model.perception: features of {self.features.nb_max_frames} frames, but the encoder takes "
+                f"2 * max_source_positions={2 * encoder.max_source_positions}; take both from one model"
+            )
+        # `module`, as in the other kinds: what freezing takes for the projector goes by these names.
+        self.module = WhisperEncoder(encoder)
+        self.projector = Projector(config.projector, encoder.d_model, hidden_size)
+
+    def num_tokens(self, num_samples: int) -> int:
+        """Tokens of the clip without its padding; ValueError for one that is empty or longer than Whisper takes."""
+        if num_samples > self.features.n_samples:
+            seconds = self.features.n_samples / self.features.sampling_rate
+            raise ValueError(
+                f"a clip of {num_samples} samples is longer than the {seconds:g} s that Whisper's encoder takes; set "
+                f"max_duration={seconds:g} for the split"
+            )
+        if num_samples < 1:
+            raise ValueError("a clip without samples has no audio token; set min_duration=0.1")
+        return self.projector.num_tokens(self._num_positions(num_samples))
+
+    def forward(
+        self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
+    ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
+        """Encode waveforms; see `Perception`. Features are float32, whatever the encoder's type."""
+        samples = lengths.tolist()
+        counts = [self.num_tokens(length) for length in samples]
+        features = torch.stack(
+            [self._features(waveform[:length]) for waveform, length in zip(waveforms, samples, strict=True)]
+        )
+        encoded = self.module(features.to(self.module.conv1.weight.dtype)).last_hidden_state
+        clips = [frames[: self._num_positions(length)] for frames, length in zip(encoded, samples, strict=True)]
+        projected = self.projector(clips)
+        return nn.utils.rnn.pad_sequence(projected, batch_first=True), torch.tensor(counts, device=lengths.device)
+
+    @torch.no_grad()
+    def _features(self, waveform: Float[Tensor, " samples"]) -> Float[Tensor, "mel frames"]:
+        made = self.features(
+            waveform.float().cpu().numpy(),
+            sampling_rate=self.features.sampling_rate,
+            return_tensors="pt",
+            device=str(waveform.device),
+        )
+        features: Tensor = made["input_features"][0].to(waveform.device)
+        return features
+
+    def _num_positions(self, num_samples: int) -> int:
+        """Positions behind the encoder's convolutions, the second of which halves the frames, that have audio."""
+        frames = -(-num_samples // self.features.hop_length)
+        positions: int = -(-frames // 2)
+        return positions
+
+
+def _check(config: WhisperPerceptionConfig, sample_rate: int) -> None:
+    """ValueError for a config that is not that of one model, or would not give a clip the same features twice."""
+    rate = config.features.get("sampling_rate", 16000)
+    if rate != sample_rate:
+        raise ValueError(
+            f"model.perception.features.sampling_rate={rate} but data.train_ds.sample_rate={sample_rate}; "
+            "make them equal"
+        )
+    random = [f"encoder.{name}={config.encoder[name]}" for name in _DROPOUTS if config.encoder.get(name, 0) != 0]
+    if config.features.get("dither", 0.0) != 0:
+        random.append(f"features.dither={config.features['dither']}")
+    if random:
+        raise ValueError(
+            f"model.perception.{', '.join(random)}: set it to 0, or a clip would sound different each time"
+        )
+    bins, features = config.encoder.get("num_mel_bins", 80), config.features.get("feature_size", 80)
+    if bins != features:
+        raise ValueError(
+            f"model.perception.encoder.num_mel_bins={bins} but model.perception.features.feature_size={features}; take "
+            "both from one model"
+        )
