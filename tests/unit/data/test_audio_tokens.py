@@ -6,7 +6,7 @@ from integration.parts_tiny import CHAT, chat_tokenizer
 from nemo_mapo.data.audio_tokens import with_audio_tokens
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
-from nemo_mapo.types import Example
+from nemo_mapo.types import Example, Wording
 
 EXAMPLE = Example(id="1", question="is it low?", choices=("low", "high"), answer="low", task="t")
 
@@ -23,12 +23,13 @@ def test_the_template_stays_the_decoders_with_a_place_for_a_clip(tmp_path):
     turns = [{"role": "user", "content": "low or high?"}, {"role": "assistant", "content": "low"}]
     assert again.apply_chat_template(turns, tokenize=False) == plain.apply_chat_template(turns, tokenize=False)
     text = "is it low? choices: low, high."
-    with_clip = again.decode(encode_prompt(EXAMPLE, 2, again))
+    with_clip = again.decode(encode_prompt(EXAMPLE, 2, again, Wording()))
     assert with_clip == (
         f"<|im_start|>user\n<|audio_start|><|audio|><|audio|><|audio_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (
-        again.decode(encode_prompt(EXAMPLE, 0, again)) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        again.decode(encode_prompt(EXAMPLE, 0, again, Wording()))
+        == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -36,7 +37,7 @@ def test_a_base_models_turns_are_laid_out_as_in_the_embedded_run():
     tokenizer = chat_tokenizer(None)
     with_audio_tokens(tokenizer)
     assert SpecialTokens.from_tokenizer(tokenizer).end_id == tokenizer.convert_tokens_to_ids("<|end|>")
-    text = tokenizer.decode(encode_prompt(EXAMPLE, 1, tokenizer))
+    text = tokenizer.decode(encode_prompt(EXAMPLE, 1, tokenizer, Wording()))
     assert text.startswith("<|user|><|audio_start|><|audio|><|audio_end|> is it low?") and text.endswith(
         "<|assistant|>"
     )
