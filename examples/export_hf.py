@@ -15,6 +15,7 @@ from nemo_mapo.platform import hide_cuda_devices
 hide_cuda_devices()
 quiet_upstream()
 
+from nemo_mapo.models.hf.adapters import export_adapters  # noqa: E402
 from nemo_mapo.models.hf.convert import export_hf  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
 
@@ -27,6 +28,13 @@ def main() -> None:
     install_cpu_host()
     initialize_parallel()
     try:
+        if arguments.adapters:
+            if arguments.lora_alpha is None or arguments.dtype is not None or arguments.thinker_only:
+                raise ValueError("--adapters needs --lora-alpha, and takes neither --dtype nor --thinker-only")
+            checkpoint, original = arguments.checkpoint, arguments.original
+            count = export_adapters(checkpoint, original, arguments.output, lora_alpha=arguments.lora_alpha)
+            print(f"adapters of {count} modules written to {arguments.output}")
+            return
         done = export_hf(
             arguments.checkpoint,
             arguments.original,
@@ -47,6 +55,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the trained tensors (default: the checkpoint's)")
     parser.add_argument("--lora-alpha", type=float, help="model.lora.alpha of a run with adapters, which are merged")
+    parser.add_argument(
+        "--adapters", action="store_true", help="write the adapters alone, in PEFT's format, instead of merging them"
+    )
     parser.add_argument(
         "--thinker-only",
         action="store_true",

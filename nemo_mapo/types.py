@@ -65,12 +65,16 @@ class PromptBatch:
     """Prompt ids, right-padded with the pad id; audio stands as a run of placeholder ids."""
     lengths: Int[Tensor, " batch"]
     audio: AudioBatch
-    audio_row: Int[Tensor, " batch"]
-    """Row of `audio` that fills a prompt's placeholders; -1 for a prompt without audio."""
+    audio_row: Int[Tensor, "batch *clips"]
+    """Row of `audio` that fills a prompt's placeholders, or its rows in order, filled up with -1; -1 is no clip."""
     examples: tuple[Example, ...]
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def clips(self, row: int) -> list[int]:
+        """Rows of `audio` that a prompt has, in order."""
+        return [clip for clip in self.audio_row[row].reshape(-1).tolist() if clip >= 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ class TokenBatch:
     prompt_lengths: Int[Tensor, " batch"]
     completion_lengths: Int[Tensor, " batch"]
     audio: AudioBatch
-    audio_row: Int[Tensor, " batch"]
+    audio_row: Int[Tensor, "batch *clips"]
 
     def to(self, device: torch.device) -> "TokenBatch":
         """Copy to `device`."""

@@ -239,6 +239,27 @@ FAULTS = (
         tests=("tests/integration/test_hf_decoders.py", "-k", "logits"),
     ),
     Fault(
+        name="LoRA: each rank's experts start with the adapters of the first ones",
+        file="nemo_mapo/models/lora.py",
+        right="{first + int(expert[1])} {target}",
+        wrong="{int(expert[1])} {target}",
+        tests=("tests/distributed/test_lora.py", "-k", "experts_of_two_ranks"),
+    ),
+    Fault(
+        name="LoRA: the reference hears with the encoder as it is trained now",
+        file="nemo_mapo/training/references.py",
+        right="                parameter.data = start\n",
+        wrong="                pass\n",
+        tests=("tests/unit/training/test_references.py", "-k", "beside_adapters"),
+    ),
+    Fault(
+        name="several clips: each is laid out with as many placeholders as the first",
+        file="nemo_mapo/data/prompts.py",
+        right="[one] * next(filled) if",
+        wrong="[one] * counts[0] if",
+        tests=("tests/unit/data/test_dataset.py", "-k", "further"),
+    ),
+    Fault(
         name="from parts: new tokens begin with the rows that fill the vocabulary up",
         file="nemo_mapo/training/assemble.py",
         right="    grown[list(new_ids)] = mean\n",

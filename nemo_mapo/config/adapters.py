@@ -40,7 +40,7 @@ class FreezeConfig:
     """Parts that are not trained; null is what the way of training needs: true with LoRA, false without."""
 
     perception: bool | None = None
-    """The audio encoder, without its projector."""
+    """The audio encoder, without its projector. If it is trained beside adapters, the reference keeps a copy of it."""
     projector: bool | None = None
     """What brings the encoder's frames to the decoder's width: `projection` of the convolutional encoder, modality
     adapter and `proj` of NeMo's."""

@@ -47,8 +47,9 @@ class EvaluationDataConfig:
     """Hz; clips of another rate are resampled, channels are averaged."""
     max_clip_seconds: Annotated[float, Field(gt=0)] | None = None
     """Longer clips are cut to their beginning, and counted in the results; null reads them whole."""
-    clip_gap_seconds: Annotated[float, Field(ge=0)] = 0.5
-    """Silence between the clips of an item that has several; they are joined in published order."""
+    clip_gap_seconds: Annotated[float, Field(ge=0)] | None = None
+    """Join the clips of an item that has several, in published order, with this silence between them; null gives them
+    to the model one by one."""
 
 
 @config_class

@@ -238,11 +238,6 @@ class ModelConfig:
                 "copy to offload; set it to false"
             )
         freeze = self.freeze
-        if self.lora is not None and (freeze.perception is False or freeze.projector is False):
-            raise ValueError(
-                "lora with freeze.perception=false or freeze.projector=false: the policy without its adapters would no "
-                "longer be what it started from, which is its reference; set them to true or null"
-            )
         if self.lora is None and freeze.perception and freeze.projector and freeze.decoder:
             raise ValueError("freeze.{perception,projector,decoder}=true leaves nothing to train; set one to false")
 

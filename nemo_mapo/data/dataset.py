@@ -4,7 +4,7 @@ import logging
 import random
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
@@ -29,8 +29,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import DatasetConfig
-from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, example_from_cut
+from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, clips_of, example_from_cut
 from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
 
@@ -87,10 +88,11 @@ class PromptDataset(Dataset[PromptBatch]):
         batch = list(cuts)
         read = [self._read(batch, row) for row in (range(len(batch)) if self.rows is None else self.rows)]
         examples = tuple(example_from_cut(cut) for cut, _ in read)
-        waveforms = [waveform for _, waveform in read]
+        clips = [waveforms for _, waveforms in read]
+        waveforms = [waveform for of_row in clips for waveform in of_row]
         prompts = [
-            torch.tensor(self.encode(example, len(waveform)))
-            for example, waveform in zip(examples, waveforms, strict=True)
+            torch.tensor(self.encode(example, [len(waveform) for waveform in of_row]))
+            for example, of_row in zip(examples, clips, strict=True)
         ]
         return PromptBatch(
             tokens=pad_sequence(prompts, batch_first=True, padding_value=self.pad_id),
@@ -99,22 +101,23 @@ class PromptDataset(Dataset[PromptBatch]):
                 waveforms=pad_sequence(waveforms, batch_first=True),
                 lengths=torch.tensor([len(waveform) for waveform in waveforms]),
             ),
-            audio_row=torch.arange(len(examples)),
+            audio_row=audio_rows([len(of_row) for of_row in clips]),
             examples=examples,
         )
 
-    def encode(self, example: Example, num_samples: int) -> list[int]:
-        """Token ids of the prompt that asks `example` about a clip of `num_samples`."""
-        return encode_prompt(example, self.audio_tokens(num_samples), self.tokenizer, self.wording)
+    def encode(self, example: Example, num_samples: Sequence[int]) -> list[int]:
+        """Token ids of the prompt that asks `example` about clips of so many samples."""
+        counts = [self.audio_tokens(samples) for samples in num_samples]
+        return encode_prompt(example, counts, self.tokenizer, self.wording)
 
-    def _read(self, batch: list[Cut], row: int) -> tuple[Cut, Float[Tensor, " samples"]]:
+    def _read(self, batch: list[Cut], row: int) -> tuple[Cut, list[Float[Tensor, " samples"]]]:
         """The cut of a row and its audio; where that cannot be read, the next of the batch (cyclically) that can.
 
         Looks at the whole batch, not at this rank's rows: what stands in does not depend on the number of ranks.
         """
         for cut in batch[row:] + batch[:row]:
             try:
-                return cut, load_waveform(cut)
+                return cut, [load_waveform(clip) for clip in clips_of(cut)]
             except UnreadableClip as error:
                 if not self.replace_unreadable:
                     raise
@@ -238,7 +241,7 @@ def longest_prompt(dataloader: PromptLoader, *, limit: int | None = None) -> tup
     cuts = islice((cut for batch in _epoch_sampler(dataloader) for cut in batch), limit)
     longest = ("", 0)
     for cut in tqdm(cuts, desc="measuring prompts", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
-        prompt = dataset.encode(example_from_cut(cut), cut.num_samples)
+        prompt = dataset.encode(example_from_cut(cut), [clip.num_samples for clip in clips_of(cut)])
         longest = max(longest, (str(cut.id), len(prompt)), key=lambda found: found[1])
     return longest
 

@@ -7,14 +7,15 @@ import gzip
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lhotse import CutSet
-from lhotse.audio import AudioLoadingError, info
+from lhotse.audio import AudioLoadingError, Recording, info
 from lhotse.cut import Cut
 from nemo.collections.common.data.lhotse.cutset import resolve_relative_paths
 from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 DURATION_TOLERANCE_SECONDS = 0.05
 """How much longer than its file a manifest may claim a clip to be (durations are often rounded)."""
+
+_FURTHER_CLIP = re.compile(r"audio_\d+")
 
 _BAR_DELAY_SECONDS = 2.0
 """A short check needs no progress bar."""
@@ -53,6 +56,8 @@ class _Entry:
     channels: int
     audio: Path | None
     """None when the audio is not a file of its own (Shar, URL)."""
+    manifest: Path | None = None
+    """File of a Lhotse cut."""
 
 
 class CheckedSplit(NamedTuple):
@@ -91,7 +96,8 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
             places[entry.id] = entry.where
             parse_example(entry.id, {**entry.fields, **item.get("tags", {})}, entry.where)
             try:
-                _check_audio(entry, config.sample_rate)
+                for clip in (entry, *_further_entries(entry, kind=item["type"])):
+                    _check_audio(clip, config.sample_rate)
             except UnreadableClip as error:
                 unreadable += 1
                 if unreadable > config.max_unreadable:
@@ -113,6 +119,32 @@ def load_cuts(path: str | Path) -> CutSet:
     if not Path(path).is_file():
         raise ValueError(f"no manifest at {path}: give the path of a Lhotse cuts manifest (.jsonl or .jsonl.gz)")
     return CutSet.from_cuts(resolve_relative_paths(cut, str(path)) for cut in CutSet.from_file(path))
+
+
+def clips_of(cut: Cut) -> list[Cut]:
+    """The cut itself, and its further clips in order: recordings in its custom fields `audio_2`, `audio_3`, ...
+
+    ValueError naming a field that holds something else, or that does not follow on.
+    """
+    custom = cut.custom or {}
+    clips = [cut]
+    for name in further_clips(custom, f"cut {cut.id}"):
+        recording = custom[name]
+        if not isinstance(recording, Recording):
+            raise ValueError(f"cut {cut.id}: field {name!r} holds no Lhotse recording: write one there")
+        clips.append(recording.to_cut().with_id(f"{cut.id} {name}"))
+    return clips
+
+
+def further_clips(fields: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the fields of a cut's clips after the first; ValueError if one is missing between them."""
+    found = sorted((name for name in fields if _FURTHER_CLIP.fullmatch(name)), key=lambda name: int(name[6:]))
+    wanted = [f"audio_{number}" for number in range(2, 2 + len(found))]
+    if found != wanted:
+        raise ValueError(
+            f"{where}: has fields {', '.join(found)}: number the clips after the first audio_2, audio_3, ..."
+        )
+    return found
 
 
 def example_from_cut(cut: Cut) -> Example:
@@ -242,7 +274,30 @@ def _lhotse_entry(record: dict[str, Any], place: str, manifest: Path) -> _Entry:
         channels=sum(len(source["channels"]) for source in sources),
         # A pathlib join keeps an absolute path as it is.
         audio=manifest.parent / files[0] if files else None,
+        manifest=manifest,
     )
+
+
+def _further_entries(entry: _Entry, *, kind: str) -> Iterator[_Entry]:
+    """The clips after the first, as entries of their own."""
+    for name in further_clips(entry.fields, entry.where):
+        where, recording = f"{entry.where}: {name}", entry.fields[name]
+        sources = recording.get("sources") if isinstance(recording, dict) else None
+        if kind != "lhotse" or not sources or any(source.get("type") != "file" for source in sources):
+            raise ValueError(
+                f"{where}: {recording!r} is not a recording in a file: several clips need a Lhotse manifest "
+                "(type lhotse) with recordings in audio_2, audio_3, ..."
+            )
+        assert entry.manifest is not None, "a Lhotse manifest is a file"
+        yield replace(
+            entry,
+            where=where,
+            start_seconds=0.0,
+            duration_seconds=_seconds(recording, "duration", where),
+            sample_rate=recording.get("sampling_rate"),
+            channels=sum(len(source["channels"]) for source in sources),
+            audio=entry.manifest.parent / sources[0]["source"],
+        )
 
 
 def _nemo_entry(record: dict[str, Any], place: str, manifest: Path) -> _Entry:

@@ -24,9 +24,9 @@ class WithoutAudio(NamedTuple):
 
 
 def encode_prompt(
-    example: Example, num_audio_tokens: int, tokenizer: PreTrainedTokenizerBase, wording: Wording
+    example: Example, num_audio_tokens: int | Sequence[int], tokenizer: PreTrainedTokenizerBase, wording: Wording
 ) -> list[int]:
-    """Return the ids of one user turn, clip first, up to where the assistant begins.
+    """Return the ids of one user turn, clip or clips first, up to where the assistant begins.
 
     A tokenizer with a chat template (Qwen's) lays the turn out by it; else it is
     `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`. A question without choices
@@ -38,6 +38,7 @@ def encode_prompt(
         ValueError: the question or a choice spells a special token of the audio span, or the template gives none;
             `wording` has a system message and the tokenizer no chat template for it.
     """
+    counts = [count for count in _as_list(num_audio_tokens) if count]
     choices = f" choices: {', '.join(example.choices)}." if example.choices else ""
     text = "\n".join([f"{example.question}{choices}", *([wording.instruction] if wording.instruction else [])])
     if tokenizer.chat_template is None:
@@ -51,27 +52,29 @@ def encode_prompt(
                 f"data.prompt.system={wording.system!r} needs a tokenizer with a chat template, and data.tokenizer="
                 f"{tokenizer.name_or_path!r} has none: set it to null"
             )
-        span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" if num_audio_tokens else ""
+        span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" * len(counts)
         ids: list[int] = tokenizer.encode(f"{USER}{span} {text}{ASSISTANT}", add_special_tokens=False)
     else:
-        ids = _templated(text, tokenizer, system=wording.system, with_audio=num_audio_tokens > 0)
+        ids = _templated(text, tokenizer, system=wording.system, clips=len(counts))
     special = SpecialTokens.from_tokenizer(tokenizer)
     marks = (special.audio_start_id, special.audio_id, special.audio_end_id)
-    if sum(ids.count(token) for token in marks) != (3 if num_audio_tokens else 0):
+    if sum(ids.count(token) for token in marks) != 3 * len(counts):
         names = ", ".join(tokenizer.convert_ids_to_tokens(list(marks)))
         raise ValueError(
             f"{example.id}: question or choices contain one of {names}, which stand for audio: {text!r}; remove it "
             "from the manifest"
         )
-    if not num_audio_tokens:
-        return ids
-    place = ids.index(special.audio_id)
-    return [*ids[:place], *[special.audio_id] * num_audio_tokens, *ids[place + 1 :]]
+    filled = iter(counts)
+    return [token for one in ids for token in ([one] * next(filled) if one == special.audio_id else [one])]
 
 
-def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | None, with_audio: bool) -> list[int]:
-    """The turn as the model's own chat template has it, its clip as one placeholder."""
-    clip = [{"type": "audio", "audio": ""}] if with_audio else []
+def _as_list(counts: int | Sequence[int]) -> Sequence[int]:
+    return [counts] if isinstance(counts, int) else counts
+
+
+def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | None, clips: int) -> list[int]:
+    """The turn as the model's own chat template has it, each clip as one placeholder."""
+    clip = [{"type": "audio", "audio": ""}] * clips
     turn: Any = {"role": "user", "content": [*clip, {"type": "text", "text": text}]}
     before: list[Any] = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
     ids: Any = tokenizer.apply_chat_template(

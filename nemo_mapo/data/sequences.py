@@ -4,6 +4,8 @@ A row holds the prompt at 0..P-1 and the completion y_1..y_T at P..P+T-1. Everyt
 (log-probability, entropies, attention query) is read at the position that predicts it, P+t-2 for y_t.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -29,8 +31,17 @@ def token_batch(rollouts: Rollouts, *, pad_id: int) -> TokenBatch:
         prompt_lengths=prompt_lengths,
         completion_lengths=rollouts.completion_lengths,
         audio=prompts.audio,
-        audio_row=prompts.audio_row.repeat_interleave(group),
+        audio_row=prompts.audio_row.repeat_interleave(group, dim=0),
     )
+
+
+def audio_rows(counts: Sequence[int]) -> Int[Tensor, "batch *clips"]:
+    """Rows of the clips of prompts with so many clips each, which lie one after the other; -1 where there is none."""
+    numbers = iter(range(sum(counts)))
+    rows = torch.full((len(counts), max([*counts, 1])), -1)
+    for row, count in enumerate(counts):
+        rows[row, :count] = torch.tensor([next(numbers) for _ in range(count)])
+    return rows.squeeze(1) if rows.shape[1] == 1 else rows
 
 
 def response_mask(completion_lengths: Int[Tensor, " batch"], num_tokens: int) -> Bool[Tensor, "batch time"]:

@@ -5,6 +5,7 @@ The weights of a linear keep their names and checkpoint keys; `lora_a` and `lora
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 
 _ADAPTER = ("lora_a", "lora_b")
-_FEED_FORWARD = {"linear_fc1", "linear_fc2"}
+_EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 _PROJECTORS = ("projection.", "projector.", "module.modality_adapter.", "module.proj.")
 """How parameters of the projectors are called in the kinds of perception."""
 
@@ -51,6 +52,8 @@ class LoraLinear(nn.Module):
     output_size: int
     weight: nn.Parameter
     sequence_parallel: bool
+    explicit_expert_comm: bool
+    """Megatron's mark of an expert's linear whose tokens the dispatcher brings from and to other ranks."""
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     scale: float
@@ -72,11 +75,13 @@ class LoraLinear(nn.Module):
         if name != self.cut:
             parameter = nn.Parameter(whole.to(self.weight))
             parameter.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
-            return parameter
-        parts = whole.chunk(parallel_state.get_tensor_model_parallel_world_size(), self.cut_axis)
-        part = parts[parallel_state.get_tensor_model_parallel_rank()]
-        parameter = nn.Parameter(part.to(self.weight).clone(memory_format=torch.contiguous_format))
-        set_tensor_model_parallel_attributes(parameter, True, self.cut_axis, 1)
+        else:
+            parts = whole.chunk(parallel_state.get_tensor_model_parallel_world_size(), self.cut_axis)
+            part = parts[parallel_state.get_tensor_model_parallel_rank()]
+            parameter = nn.Parameter(part.to(self.weight).clone(memory_format=torch.contiguous_format))
+            set_tensor_model_parallel_attributes(parameter, True, self.cut_axis, 1)
+        # False on experts that ranks share out: their gradients are summed over fewer ranks.
+        parameter.allreduce = vars(self.weight).get("allreduce", True)  # type: ignore[attr-defined]
         return parameter
 
     def forward(
@@ -85,7 +90,9 @@ class LoraLinear(nn.Module):
         """Output, and the bias that is left to the caller to add, as Megatron's linears return them."""
         output, bias = super().forward(hidden, *args, **kwargs)
         if self.adapter_on:
-            low = self.exchange(F.linear(hidden, self.lora_a))
+            low = F.linear(hidden, self.lora_a)
+            if not self.explicit_expert_comm:
+                low = self.exchange(low)
             output = output + F.linear(low * self.scale, self.lora_b)
         return output, bias
 
@@ -152,14 +159,8 @@ def add_lora(decoder: GPTModel, config: LoraConfig, *, seed: int) -> None:
     model is wrapped for data parallelism, which makes gradient buffers for what is trained.
 
     Raises:
-        ValueError: if a target belongs to experts or is not a linear of Megatron's local layer spec.
+        ValueError: if a target is not a linear of Megatron's local layer spec.
     """
-    experts = decoder.config.num_moe_experts
-    if experts is not None and _FEED_FORWARD & set(config.targets):
-        raise ValueError(
-            f"lora.targets={list(config.targets)}: experts (decoder.num_moe_experts={experts}) cannot have adapters; "
-            f"leave out {' and '.join(sorted(_FEED_FORWARD))}"
-        )
     freeze_decoder(decoder)
     for layer in decoder.decoder.layers:
         targets = {name: name.rpartition(".")[2] for name, _ in layer.named_modules()}
@@ -169,8 +170,19 @@ def add_lora(decoder: GPTModel, config: LoraConfig, *, seed: int) -> None:
                     layer.get_submodule(name),
                     config,
                     gate_and_up=target == "linear_fc1" and decoder.config.gated_linear_unit,
-                    generator=_generator(f"{seed} {layer.layer_number} {target}"),
+                    generator=_generator(f"{seed} {layer.layer_number} {_in_whole_layer(name, decoder)}"),
                 )
+
+
+def _in_whole_layer(name: str, decoder: GPTModel) -> str:
+    """A linear by its target, and an expert's by its number among the experts of all ranks too."""
+    target = name.rpartition(".")[2]
+    expert = _EXPERT.search(name)
+    if expert is None:
+        return target
+    local = decoder.config.num_moe_experts // parallel_state.get_expert_model_parallel_world_size()
+    first = parallel_state.get_expert_model_parallel_rank() * local
+    return f"{first + int(expert[1])} {target}"
 
 
 def _generator(place: str) -> torch.Generator:

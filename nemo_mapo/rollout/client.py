@@ -313,10 +313,15 @@ def prompt_rows(prompts: PromptBatch, sample_rate: int) -> list[PromptRow]:
     """The prompts one by one, without padding."""
     rows = []
     for row in range(len(prompts)):
-        clip = int(prompts.audio_row[row])
+        clips = prompts.clips(row)
+        if len(clips) > 1:
+            raise ValueError(
+                f"prompt {prompts.examples[row].id!r} has {len(clips)} clips, and a rollout server takes one; generate "
+                "in this process (rollout.backend=megatron), or join them in an evaluation (data.clip_gap_seconds=0.5)"
+            )
         waveform: Float[Tensor, " samples"] | None = None
-        if clip >= 0:
-            waveform = prompts.audio.waveforms[clip, : int(prompts.audio.lengths[clip])].cpu()
+        if clips:
+            waveform = prompts.audio.waveforms[clips[0], : int(prompts.audio.lengths[clips[0]])].cpu()
         ids = tuple(prompts.tokens[row, : int(prompts.lengths[row])].tolist())
         rows.append(PromptRow(token_ids=ids, waveform=waveform, sample_rate=sample_rate))
     return rows

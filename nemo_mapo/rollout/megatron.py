@@ -324,7 +324,7 @@ class MegatronRollout:
         self,
         tokens: Int[Tensor, "live time"],
         audio: AudioBatch,
-        audio_row: Int[Tensor, " live"],
+        audio_row: Int[Tensor, "live *clips"],
         *,
         segment_ids: Int[Tensor, "live cache"] | None,
         context: StaticInferenceContext,

@@ -20,8 +20,8 @@ def left_padded(
     return moved, torch.where(is_prompt, SEQUENCE_SEGMENT, PADDING_SEGMENT)
 
 
-def audio_of(prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> tuple[AudioBatch, Int[Tensor, " chosen"]]:
-    """Clips of the chosen prompts, each once, and the row of each prompt among them."""
+def audio_of(prompts: PromptBatch, chosen: Int[Tensor, " chosen"]) -> tuple[AudioBatch, Int[Tensor, "chosen *clips"]]:
+    """Clips of the chosen prompts, each once, and the row or rows of each prompt among them."""
     audio_row = prompts.audio_row[chosen]
     has_audio = audio_row >= 0
     clips, rows = torch.unique(audio_row[has_audio], return_inverse=True)

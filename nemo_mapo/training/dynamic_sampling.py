@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mapo.data.dataset import PromptDataset, skip_batches
+from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.training.prompts import PromptStream
 from nemo_mapo.training.ranks import gather_over_data_parallel
@@ -175,11 +176,10 @@ def _open_everywhere(places: Sequence[int], differ: Bool[Tensor, " group"], whol
 
 
 def join_prompts(parts: Sequence[tuple[PromptBatch, int]], *, pad_id: int) -> PromptBatch:
-    """One batch of some rows of several; a row's clip comes with it."""
+    """One batch of some rows of several; a row's clips come with it."""
     tokens = [batch.tokens[row, : int(batch.lengths[row])] for batch, row in parts]
-    clips = [(batch.audio, int(batch.audio_row[row])) for batch, row in parts]
-    waveforms = [audio.waveforms[clip, : int(audio.lengths[clip])] for audio, clip in clips if clip >= 0]
-    with_audio = torch.tensor([clip >= 0 for _, clip in clips])
+    clips = [[(batch.audio, clip) for clip in batch.clips(row)] for batch, row in parts]
+    waveforms = [audio.waveforms[clip, : int(audio.lengths[clip])] for of_row in clips for audio, clip in of_row]
     return PromptBatch(
         tokens=pad_sequence(tokens, batch_first=True, padding_value=pad_id),
         lengths=torch.tensor([len(row) for row in tokens]),
@@ -187,7 +187,7 @@ def join_prompts(parts: Sequence[tuple[PromptBatch, int]], *, pad_id: int) -> Pr
             waveforms=pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64),
         ),
-        audio_row=(with_audio.cumsum(0) - 1).masked_fill(~with_audio, -1),
+        audio_row=audio_rows([len(of_row) for of_row in clips]),
         examples=tuple(batch.examples[row] for batch, row in parts),
     )
 

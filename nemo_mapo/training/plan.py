@@ -15,7 +15,7 @@ from nemo_mapo.config.plan import PlanConfig
 from nemo_mapo.config.precision import PrecisionConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.lora import add_lora, freeze
+from nemo_mapo.models.lora import add_lora, freeze, is_adapter
 from nemo_mapo.training.plan_activations import (
     MicroBatch,
     kv_cache_bytes,
@@ -141,7 +141,15 @@ def _count(config: RunConfig, model: AudioLLM, start: int) -> StaticMemory:
         gradients += elements * _FLOAT
         # Two moments, and main weights where the model's are narrower.
         optimizer += (elements // replicas if distributed else elements) * _FLOAT * (3 if narrow else 2)
-    full = config.model.lora is None and not config.model.offload_reference
+    if config.model.lora is not None:
+        start = parameter_bytes(
+            [
+                parameter
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad and not is_adapter(name)
+            ]
+        )
+    full = not config.model.offload_reference
     return StaticMemory(
         weights=weights,
         gradients=gradients,

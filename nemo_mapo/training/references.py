@@ -11,7 +11,7 @@ from nemo_mapo.data.prompts import drop_audio_span
 from nemo_mapo.data.sequences import without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.lora import adapters_off
+from nemo_mapo.models.lora import adapters_off, is_adapter
 from nemo_mapo.training.signals import MicroBatching, TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch
 
@@ -19,7 +19,8 @@ from nemo_mapo.types import TokenBatch
 class FrozenReference:
     """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one set of weights.
 
-    Either a frozen copy of the start policy, or the policy itself, which without its adapters is what it started from.
+    Either a frozen copy of the start policy, or the policy itself, which without its adapters is what it started from;
+    of an encoder or projector that is trained beside the adapters a copy is kept.
     """
 
     def __init__(
@@ -40,13 +41,30 @@ class FrozenReference:
         self.adapted = adapted
         self.offload = offload
         self._uses = 0
+        self._start = [
+            (parameter, parameter.detach().clone())
+            for name, parameter in model.named_parameters()
+            if adapted and parameter.requires_grad and not is_adapter(name)
+        ]
 
     @contextmanager
     def start_policy(self) -> Iterator[AudioLLM]:
         """The policy as it started, without gradient, for the time of the block."""
         adapters = adapters_off(self.model) if self.adapted else nullcontext()
-        with torch.no_grad(), adapters, self._on_device() if self.offload else nullcontext():
+        with torch.no_grad(), adapters, self._on_device() if self.offload else self._with_start_weights():
             yield self.model
+
+    @contextmanager
+    def _with_start_weights(self) -> Iterator[None]:
+        """Put what is trained beside adapters aside; the outermost block of several brings it back."""
+        trained = [parameter.data for parameter, _ in self._start]
+        try:
+            for parameter, start in self._start:
+                parameter.data = start
+            yield
+        finally:
+            for (parameter, _), data in zip(self._start, trained, strict=True):
+                parameter.data = data
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:

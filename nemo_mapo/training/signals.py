@@ -49,7 +49,7 @@ class ModelInputs:
 
     tokens: Int[Tensor, "row sequence"]
     audio: AudioBatch
-    audio_row: Int[Tensor, " batch"]
+    audio_row: Int[Tensor, "batch *clips"]
     packed_lengths: Int[Tensor, " batch"] | None
 
     @classmethod

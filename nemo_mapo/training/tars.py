@@ -44,16 +44,16 @@ def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, wo
     """
     pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
     rows: list[Tensor] = []
-    audio_row: list[int] = []
+    audio_row: list[Tensor] = []
     for row, example in enumerate(prompts.examples):
         text = torch.tensor(_text_prompt(example, tokenizer, wording))
         rows += [prompts.tokens[row, : int(prompts.lengths[row])], text]
-        audio_row += [int(prompts.audio_row[row]), -1]
+        audio_row += [prompts.audio_row[row], torch.full_like(prompts.audio_row[row], -1)]
     return PromptBatch(
         tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
         lengths=torch.tensor([len(row) for row in rows]),
         audio=prompts.audio,
-        audio_row=torch.tensor(audio_row),
+        audio_row=torch.stack(audio_row),
         examples=tuple(example for example in prompts.examples for _ in range(MODALITIES)),
     )
 

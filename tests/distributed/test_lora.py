@@ -9,11 +9,13 @@ from distributed.lora_ranks import base_and_merged, save_again, save_fresh, whol
 from torch import Tensor
 
 from nemo_mapo.config.adapters import LoraConfig
+from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.lora import is_adapter
 from nemo_mapo.testing.layouts import (
     Layout,
     Outcome,
     dense_config,
+    moe_config,
     one_step,
     relative,
     relative_figure,
@@ -48,10 +50,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RolloutBatch]:
     return path, batch
 
 
-def step(folder: Path, layout: Layout, start: tuple[str, RolloutBatch]) -> tuple[list[Outcome], dict[str, Tensor]]:
+def step(
+    folder: Path, layout: Layout, start: tuple[str, RolloutBatch], config: ModelConfig = CONFIG
+) -> tuple[list[Outcome], dict[str, Tensor]]:
     saved = str(folder / "gradients")
-    outcomes = run_on_ranks(one_step, layout.ranks, layout, CONFIG, start[0], saved, start[1])
-    (gradients,) = run_on_ranks(whole_gradients, 1, CONFIG, saved)
+    outcomes = run_on_ranks(one_step, layout.ranks, layout, config, start[0], saved, start[1])
+    (gradients,) = run_on_ranks(whole_gradients, 1, config, saved)
     return outcomes, gradients
 
 
@@ -84,6 +88,38 @@ def test_a_step_of_the_adapters_in_this_layout_equals_the_plain_run(start, plain
         assert relative_figure(outcome.loss, expected.loss, 1.0) <= TOLERANCE
         assert relative_figure(outcome.grad_norm, expected.grad_norm, 0.0) <= TOLERANCE
         assert outcome.replicas_differ <= TOLERANCE * expected.grad_norm
+
+
+EXPERTS = replace(moe_config(), lora=LoraConfig(rank=3, alpha=6.0))
+EXPERT_2 = Layout(name="expert 2", ranks=2, model={"expert_model_parallel_size": 2}, rows=4)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, RolloutBatch], Outcome, dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("experts")
+    (batch,) = run_on_ranks(write_start, 1, str(folder / "start"), EXPERTS)
+    start = (str(folder / "start"), batch)
+    (outcome,), gradients = step(folder, Layout(name="experts, plain", rows=4), start, EXPERTS)
+    return start, outcome, gradients
+
+
+@pytest.mark.parametrize("layout", [EXPERT_2, SEQUENCE], ids=lambda layout: layout.name)
+def test_a_step_of_the_experts_adapters_in_this_layout_equals_the_plain_run(experts, layout, tmp_path) -> None:
+    start, expected, expected_gradients = experts
+    assert sum(is_adapter(name) for name in expected_gradients) == 4 * 2 * (2 + 4 * 2)
+    outcomes, gradients = step(tmp_path, layout, start, EXPERTS)
+    differences = {name: relative(gradients[name], value) for name, value in expected_gradients.items()}
+    assert {name: value for name, value in differences.items() if value > TOLERANCE} == {}
+    for outcome in outcomes:
+        assert relative_figure(outcome.grad_norm, expected.grad_norm, 0.0) <= TOLERANCE
+        assert outcome.replicas_differ <= TOLERANCE * expected.grad_norm
+
+
+def test_experts_of_two_ranks_start_with_the_adapters_of_one_process(tmp_path) -> None:
+    run_on_ranks(save_fresh, 1, Layout(), EXPERTS, str(tmp_path / "plain"))
+    run_on_ranks(save_fresh, 2, EXPERT_2, EXPERTS, str(tmp_path / "split"))
+    found, wanted = (run_on_ranks(whole_adapters, 1, EXPERTS, str(tmp_path / name))[0] for name in ("split", "plain"))
+    assert_equal(found, wanted)
 
 
 @pytest.mark.parametrize("layout", [TENSOR_2, SEQUENCE], ids=lambda layout: layout.name)

@@ -146,7 +146,12 @@ def hf_features(hf: TinyHf, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     padding = "max_length" if hf.family == "qwen2_5_omni" else True
     made = [
         extractor(
-            clip.numpy(), sampling_rate=SAMPLE_RATE, padding=padding, return_attention_mask=True, return_tensors="pt"
+            clip.numpy(),
+            sampling_rate=SAMPLE_RATE,
+            padding=padding,
+            truncation=hf.family == "qwen2_5_omni",
+            return_attention_mask=True,
+            return_tensors="pt",
         )
         for clip in clips
     ]
@@ -186,8 +191,17 @@ def hf_logits(hf: TinyHf, rows: Sequence[Row], *, as_upstream: bool = False) -> 
 
 @torch.no_grad()
 def hf_greedy(hf: TinyHf, prompt: Row, new_tokens: int) -> list[int]:
-    """The most likely continuation of one prompt, of words only."""
+    """The most likely continuation of one prompt, of words only.
+
+    With several clips it is read off one token after the other: in `generate` they attend to each other (`hf_logits`).
+    """
     ids, clips = prompt
+    words = slice(FIRST_WORD, len(tiny_tokenizer()))
+    if len(clips) > 1:
+        longer = list(ids)
+        for _ in range(new_tokens):
+            longer.append(FIRST_WORD + int(hf_logits(hf, [(longer, clips)])[0][-1, words].argmax()))
+        return longer[len(ids) :]
     heard = (
         dict(zip(("input_features", "feature_attention_mask"), hf_features(hf, clips), strict=True)) if clips else {}
     )
@@ -197,7 +211,7 @@ def hf_greedy(hf: TinyHf, prompt: Row, new_tokens: int) -> list[int]:
         **heard,
         max_new_tokens=new_tokens,
         do_sample=False,
-        suppress_tokens=[*range(FIRST_WORD), *range(len(tiny_tokenizer()), VOCAB_SIZE)],
+        suppress_tokens=[*range(words.start), *range(words.stop, VOCAB_SIZE)],
     )
     continuation: list[int] = generated[0, len(ids) :].tolist()
     return continuation
@@ -222,7 +236,7 @@ def _whole_model(family: Family, special: SpecialTokens, text: dict[str, Any]) -
         "num_hidden_layers": NUM_LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 1024,
         "rope_theta": 10000.0,
         "pad_token_id": special.pad_id,
         "rope_scaling": {"rope_type": "default", "type": "default", "mrope_section": [2, 1, 1]},
@@ -334,12 +348,12 @@ def _batch(rows: Sequence[Row]) -> tuple[Tensor, AudioBatch, Tensor]:
 
 
 def prompt_batch(rows: list[Row]) -> PromptBatch:
-    """Prompts with one clip each, or none of them with any."""
+    """Prompts with as many clips as they have."""
     tokens, audio, audio_row = _batch(rows)
     return PromptBatch(
         tokens=tokens,
         lengths=torch.tensor([len(ids) for ids, _ in rows]),
         audio=audio,
-        audio_row=audio_row.squeeze(1),
+        audio_row=audio_row,
         examples=tuple(Example(id=str(n), question="", choices=("a",), answer="a", task="t") for n in range(len(rows))),
     )

@@ -24,6 +24,7 @@ from integration.qwen_omni_tiny import (
     save_tiny,
     tensors_of,
 )
+from safetensors.torch import load_file
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen3OmniMoeForConditionalGeneration
 
 from nemo_mapo.config.adapters import LoraConfig
@@ -31,6 +32,7 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import drop_audio_span
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hf.adapters import export_adapters
 from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL, export_hf, import_hf
 from nemo_mapo.models.lora import add_lora, merged_state_dict
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
@@ -40,6 +42,10 @@ from nemo_mapo.training.checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.integration
 
+CLASSES = {
+    "qwen2_5_omni": Qwen2_5OmniForConditionalGeneration,
+    "qwen3_omni_moe": Qwen3OmniMoeForConditionalGeneration,
+}
 TOLERANCE = 1e-4
 SHORT, TAIL, LONG = 9000, 24123, 16000 * 2 * WINDOW_SECONDS + 77
 """Samples: less than a chunk of either encoder, one and a half, and more than two windows of attention."""
@@ -110,6 +116,21 @@ def test_logits_of_a_batch_of_unequal_lengths_are_those_of_transformers(pair: Pa
     assert difference(our_logits(pair.ours, rows), hf_logits(pair.hf, rows)) <= TOLERANCE
 
 
+def test_a_clip_of_40_seconds_goes_through_qwen3s_windows_and_is_refused_by_qwen2_5s_features(
+    make: Make,
+) -> None:
+    pair, samples = make("qwen3_omni_moe", 0), 40 * 16000
+    rows = [row("qwen3_omni_moe", 3, clip(samples), 2)]
+    # Thirteen tokens a second.
+    assert pair.ours.num_audio_tokens(samples) == 40 * 13
+    found = our_logits(pair.ours, rows)
+    assert difference(found, hf_logits(pair.hf, rows)) <= TOLERANCE
+    quieter = [(rows[0][0], [torch.cat([rows[0][1][0][: 39 * 16000], torch.zeros(16000)])])]
+    assert difference(our_logits(pair.ours, quieter), found) > 100 * TOLERANCE, "the last second is heard"
+    with pytest.raises(ValueError, match="longer than the 30 s"):
+        make("qwen2_5_omni", 0).ours.num_audio_tokens(samples)
+
+
 @pytest.mark.parametrize("samples", [SHORT, TAIL])
 def test_a_clip_within_one_window_needs_no_care_in_transformers(pair: Pair, samples: int) -> None:
     rows = [row(pair.hf.family, 3, clip(samples), 5)]
@@ -128,7 +149,8 @@ def test_the_text_only_reference_is_the_model_given_the_text_alone(pair: Pair) -
 
 def test_the_greedy_continuation_is_that_of_transformers(pair: Pair) -> None:
     rows = [row(pair.hf.family, 4, clip(TAIL, seed=5), 5, seed=seed) for seed in range(3)] + [
-        row(pair.hf.family, 2, clip(SHORT, seed=6), 7)
+        row(pair.hf.family, 2, clip(SHORT, seed=6), 7),
+        row(pair.hf.family, 2, clip(SHORT, seed=6), 3, clip(TAIL, seed=7), 4),
     ]
     rollouts = MegatronRollout(pair.ours, tiny_tokenizer(), batch_size=4).generate(
         prompt_batch(rows),
@@ -164,11 +186,8 @@ def test_a_thinker_alone_is_exported_with_what_import_kept(first: Pair, tmp_path
 
 
 def test_adapters_are_merged_on_export(first: Pair, tmp_path: Path) -> None:
-    targets = ("linear_qkv", "linear_proj") + (
-        ("linear_fc1", "linear_fc2") if first.hf.family == "qwen2_5_omni" else ()
-    )
     adapted = imported_model(first.imported)
-    lora = LoraConfig(rank=2, alpha=6.0, targets=targets)
+    lora = LoraConfig(rank=2, alpha=6.0)
     add_lora(adapted.language_model, lora, seed=0)
     for name, parameter in adapted.named_parameters():
         if name.endswith("lora_b"):
@@ -183,6 +202,35 @@ def test_adapters_are_merged_on_export(first: Pair, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in merged.items() if tensor is not None)
     before = first.ours.language_model.state_dict()["decoder.layers.0.self_attention.linear_qkv.weight"]
     assert not torch.equal(before, found["decoder.layers.0.self_attention.linear_qkv.weight"])
+
+
+def test_adapters_in_pefts_format_make_the_trained_model_of_the_original(first: Pair, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="pip install -e '.[dev]'")
+    adapted = imported_model(first.imported)
+    add_lora(adapted.language_model, LoraConfig(rank=2, alpha=6.0), seed=0)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    write_checkpoint(tmp_path / "adapted", adapted)
+    export_adapters(tmp_path / "adapted", first.hf.directory, tmp_path / "adapters", lora_alpha=6.0)
+    whole = CLASSES[first.hf.family].from_pretrained(first.hf.directory)
+    loaded = peft.PeftModel.from_pretrained(whole, tmp_path / "adapters")
+    assert (
+        not peft.get_peft_model_state_dict(loaded).keys()
+        ^ load_file(tmp_path / "adapters" / "adapter_model.safetensors").keys()
+    )
+    rows = list(cases(first.hf.family).values())
+    trained = TinyHf(
+        family=first.hf.family, directory=first.hf.directory, thinker=loaded.base_model.model.thinker.eval()
+    )
+    found = our_logits(adapted, rows)
+    assert difference(found, hf_logits(trained, rows)) <= TOLERANCE
+    assert difference(found, hf_logits(first.hf, rows)) > 100 * TOLERANCE
+    with torch.no_grad():
+        adapted.perception.module.ln_post.weight.add_(1)
+    write_checkpoint(tmp_path / "more", adapted)
+    with pytest.raises(ValueError, match=r"audio_tower.ln_post.weight is not that of .*; adapters alone"):
+        export_adapters(tmp_path / "more", first.hf.directory, tmp_path / "refused", lora_alpha=6.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -203,5 +251,4 @@ def test_a_tied_head_and_bfloat16_survive_the_way_in_and_out(family, tmp_path: P
 
 
 def loaded(family, directory: Path):
-    kind = Qwen2_5OmniForConditionalGeneration if family == "qwen2_5_omni" else Qwen3OmniMoeForConditionalGeneration
-    return kind.from_pretrained(directory, local_files_only=True).thinker.eval()
+    return CLASSES[family].from_pretrained(directory, local_files_only=True).thinker.eval()

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from integration.qwen_omni_tiny import FAMILIES, qwen_tokenizer, save_tiny
 from integration.recipe_ranks import trained_bytes
 
+from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.config.load import ConfigError, register_defaults, validate
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.hf.convert import import_hf
@@ -33,6 +34,19 @@ OBJECTIVE = {
     "pos_tags": ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X"),
 }
 SAMPLING = {"temperature": 1.2, "top_k": 50, "top_p": 0.99, "repetition_penalty": 1.0, "max_new_tokens": 1200}
+# What the authors' launcher has otherwise.
+LAUNCHER_OBJECTIVE = OBJECTIVE | {
+    "eta": 0.05,
+    "beta": 0.02,
+    "advantage_floor": 0.02,
+    "overlong_filter": True,
+    "keep_placeholders": True,
+}
+LAUNCHER_SAMPLING = SAMPLING | {"temperature": 1.0, "repetition_penalty": 1.2}
+LAUNCHER_SHAPES = [
+    f"model.decoder.{shape}" for shape in ("num_layers=48", "num_attention_heads=8", "num_query_groups=4")
+]
+"""Of the tiny model, which its target layers and its layout need."""
 GENERATION_BATCH, STEPS_PER_GENERATION = 768, 4
 
 
@@ -64,22 +78,28 @@ def recipe(name: str, imported: dict[str, Path], *overrides: str) -> RunConfig:
 
 
 def left_to_the_user(name: str) -> list[str]:
-    lora = ["model.lora.rank=8", "model.lora.alpha=16", "model.optim.lr=1e-5"] if "lora" in name else []
     return [
         "data.prepared_dir=data",
         "data.tokenizer=tokenizer",
         "pretrained_checkpoint.restore_from_path=imported/checkpoint",
         "rewards.judge.base_url=http://localhost/v1",
         "rewards.judge.model=judge",
-        *lora,
     ]
+
+
+def shapes(name: str) -> list[str]:
+    return LAUNCHER_SHAPES if name.endswith("_authors") else []
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_the_papers_values(name: str, imported: dict[str, Path]) -> None:
-    config = recipe(name, imported, *left_to_the_user(name))
-    assert {key: getattr(config.objective, key) for key in OBJECTIVE} == OBJECTIVE
-    assert {key: getattr(config.rollout.sampling, key) for key in SAMPLING} == SAMPLING
+    config = recipe(name, imported, *left_to_the_user(name), *shapes(name))
+    authors = name.endswith("_authors")
+    objective, sampling = (LAUNCHER_OBJECTIVE, LAUNCHER_SAMPLING) if authors else (OBJECTIVE, SAMPLING)
+    assert {key: getattr(config.objective, key) for key in objective} == objective
+    assert {key: getattr(config.rollout.sampling, key) for key in sampling} == sampling
+    if authors:
+        assert config.model.target_layers == (45, 46, 47) and config.model.decoder.moe_aux_loss_coeff == 1e-4
     group = config.trainer.mapo.num_rollouts_per_prompt
     assert group == 8 and config.data.train_ds.batch_size * group == GENERATION_BATCH
     assert config.steps_per_generation == STEPS_PER_GENERATION
@@ -87,8 +107,10 @@ def test_a_recipe_has_the_papers_values(name: str, imported: dict[str, Path]) ->
     updates = config.trainer.mapo.max_steps * STEPS_PER_GENERATION
     assert config.model.optim.sched.warmup_steps == 0.05 * updates
     assert (config.model.lora is not None) == ("lora" in name)
-    if config.model.lora is None:
-        assert config.model.optim.lr == 1e-6
+    assert config.model.optim.lr == 1e-6
+    if config.model.lora is not None:
+        assert config.model.lora == LoraConfig(rank=128, alpha=512)
+        assert config.model.resolved_freeze == FreezeConfig(perception=False, projector=False)
     weights = [item.get("weight") for item in config.data.train_ds.input_cfg]
     assert weights == ([0.486, 0.271, 0.171, 0.071] if "phase2" in name else [None])
 
@@ -97,13 +119,13 @@ def test_a_recipe_has_the_papers_values(name: str, imported: dict[str, Path]) ->
 def test_a_recipe_asks_for_what_only_the_user_can_say(name: str, imported: dict[str, Path]) -> None:
     given = left_to_the_user(name)
     with pytest.raises(ConfigError) as refused:
-        recipe(name, imported)
+        recipe(name, imported, *shapes(name))
     for override in given:
         assert f"{override.split('=')[0]}: missing; it must be set" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_model_can_be_built_in_its_layout(name: str, imported: dict[str, Path]) -> None:
-    config = recipe(name, imported, *left_to_the_user(name))
+    config = recipe(name, imported, *left_to_the_user(name), *shapes(name))
     (trained,) = run_on_ranks(trained_bytes, 1, config)
     assert trained > 0

@@ -1,4 +1,4 @@
-"""Items to `PromptBatch`: clips of any rate and channel count, joined where an item has several."""
+"""Items to `PromptBatch`: clips of any rate and channel count."""
 
 import random
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.evaluation import EvaluationDataConfig
 from nemo_mapo.data.dataset import AudioTokenCount
 from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.benchmarks.items import Item
 from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
@@ -45,10 +46,11 @@ class BenchmarkPrompts:
     def __call__(self, items: Sequence[Item]) -> PromptBatch:
         """Read and lay out `items`, one row each; ValueError names item and file of a clip that cannot be read."""
         examples = tuple(self.example(item) for item in items)
-        waveforms = [self._waveform(item) for item in items]
+        clips = [self._waveforms(item) for item in items]
+        waveforms = [waveform for of_item in clips for waveform in of_item]
         tokens = [
-            torch.tensor(self._encode(example, len(waveform)))
-            for example, waveform in zip(examples, waveforms, strict=True)
+            torch.tensor(self._encode(example, [len(waveform) for waveform in of_item]))
+            for example, of_item in zip(examples, clips, strict=True)
         ]
         return PromptBatch(
             tokens=pad_sequence(tokens, batch_first=True, padding_value=self.pad_id),
@@ -57,7 +59,7 @@ class BenchmarkPrompts:
                 waveforms=pad_sequence(waveforms, batch_first=True),
                 lengths=torch.tensor([len(waveform) for waveform in waveforms]),
             ),
-            audio_row=torch.arange(len(items)),
+            audio_row=audio_rows([len(of_item) for of_item in clips]),
             examples=examples,
         )
 
@@ -84,9 +86,8 @@ class BenchmarkPrompts:
         for item in items:
             seconds = [frames / rate for frames, rate in (self._header(item, path) for path in item.audio)]
             cut += any(self._kept(duration) < duration for duration in seconds)
-            gaps = self.config.clip_gap_seconds * (len(seconds) - 1)
-            samples = round((sum(map(self._kept, seconds)) + gaps) * self.config.sample_rate)
-            length = len(self._encode(self.example(item), samples))
+            samples = [round(self._kept(duration) * self.config.sample_rate) for duration in seconds]
+            length = len(self._encode(self.example(item), self._joined(samples)))
             if length > longest_prompt:
                 raise ValueError(
                     f"item {item.id}: its prompt has {length} tokens, of which at most {longest_prompt} fit beside "
@@ -95,8 +96,16 @@ class BenchmarkPrompts:
                 )
         return cut
 
-    def _encode(self, example: Example, num_samples: int) -> list[int]:
-        return encode_prompt(example, self.audio_tokens(num_samples), self.tokenizer, self.wording)
+    def _encode(self, example: Example, num_samples: Sequence[int]) -> list[int]:
+        counts = [self.audio_tokens(samples) for samples in num_samples]
+        return encode_prompt(example, counts, self.tokenizer, self.wording)
+
+    def _joined(self, samples: Sequence[int]) -> Sequence[int]:
+        """Lengths of the clips of a prompt, of which the item has so many."""
+        gap = self.config.clip_gap_seconds
+        if gap is None:
+            return samples
+        return [sum(samples) + round(gap * self.config.sample_rate) * (len(samples) - 1)]
 
     def _kept(self, seconds: float) -> float:
         return seconds if self.config.max_clip_seconds is None else min(seconds, self.config.max_clip_seconds)
@@ -111,10 +120,12 @@ class BenchmarkPrompts:
             raise self._unreadable(item, path, "it holds no sample")
         return header.frames, header.samplerate
 
-    def _waveform(self, item: Item) -> Float[Tensor, " samples"]:
+    def _waveforms(self, item: Item) -> list[Float[Tensor, " samples"]]:
+        clips = [self._clip(item, path) for path in item.audio]
+        if self.config.clip_gap_seconds is None:
+            return clips
         gap = torch.zeros(round(self.config.clip_gap_seconds * self.config.sample_rate))
-        parts = [part for path in item.audio for part in (gap, self._clip(item, path))]
-        return torch.cat(parts[1:])
+        return [torch.cat([part for clip in clips for part in (gap, clip)][1:])]
 
     def _clip(self, item: Item, path: str) -> Float[Tensor, " samples"]:
         """Decode one clip: channels averaged, resampled, float32, full scale = 1."""

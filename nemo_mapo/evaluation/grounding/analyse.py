@@ -18,7 +18,13 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
-from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, silenced, text_only
+from nemo_mapo.evaluation.grounding.controls import (
+    exchanged,
+    never_alone,
+    refuse_several_clips,
+    silenced,
+    text_only,
+)
 from nemo_mapo.evaluation.grounding.effects import DIGITS, Effects, masking
 from nemo_mapo.evaluation.grounding.evidence import SELECTIONS, silence_frames
 from nemo_mapo.evaluation.grounding.lengths import length_effect
@@ -92,6 +98,7 @@ def analyse(subject: Subject, batches: Iterable[PromptBatch], config: AnalysisCo
 
 
 def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+    refuse_several_clips(prompts)
     special = SpecialTokens.from_tokenizer(subject.tokenizer)
     ask = _asker(subject)
     found.ids += [example.id for example in prompts.examples]

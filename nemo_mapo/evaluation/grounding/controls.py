@@ -52,6 +52,13 @@ def _stacked(first: torch.Tensor, second: torch.Tensor, padding: int) -> torch.T
     return torch.cat(rows)
 
 
+def refuse_several_clips(prompts: PromptBatch) -> None:
+    """ValueError naming a prompt with several clips: an exchange or a masked part of them would mean nothing."""
+    for row, example in enumerate(prompts.examples):
+        if len(clips := prompts.clips(row)) > 1:
+            raise ValueError(f"{example.id} has {len(clips)} clips; grounding is analysed for questions about one clip")
+
+
 def silenced(prompts: PromptBatch) -> PromptBatch:
     """Every clip replaced by silence of its length."""
     silence = AudioBatch(waveforms=torch.zeros_like(prompts.audio.waveforms), lengths=prompts.audio.lengths)

@@ -73,14 +73,25 @@ class CheckpointTensors:
 
     def read(self, name: str) -> Tensor:
         """A tensor; W + scale * B A is added in float32 at least and rounded once, as training merges adapters."""
-        weight = self._load(name)
-        stem = name.removesuffix("weight")
-        if f"{stem}lora_a" not in self._entries:
+        weight = self.read_base(name)
+        adapter = self.adapter(name)
+        if adapter is None:
             return weight
         assert self.lora is not None
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        a, b = (self._load(f"{stem}{part}").to(dtype) for part in ("lora_a", "lora_b"))
+        a, b = (part.to(dtype) for part in adapter)
         return torch.addmm(weight.to(dtype), b, a, alpha=self.lora.scale).to(weight.dtype)
+
+    def read_base(self, name: str) -> Tensor:
+        """A tensor without its adapter."""
+        return self._load(name)
+
+    def adapter(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A and B of a weight that has an adapter."""
+        stem = name.removesuffix("weight")
+        if f"{stem}lora_a" not in self._entries:
+            return None
+        return self._load(f"{stem}lora_a"), self._load(f"{stem}lora_b")
 
     def keys_of(self, part: str) -> tuple[str, ...]:
         """The checkpoint's own names of a part that lies in it tensor by tensor, such as `perception.`."""

@@ -31,10 +31,10 @@ class QwenOmniPerception(nn.Module):
         )
 
     def num_tokens(self, num_samples: int) -> int:
-        """Positions after the encoder's convolutions and pooling; ValueError where none is left, or for a clip that
-        transformers would cut off.
+        """Positions after the encoder's convolutions and pooling; ValueError if none is left, or for a clip that is
+        longer than Qwen2.5's features take. Qwen3's encoder goes through a clip of any length in windows.
         """
-        if num_samples > self.features.n_samples:
+        if self.family == "qwen2_5_omni" and num_samples > self.features.n_samples:
             seconds = self.features.n_samples / self.features.sampling_rate
             raise ValueError(
                 f"a clip of {num_samples} samples is longer than the {seconds:g} s that the model's features take; set "
@@ -100,7 +100,7 @@ class QwenOmniPerception(nn.Module):
             sampling_rate=extractor.sampling_rate,
             return_tensors="pt",
             device=str(waveform.device),
-            **(padding if self.family == "qwen2_5_omni" else {"padding": True}),
+            **(padding if self.family == "qwen2_5_omni" else {"padding": True, "truncation": False}),
         )["input_features"][0]
         taken: Tensor = features[:, : self._num_frames(waveform.shape[0])].to(waveform.device)
         return taken

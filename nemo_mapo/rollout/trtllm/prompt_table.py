@@ -52,13 +52,14 @@ def pack_prompts(
     rows: list[Int[Tensor, "_"]] = []
     for number, example in enumerate(prompts.examples):
         ids = prompts.tokens[number, : int(prompts.lengths[number])].cpu().clone()
-        clip = int(prompts.audio_row[number])
+        clips = prompts.clips(number)
         placeholders = ids == audio_token_id
-        wanted, given = int(placeholders.sum()), counts[clip] if clip >= 0 else 0
+        wanted, given = int(placeholders.sum()), sum(counts[clip] for clip in clips)
         if wanted != given:
             raise ValueError(f"prompt {example.id!r} has {wanted} audio placeholders, and its clip {given} frames")
-        if clip >= 0:
-            ids[placeholders] = vocab_size + starts[clip] + torch.arange(given)
+        if clips:
+            rows_of_clips = [vocab_size + starts[clip] + torch.arange(counts[clip]) for clip in clips]
+            ids[placeholders] = torch.cat(rows_of_clips)
         rows.extend([ids.to(torch.int32)] * group_size)
     if not counts:
         return EnginePrompts(batch_input_ids=tuple(rows), prompt_table=None, prompt_tasks=None)

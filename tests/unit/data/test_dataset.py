@@ -26,6 +26,11 @@ def cut_of(path, samples, *, name="clip", subtype=None, **custom):
     return cut
 
 
+def write(path, samples):
+    soundfile.write(path, samples, RATE)
+    return path
+
+
 def noise(seconds, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE))
 
@@ -45,6 +50,23 @@ def test_a_batch_holds_one_row_per_cut_in_their_order(dataset, tmp_path):
         prompt = encode_prompt(example, int(batch.audio.lengths[row]) // SAMPLES_PER_TOKEN, TOKENIZER, WORDING)
         assert batch.tokens[row, : batch.lengths[row]].tolist() == prompt
         assert torch.all(batch.tokens[row, batch.lengths[row] :] == TOKENIZER.pad_token_id)
+
+
+def test_a_cut_may_have_further_clips(dataset, tmp_path):
+    second = Recording.from_file(write(tmp_path / "b.flac", noise(0.5, 7)))
+    cuts = [
+        cut_of(tmp_path / "a.flac", noise(1), name="two", audio_2=second),
+        cut_of(tmp_path / "c.flac", noise(2), name="one"),
+    ]
+    batch = dataset[CutSet.from_cuts(cuts)]
+    assert batch.audio_row.tolist() == [[0, 1], [2, -1]]
+    assert batch.audio.lengths.tolist() == [16000, 8000, 32000]
+    assert torch.equal(batch.audio.waveforms[1, :8000], load_waveform(second.to_cut()))
+    prompt = encode_prompt(batch.examples[0], [12, 6], TOKENIZER, WORDING)
+    assert batch.tokens[0, : batch.lengths[0]].tolist() == prompt
+    assert batch.tokens[1, : batch.lengths[1]].tolist() == encode_prompt(batch.examples[1], 25, TOKENIZER, WORDING)
+    with pytest.raises(ValueError, match="number the clips after the first audio_2, audio_3"):
+        dataset[CutSet.from_cuts([cut_of(tmp_path / "d.flac", noise(1), audio_3=second)])]
 
 
 def test_waveforms_are_those_of_lhotse(dataset, tmp_path):

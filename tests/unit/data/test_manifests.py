@@ -217,6 +217,28 @@ def test_a_cut_without_recording_is_refused(corpus):
     assert f":2: cut {cut}: type 'MonoCut' with channel 0 is not a cut of one channel" in refusal(lhotse(corpus))
 
 
+def test_further_clips_are_checked_like_the_first(corpus):
+    def add(record):
+        record["custom"]["audio_2"] = json.loads(json.dumps(record["recording"]))
+
+    def break_path(record):
+        record["custom"]["audio_2"]["sources"][0]["source"] = "absent.flac"
+
+    def by_command(record):
+        record["custom"]["audio_2"]["sources"][0] |= {"type": "command", "source": "touch /tmp/never"}
+
+    name = edit_cuts(corpus, add)
+    assert validate_manifest(lhotse(corpus)).used == 4
+    edit_cuts(corpus, break_path)
+    assert re.search(
+        rf"cuts_train.jsonl.gz:2: cut {name}: audio_2: no audio file at .*absent.flac", refusal(lhotse(corpus))
+    )
+    edit_cuts(corpus, by_command)
+    assert "is not a recording in a file" in refusal(lhotse(corpus))
+    edit_nemo(corpus, lambda records: records[0].update(audio_2="b.wav"))
+    assert "several clips need a Lhotse manifest" in refusal(nemo(corpus))
+
+
 def test_an_empty_split_is_refused_with_the_reason(corpus):
     assert "of the 4 cuts" in refusal(lhotse(corpus, min_duration=5.0))
     (corpus / "nemo_train.json").write_text("\n\n")

@@ -77,7 +77,8 @@ def processors_tokens(tokenizer: PreTrainedTokenizerFast, counts: list[int]) -> 
             self.audio_token, self.image_token, self.video_token = span[1], "<|IMAGE|>", "<|VIDEO|>"
             self.image_processor = self.video_processor = type("Merge", (), {"merge_size": 2})()
 
-    content = [{"type": "audio", "audio": "clip.wav"}, {"type": "text", "text": "what is loud ? choices: deep, high."}]
+    clips = [{"type": "audio", "audio": "clip.wav"}] * len(counts)
+    content = [*clips, {"type": "text", "text": "what is loud ? choices: deep, high."}]
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
@@ -92,6 +93,7 @@ def test_a_prompt_is_what_the_models_processor_makes_of_it(tokenizer: PreTrained
     ids = encode_prompt(EXAMPLE, 5, tokenizer, Wording())
     assert ids == processors_tokens(tokenizer, [5])
     assert ids.count(SpecialTokens.from_tokenizer(tokenizer).audio_id) == 5
+    assert encode_prompt(EXAMPLE, [5, 2], tokenizer, Wording()) == processors_tokens(tokenizer, [5, 2])
 
 
 def test_dropping_the_span_leaves_the_prompt_of_the_text_alone(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -91,3 +91,20 @@ def test_an_adapted_policy_is_its_own_reference_however_far_it_is_trained():
     assert torch.equal(adapted.text_entropy(sequences), plain.text_entropy(sequences))
     now = token_signals(policy.model, sequences, head_reduction=None).log_probs
     assert (now - adapted.log_probs(sequences)).abs().max() > 1e-3, "the adapters are on again"
+
+
+def test_a_perception_that_is_trained_beside_adapters_is_the_start_for_the_reference_only():
+    base, policy = tiny_audio_llm(), tiny_audio_llm()
+    sequences = token_batch(tiny_rollouts(base), pad_id=PAD)
+    expected = reference_of(base).log_probs(sequences)
+    add_lora(policy.model.language_model, LoraConfig(rank=2), seed=0)
+    special = SpecialTokens.from_tokenizer(policy.tokenizer)
+    batching = MicroBatching(rows=2)
+    reference = FrozenReference(policy.model, special, keep_placeholders=False, batching=batching, adapted=True)
+    with torch.no_grad():
+        for parameter in policy.model.perception.parameters():
+            parameter.add_(0.3)
+    trained = {name: value.clone() for name, value in policy.model.perception.named_parameters()}
+    assert torch.equal(reference.log_probs(sequences), expected)
+    assert all(torch.equal(trained[name], value) for name, value in policy.model.perception.named_parameters())
+    assert not torch.equal(token_signals(policy.model, sequences, head_reduction=None).log_probs, expected)

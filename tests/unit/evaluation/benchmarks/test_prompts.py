@@ -76,6 +76,23 @@ def test_several_clips_are_joined_in_order_with_a_gap(tmp_path):
     assert torch.allclose(batch.audio.waveforms[0], torch.tensor(expected, dtype=torch.float32), atol=1e-4)
 
 
+def test_several_clips_are_given_one_by_one_unless_they_are_to_be_joined(tmp_path):
+    waves = [tone(tmp_path / "1.wav", hertz=100.0), tone(tmp_path / "2.wav", seconds=0.5, hertz=300.0)]
+    tone(tmp_path / "data" / "b.wav")
+    items = items_of(tmp_path, mmau_pro_record("a", audio_path=["1.wav", "2.wav"]), mmau_pro_record("b"))
+    batch = prompts(tmp_path)(items)
+    assert batch.audio_row.tolist() == [[0, 1], [2, -1]] and batch.clips(1) == [2]
+    for wave, row, length in zip(waves, batch.audio.waveforms, batch.audio.lengths.tolist(), strict=False):
+        assert torch.allclose(row[:length], torch.tensor(wave, dtype=torch.float32), atol=1e-4)
+    # Ten placeholders of the first clip, five of the second, each between markers of its own.
+    marks = [token for token in tiny_tokenizer().convert_ids_to_tokens(batch.tokens[0].tolist()) if "audio" in token]
+    span = ["<|audio_start|>", "<|audio_end|>"]
+    assert marks == [span[0], *["<|audio|>"] * 10, span[1], span[0], *["<|audio|>"] * 5, span[1]]
+    assert prompts(tmp_path).check(items, longest_prompt=int(batch.lengths[0])) == 0
+    with pytest.raises(ValueError, match=r"item a: its prompt has"):
+        prompts(tmp_path).check(items, longest_prompt=int(batch.lengths[0]) - 1)
+
+
 def test_long_clips_are_cut_and_counted(tmp_path):
     wave = tone(tmp_path / "data" / "a.wav", seconds=2.0)
     tone(tmp_path / "data" / "b.wav", seconds=0.5)

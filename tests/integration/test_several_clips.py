@@ -1,0 +1,54 @@
+"""Questions about two clips, through the commands: training with mixed rows, and its checkpoint's rollouts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lhotse import CutSet
+
+from nemo_mapo.data.manifests import load_cuts
+from nemo_mapo.data.sequences import audio_rows, select_rows, token_batch
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.training.dynamic_sampling import join_prompts
+from tests.integration.tiny_run import metrics, train, write_tiny_corpus
+
+pytestmark = pytest.mark.integration
+
+PAD = 0
+
+
+def test_a_run_trains_on_one_and_two_clips(tmp_path: Path) -> None:
+    corpus = write_tiny_corpus(tmp_path / "synthetic")
+    path = corpus / "cuts_train.jsonl.gz"
+    cuts = list(load_cuts(path))
+    for number, cut in enumerate(cuts):
+        if number % 2:
+            cut.custom["audio_2"] = cuts[number - 1].recording
+    CutSet.from_cuts(cuts).to_file(path)
+    run_dir = tmp_path / "run"
+    finished = train(
+        corpus,
+        run_dir,
+        *("trainer.mapo.max_steps=2", "trainer.mapo.dynamic_sampling={max_generation_rounds: 2}", "data.test_ds=null"),
+        *("model.lora={rank: 2}", "model.freeze={perception: false, projector: false}"),
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    steps = metrics(run_dir)[1:]
+    assert len(steps) == 2 and all(record["rollout/log_prob_gap"] < 1e-3 for record in steps)
+    assert all(record["mapo/audio_mass"] > 0 for record in steps)
+
+
+def test_rows_that_are_selected_and_joined_keep_their_clips() -> None:
+    tiny = tiny_audio_llm()
+    rollouts = tiny_rollouts(tiny)
+    prompts = replace(rollouts.prompts, audio_row=torch.tensor([[0, 1], [1, -1]]))
+    sequences = token_batch(replace(rollouts, prompts=prompts), pad_id=PAD)
+    group = rollouts.group_size
+    assert sequences.audio_row.tolist() == [[0, 1]] * group + [[1, -1]] * group
+    last = select_rows(sequences, slice(2 * group - 1, 2 * group))
+    assert last.audio_row.tolist() == [[0, -1]] and torch.equal(last.audio.lengths, prompts.audio.lengths[[1]])
+    joined = join_prompts([(prompts, 1), (prompts, 0)], pad_id=PAD)
+    assert joined.audio_row.tolist() == [[0, -1], [1, 2]]
+    assert joined.audio.lengths.tolist() == prompts.audio.lengths[[1, 0, 1]].tolist()
+    assert audio_rows([1, 0, 2]).tolist() == [[0, -1], [-1, -1], [1, 2]] and audio_rows([1, 0]).tolist() == [0, -1]
