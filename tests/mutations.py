@@ -213,8 +213,8 @@ FAULTS = (
     Fault(
         name="rollouts: every prompt looks at the first clip's rows of the table",
         file="nemo_mapo/rollout/trtllm/prompt_table.py",
-        right="vocab_size + starts[clip] + torch.arange(given)",
-        wrong="vocab_size + torch.arange(given)",
+        right="vocab_size + starts[clip] + torch.arange(counts[clip])",
+        wrong="vocab_size + torch.arange(counts[clip])",
         tests=("tests/integration/test_trtllm.py", "-k", "greedy_completions"),
     ),
     Fault(
