@@ -43,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="(default: %(default)s)")
     parser.add_argument("--cuts", type=Path, metavar="MANIFEST", help="questions of this Lhotse manifest instead")
     parser.add_argument("--batch-size", type=int, metavar="N", help="questions at a time (default: the split's)")
-    parser.add_argument("--max-items", type=int, metavar="N", help="use the first N questions only")
+    parser.add_argument("--max-items", type=int, metavar="N", help="use N questions only, drawn at random with --seed")
     parser.add_argument("--ratios", type=float, nargs="+", default=defaults.ratios, metavar="SHARE",
                         help="shares of a clip to silence (default: %(default)s)")  # fmt: skip
     parser.add_argument("--samples", type=int, default=defaults.samples_per_item, metavar="K",

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from nemo_mapo.reports.grounding_page import newest_analysis, read_analysis, write_grounding_page
+from nemo_mapo.reports.analyses import newest_analysis, read_analysis
+from nemo_mapo.reports.grounding_page import write_grounding_page
 
 
 def main() -> None:

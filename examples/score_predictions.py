@@ -9,9 +9,9 @@ from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.evaluation.benchmarks.assemble import build_scorer, read_benchmark, scoring_notes
 from nemo_mapo.evaluation.benchmarks.predictions import read_predictions
 from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
-from nemo_mapo.evaluation.benchmarks.statistics import compare_paired
 from nemo_mapo.evaluation.benchmarks.tables import build_results, comparison_markdown
 from nemo_mapo.rewards.judge import JudgeError
+from nemo_mapo.statistics import compare_paired
 
 _MAP_HELP = "key of a field in the items file, where it is not the published one; none leaves out its tables"
 

@@ -174,6 +174,7 @@ class Assembly:
         after = evaluator(self.policy, self._backend(self.policy), step=step, split="test")
         if is_main_rank():
             self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
+            self.directory.test.append(test_records(step, before, after))
         return test_summary(before, after)
 
     def validate(self, step: int) -> dict[str, float]:
@@ -315,6 +316,16 @@ def test_summary(before: Evaluation, after: Evaluation) -> dict[str, float]:
         "samples": float(after.samples),
         **{f"accuracy_{task}": value for task, value in after.accuracy_by_task.items()},
     }
+
+
+def test_records(step: int, before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
+    """One record per question of the test split, what both policies made of it."""
+    assert [one.id for one in before.questions] == [one.id for one in after.questions]
+    return [
+        {"step": step, "id": end.id, "task": end.task, "choices": end.choices, "start_correct": start.correct,
+         "start_silent": start.correct_silent, "correct": end.correct, "silent": end.correct_silent}
+        for start, end in zip(before.questions, after.questions, strict=True)
+    ]  # fmt: skip
 
 
 def peak_rss_gb() -> float:

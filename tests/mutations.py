@@ -280,6 +280,34 @@ FAULTS = (
         wrong='"gate_up_proj": ("up_proj", "gate_proj")',
         tests=("tests/integration/test_hf_decoders.py", "-k", "fused"),
     ),
+    Fault(
+        name="pages: text is put into templates as it is",
+        file="nemo_mapo/reports/pages.py",
+        right="autoescape=True",
+        wrong="autoescape=False",
+        tests=("tests/unit/reports/test_report_samples.py",),
+    ),
+    Fault(
+        name="pages: a chart's text can end its script element",
+        file="nemo_mapo/reports/charts.py",
+        right="""text.replace("<", "\\\\u003c")""",
+        wrong="text",
+        tests=("tests/unit/reports/test_report_charts.py",),
+    ),
+    Fault(
+        name="statistics: no width where all answers are right or wrong",
+        file="nemo_mapo/statistics.py",
+        right="    if not _binary(values):\n        return _bootstrap",
+        wrong="    if values:\n        return _bootstrap",
+        tests=("tests/unit/test_statistics.py",),
+    ),
+    Fault(
+        name="statistics: intervals over seeds leave the range of a share",
+        file="nemo_mapo/statistics.py",
+        right="scale, back, slope = _SCALES[within]",
+        wrong='scale, back, slope = _SCALES["real"]',
+        tests=("tests/unit/test_statistics.py",),
+    ),
 )
 
 

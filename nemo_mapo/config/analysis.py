@@ -15,7 +15,7 @@ class AnalysisConfig:
     """Choices of the analysis that change its numbers; they are written beside them."""
 
     max_items: Annotated[int, Field(ge=2)] | None = None
-    """Use only the first this many questions of the split."""
+    """Use only this many questions of the split, drawn at random with `seed`."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
     """Questions at a time; null is the split's. Clips are exchanged within a batch."""
     ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.05, 0.1, 0.3, 0.5)
@@ -25,7 +25,7 @@ class AnalysisConfig:
     collapse_threshold: Share = 0.5
     """A completion has collapsed when its collapse index is above this."""
     seed: int = 0
-    """Of random masks and of sampling."""
+    """Of the choice of questions, random masks and sampling."""
     bootstrap_samples: Count = 2000
     """Of the intervals."""
     confidence: Share = 0.95

@@ -57,11 +57,11 @@ class StatisticsConfig:
     """Confidence intervals."""
 
     bootstrap_samples: Count = 10000
-    """Resampled item sets."""
+    """Resampled item sets, for ratings: right and wrong answers have intervals in closed form."""
     seed: int = 0
     """Of the resampling."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of the resampled scores that an interval holds."""
+    """Of the intervals."""
 
 
 @config_class

@@ -198,15 +198,18 @@ def build_dataloader(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool = False,
+    only: frozenset[str] | None = None,
 ) -> PromptLoader:
     """Batch a split through NeMo's Lhotse dataloading; an epoch is one pass over all items of `input_cfg`.
 
     Ranks get disjoint batches, equally many each; a remainder is shared out among them (or left out, with `drop_last`).
     Weights of `input_cfg` items set how early an item is drawn, or how often where the split is infinite; that has one
-    epoch without end. Run `validate_manifest` first: here a manifest is taken to be sound.
+    epoch without end. With `only`, no question but those with these ids is read. Run `validate_manifest` first: here a
+    manifest is taken to be sound.
     """
-    limit = dataset_config.max_samples
-    allowed = None if limit is None else _first_ids(dataset_config, prompt_dataset, limit)
+    allowed = only
+    if allowed is None and dataset_config.max_samples is not None:
+        allowed = frozenset(question_ids(dataset_config, prompt_dataset))
 
     def make_sampler(epoch: int) -> CutSampler:
         config = _nemo_config(dataset_config, epoch=epoch, drop_last=drop_last)
@@ -290,16 +293,17 @@ def _with_own_ids(cuts: CutSet) -> CutSet:
     return CutSet.from_cuts(cut.with_id(_REPETITION.sub("", cut.id)) for cut in cuts)
 
 
-def _first_ids(config: DatasetConfig, dataset: PromptDataset, count: int) -> frozenset[str]:
-    """Return the ids of the first `count` cuts as NeMo reads them unshuffled (Shar: in the archive order of `seed`)."""
+def question_ids(config: DatasetConfig, dataset: PromptDataset) -> list[str]:
+    """The ids of a split's questions, up to `max_samples`, as NeMo reads them unshuffled (Shar: in the archive order of
+    `seed`); no audio is read."""
     plain = {"shuffle": False, "use_bucketing": False, "force_finite": True}
     unshuffled = {**_nemo_config(config, epoch=0, drop_last=False), **plain}
     ids: list[str] = []
     for cuts in _nemo_sampler(unshuffled, dataset, rank=0, world_size=1):
         ids.extend(example_from_cut(cut).id for cut in cuts)
-        if len(ids) >= count:
+        if config.max_samples is not None and len(ids) >= config.max_samples:
             break
-    return frozenset(ids[:count])
+    return ids[: config.max_samples]
 
 
 @cache

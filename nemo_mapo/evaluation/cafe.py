@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_mapo.evaluation.benchmarks.statistics import bootstrap_interval
 from nemo_mapo.rewards.judged import Judge
+from nemo_mapo.statistics import score_interval
 
 KINDS = ("matched", "hallucinated", "misused", "missed", "neutral")
 FIELDS = ("id", "question", "answer", "caption", "text")
@@ -119,6 +119,6 @@ def _rate(found: Collection[Claims], kind: str, denominator: Sequence[str], seed
     if not sum(sizes):
         return None
     rates = [vars(one)[kind] / size for one, size in zip(found, sizes, strict=True) if size]
-    interval = bootstrap_interval(rates, samples=2000, seed=seed, confidence=0.95)
+    interval = score_interval(rates, samples=2000, seed=seed, confidence=0.95)
     return {"rate": sum(vars(one)[kind] for one in found) / sum(sizes), "mean_of_completions": interval.mean,
             "low": interval.low, "high": interval.high}  # fmt: skip

@@ -25,6 +25,18 @@ from nemo_mapo.types import AudioBatch, PromptBatch, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuestionScore:
+    """What one question came to."""
+
+    id: str
+    task: str
+    choices: int
+    """How many there are."""
+    correct: float
+    correct_silent: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Greedy decoding of one split."""
 
@@ -40,6 +52,7 @@ class Evaluation:
     profile: PositionProfile
     accuracy_by_task: dict[str, float]
     records: tuple[dict[str, Any], ...]
+    questions: tuple["QuestionScore", ...]
 
     @property
     def standard_error(self) -> float:
@@ -67,6 +80,7 @@ class _Found:
     silent: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -77,7 +91,7 @@ class _Found:
     def merged(cls, parts: "list[_Found]") -> "_Found":
         """What all of them have counted."""
         whole = cls(profile=PositionProfile.merged(part.profile for part in parts))
-        for name in ("correct", "silent", "totals", "tasks", "choices", "words", "lengths", "records"):
+        for name in ("correct", "silent", "totals", "tasks", "ids", "choices", "words", "lengths", "records"):
             vars(whole)[name] = [item for part in parts for item in vars(part)[name]]
         return whole
 
@@ -126,6 +140,12 @@ class Evaluator:
             profile=found.profile,
             accuracy_by_task=_by_task(found.tasks, found.correct),
             records=tuple(found.records),
+            questions=tuple(
+                QuestionScore(id=name, task=task, choices=choices, correct=correct, correct_silent=silent)
+                for name, task, choices, correct, silent in zip(
+                    found.ids, found.tasks, found.choices, found.correct, found.silent, strict=True
+                )
+            ),
         )
 
     def _evaluate(
@@ -137,6 +157,7 @@ class Evaluator:
         found.correct += table.accuracy
         found.totals += table.total
         found.tasks += [example.task for example in prompts.examples]
+        found.ids += [example.id for example in prompts.examples]
         found.choices += [len(example.choices) for example in prompts.examples]
         found.words += [reasoning_words(text) for text in rollouts.texts]
         found.lengths += rollouts.completion_lengths.tolist()

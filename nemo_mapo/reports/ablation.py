@@ -1,19 +1,27 @@
 """Runs of an ablation by variant and seed, and their tables: means over seeds, differences to the baseline."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemo_mapo.reports import theme
-from nemo_mapo.reports.estimates import Estimate, estimate, paired_difference, paired_ratio
 from nemo_mapo.reports.loading import RunFiles, load_run
-from nemo_mapo.reports.outcome import Outcome, outcome
+from nemo_mapo.reports.outcome import Outcome, chance_accuracy, outcome, question_difference
 from nemo_mapo.reports.theme import MISSING, Colour
+from nemo_mapo.statistics import (
+    Estimate,
+    Range,
+    difference_in_words,
+    estimate,
+    paired_difference,
+    paired_ratio,
+)
 
 DEFAULT_BASELINE = "GRPO"
 
 Cell = tuple[str, str]
-"""A figure and its interval, as text."""
+"""A number and its interval, as text."""
 
 Table = tuple[list[str], list[list[Cell]]]
 """Header and rows."""
@@ -39,6 +47,12 @@ class Measure:
     factor: float
     """From the unit of `value` to the one shown."""
     value: Callable[[Outcome], float | None]
+    within: Range
+    """What the value can be."""
+    difference: Range = "real"
+    """What a difference of two values can be."""
+    question: str = ""
+    """Key of test.jsonl that holds it for each question, if it is an accuracy."""
 
 
 def _gain(found: Outcome) -> float | None:
@@ -46,24 +60,21 @@ def _gain(found: Outcome) -> float | None:
     return None if start is None or end is None else end - start
 
 
-ACCURACY = Measure(header="held-out accuracy", unit="%", digits=1, factor=100.0, value=lambda found: found.accuracy.end)
-SILENT = Measure(
-    header="accuracy with silence", unit="%", digits=1, factor=100.0, value=lambda found: found.accuracy_silent.end
-)
-LATE_MASS = Measure(
-    header="late audio mass", unit="", digits=3, factor=1.0, value=lambda found: found.audio_mass_late.end
-)
-TOKENS = Measure(header="length", unit="tokens", digits=1, factor=1.0, value=lambda found: found.completion_tokens.end)
-SECONDS = Measure(header="time", unit="s", digits=0, factor=1.0, value=lambda found: found.seconds_total)
+ACCURACY = Measure(header="held-out accuracy", unit="%", digits=1, factor=100.0, within="share",
+                   difference="difference", question="correct", value=lambda found: found.accuracy.end)  # fmt: skip
+GAIN = Measure(header="gain over start", unit="points", digits=1, factor=100.0, within="difference", value=_gain)
+SILENT = Measure(header="accuracy with silence", unit="%", digits=1, factor=100.0, within="share",
+                 difference="difference", question="silent", value=lambda found: found.accuracy_silent.end)  # fmt: skip
+LATE_MASS = Measure(header="late audio mass", unit="", digits=3, factor=1.0, within="share", difference="difference",
+                    value=lambda found: found.audio_mass_late.end)  # fmt: skip
+TOKENS = Measure(header="length", unit="tokens", digits=1, factor=1.0, within="positive",
+                 value=lambda found: found.completion_tokens.end)  # fmt: skip
+SECONDS = Measure(header="time", unit="s", digits=0, factor=1.0, within="positive",
+                  value=lambda found: found.seconds_total)  # fmt: skip
 
-MEASURES = (
-    ACCURACY,
-    Measure(header="gain over start", unit="points", digits=1, factor=100.0, value=_gain),
-    SILENT,
-    LATE_MASS,
-    TOKENS,
-    SECONDS,
-)
+MEASURES = (ACCURACY, GAIN, SILENT, LATE_MASS, TOKENS, SECONDS)
+COMPARED = tuple(measure for measure in MEASURES if measure is not GAIN)
+"""Gains differ as accuracies do, because all variants have one start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +86,41 @@ class Comparison:
     """Name of the baseline among the variants, None when it was not run."""
 
     def values(self, variant: str, measure: Measure) -> dict[int, float]:
-        """The measure of every seed that has it, in the unit shown."""
+        """The measure of every seed that has it."""
         found = {seed: measure.value(result) for seed, (_, result) in self.variants[variant].items()}
-        return {seed: measure.factor * value for seed, value in found.items() if value is not None}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def estimate(self, variant: str, measure: Measure) -> Estimate | None:
+        """Mean and interval over the seeds."""
+        return estimate([*self.values(variant, measure).values()], measure.within)
+
+    def difference(self, variant: str, measure: Measure) -> Estimate | None:
+        """Variant minus baseline over the seeds that both have; with one such seed, over its test questions."""
+        assert self.baseline is not None
+        found = paired_difference(
+            self.values(variant, measure), self.values(self.baseline, measure), measure.difference
+        )
+        if found is None or found.count > 1 or not measure.question:
+            return found
+        (seed,) = self.variants[variant].keys() & self.variants[self.baseline].keys()
+        first, second = (self.variants[name][seed][0].test for name in (variant, self.baseline))
+        over = question_difference(first, measure.question, second, measure.question)
+        return found if over is None else replace(found, low=over.low, high=over.high)
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing."""
+        files = [files for seeds in self.variants.values() for files, _ in seeds.values()]
+        return chance_accuracy(
+            [record for one in files for record in one.test] or [record for one in files for record in one.rollouts]
+        )
+
+    @property
+    def start(self) -> float | None:
+        """Accuracy of the policy that training started from, mean over the runs that measured it."""
+        found = [result.accuracy.start for seeds in self.variants.values() for _, result in seeds.values()]
+        known = [value for value in found if value is not None]
+        return statistics.fmean(known) if known else None
 
     def colour(self, variant: str) -> Colour:
         """The variant's colour, the same on every chart; the baseline has the neutral one."""
@@ -111,22 +154,39 @@ def comparison_markdown(comparison: Comparison) -> str:
     """The two tables in Markdown, each with a line on how to read it."""
     parts = [_markdown_table(*summary_table(comparison)), summary_note(comparison)]
     if comparison.baseline is not None:
-        parts += [_markdown_table(*difference_table(comparison)), difference_note(comparison.baseline)]
+        parts += [_markdown_table(*difference_table(comparison)), difference_note(comparison)]
+        parts += ["\n".join(f"- {sentence}" for sentence in readings(comparison))]
     return "\n\n".join(parts) + "\n"
 
 
 def summary_note(comparison: Comparison) -> str:
     """How to read the table of means."""
-    note = "Mean ± standard deviation over seeds; in brackets the 95 % t-interval of the mean."
-    return note + split_note(comparison)
+    start = "" if comparison.start is None else f", the start {100 * comparison.start:.1f} %"
+    return (
+        "Mean ± standard deviation over seeds; in brackets the 95 % t-interval of the mean, on a scale that keeps it "
+        f"within what is possible. Chance is {100 * comparison.chance:.1f} %{start}.{split_note(comparison)}"
+    )
 
 
-def difference_note(baseline: str) -> str:
+def difference_note(comparison: Comparison) -> str:
     """How to read the table of differences."""
     return (
-        f"Difference to {baseline} with the same seed, mean and 95 % t-interval over the shared seeds. "
-        "An interval that contains 0 (for a ratio, 1) shows no difference."
+        f"Difference to {comparison.baseline} with the same seed, mean and 95 % t-interval over the shared seeds; with "
+        "one shared seed, accuracies have the interval over its test questions, which leaves out how much another seed "
+        "would change. An interval that contains 0 (for a ratio, 1) does not show that there is no difference, but "
+        "which sizes are excluded."
     )
+
+
+def readings(comparison: Comparison) -> list[str]:
+    """What the difference in accuracy to the baseline settles, one sentence for each variant that has an interval."""
+    sentences = []
+    for variant in comparison.variants:
+        found = None if variant == comparison.baseline else comparison.difference(variant, ACCURACY)
+        if found is not None and found.low is not None and found.high is not None:
+            words = difference_in_words(100 * found.low, 100 * found.high)
+            sentences.append(f"Accuracy of {variant} against {comparison.baseline}: {words}.")
+    return sentences
 
 
 def split_note(comparison: Comparison) -> str:
@@ -142,7 +202,7 @@ def summary_table(comparison: Comparison) -> Table:
     header = ["variant", "seeds", *(_header(measure) for measure in MEASURES)]
     rows = []
     for variant, seeds in comparison.variants.items():
-        cells = [_cell(estimate([*comparison.values(variant, measure).values()]), measure) for measure in MEASURES]
+        cells = [_cell(comparison.estimate(variant, measure), measure) for measure in MEASURES]
         rows.append([(variant, ""), (str(len(seeds)), ""), *cells])
     return header, rows
 
@@ -150,20 +210,16 @@ def summary_table(comparison: Comparison) -> Table:
 def difference_table(comparison: Comparison) -> Table:
     """Every measure minus the baseline's with the same seed; the comparison must have a baseline."""
     assert comparison.baseline is not None
-    compared = [measure for measure in MEASURES if measure.value is not _gain]
     header = [f"minus {comparison.baseline}", "shared seeds"]
-    header += [_header(measure).replace("%", "points") for measure in compared] + ["late audio mass, ratio"]
+    header += [_header(measure).replace("%", "points") for measure in COMPARED] + ["late audio mass, ratio"]
     rows = []
     for variant, seeds in comparison.variants.items():
         if variant == comparison.baseline:
             continue
         shared = len(seeds.keys() & comparison.variants[comparison.baseline].keys())
-        pairs = {
-            measure: (comparison.values(variant, measure), comparison.values(comparison.baseline, measure))
-            for measure in (*compared, LATE_MASS)
-        }
-        cells = [_signed(paired_difference(*pairs[measure]), measure.digits) for measure in compared]
-        rows.append([(variant, ""), (str(shared), ""), *cells, _ratio(paired_ratio(*pairs[LATE_MASS]))])
+        cells = [_signed(comparison.difference(variant, measure), measure) for measure in COMPARED]
+        ratio = paired_ratio(*(comparison.values(name, LATE_MASS) for name in (variant, comparison.baseline)))
+        rows.append([(variant, ""), (str(shared), ""), *cells, _ratio(ratio)])
     return header, rows
 
 
@@ -174,13 +230,16 @@ def _header(measure: Measure) -> str:
 def _cell(found: Estimate | None, measure: Measure) -> Cell:
     if found is None:
         return MISSING, ""
-    digits = measure.digits
+    digits, found = measure.digits, found.times(measure.factor)
     spread = "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
     return f"{found.mean:.{digits}f}{spread}", _interval(found, f".{digits}f")
 
 
-def _signed(found: Estimate | None, digits: int) -> Cell:
-    return (MISSING, "") if found is None else (f"{found.mean:+.{digits}f}", _interval(found, f"+.{digits}f"))
+def _signed(found: Estimate | None, measure: Measure) -> Cell:
+    if found is None:
+        return MISSING, ""
+    layout, scaled = f"+.{measure.digits}f", found.times(measure.factor)
+    return f"{scaled.mean:{layout}}", _interval(scaled, layout)
 
 
 def _ratio(found: Estimate | None) -> Cell:

@@ -15,20 +15,18 @@ from nemo_mapo.reports.ablation import (
     TOKENS,
     AblationRun,
     Comparison,
-    Measure,
     Table,
     comparison_markdown,
     difference_note,
     difference_table,
     read_runs,
+    readings,
     summary_note,
     summary_table,
 )
 from nemo_mapo.reports.charts import SMOOTHING_SHARE, Band, Level, Scale, bands, moving_mean
 from nemo_mapo.reports.estimate_charts import Group, groups
-from nemo_mapo.reports.estimates import estimate
 from nemo_mapo.reports.loading import series
-from nemo_mapo.reports.outcome import chance_accuracy
 from nemo_mapo.reports.pages import Figure, write_page
 from nemo_mapo.reports.report import REPORT_FILE
 
@@ -43,7 +41,7 @@ FROM_ZERO = Scale(label="accuracy", kind="percent", bottom=0.0)
 """For accuracy near chance: a tight axis would make noise look like an effect."""
 
 POINT_FIGURES = (
-    (ACCURACY, "Held-out accuracy", SHARE, "Accuracy at the end of training."),
+    (ACCURACY, "Held-out accuracy", SHARE, "Accuracy at the end of training, and at its start."),
     (SILENT, "Accuracy with silence", SHARE, "The audio replaced by silence: should lie at chance, the dotted line."),
     (LATE_MASS, "Late audio mass", Scale(label="share of attention"), "Over the last third of a completion."),
     (TOKENS, "Length", Scale(label="tokens per completion"), "Mean length of completions at the end of training."),
@@ -114,7 +112,7 @@ def write_comparison(rows: Sequence[AblationRun], output_dir: Path, *, baseline:
 def _differences(comparison: Comparison) -> dict[str, Any] | None:
     if comparison.baseline is None:
         return None
-    return _table(difference_table(comparison), difference_note(comparison.baseline))
+    return _table(difference_table(comparison), difference_note(comparison)) | {"readings": readings(comparison)}
 
 
 def _table(table: Table, note: str) -> dict[str, Any]:
@@ -127,11 +125,13 @@ def _points(comparison: Comparison, number: int) -> Figure | None:
     rows = [
         Group(label=variant, colour=comparison.colour(variant), values=values, estimate=found)
         for variant in comparison.variants
-        if (values := _unscaled(comparison, variant, measure)) and (found := estimate([*values.values()]))
+        if (values := comparison.values(variant, measure)) and (found := comparison.estimate(variant, measure))
     ]
     if not rows:
         return None
-    levels = _chance(comparison) if measure in (ACCURACY, SILENT) else ()
+    levels = [] if measure not in (ACCURACY, SILENT) else [Level(label="chance", value=comparison.chance)]
+    if measure is ACCURACY and comparison.start is not None:
+        levels.append(Level(label="start", value=comparison.start))
     return Figure(title=title, chart=groups(rows, scale, levels), caption=caption)
 
 
@@ -140,7 +140,7 @@ def _curves(comparison: Comparison, number: int) -> Figure | None:
     found = [band for variant in comparison.variants if (band := _band(comparison, variant, key)) is not None]
     if not found:
         return None
-    levels = _chance(comparison) if key.startswith("val/accuracy") else ()
+    levels = [Level(label="chance", value=comparison.chance)] if key.startswith("val/accuracy") else ()
     return Figure(title=title, chart=bands(found, scale, levels), caption=caption)
 
 
@@ -158,17 +158,6 @@ def _band(comparison: Comparison, variant: str, key: str) -> Band | None:
     window = 1 if key.startswith("val/") else max(1, round(SMOOTHING_SHARE * len(steps)))
     values = np.stack([moving_mean(curve.values[np.isin(curve.steps, steps)], window) for curve in curves])
     return Band(label=variant, colour=comparison.colour(variant), steps=steps, values=values)
-
-
-def _unscaled(comparison: Comparison, variant: str, measure: Measure) -> dict[int, float]:
-    return {seed: value / measure.factor for seed, value in comparison.values(variant, measure).items()}
-
-
-def _chance(comparison: Comparison) -> list[Level]:
-    rollouts = [
-        item for seeds in comparison.variants.values() for files, _ in seeds.values() for item in files.rollouts
-    ]
-    return [Level(label="chance", value=chance_accuracy(rollouts))]
 
 
 def _runs(comparison: Comparison, output_dir: Path) -> list[dict[str, str]]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from nemo_mapo.reports.charts import AXIS, BASE, DOTTED, Chart, Level, Scale, both, layout_for, numbers, value_axis
-from nemo_mapo.reports.estimates import Estimate
-from nemo_mapo.reports.theme import CARD, INK, MASS, Colour
+from nemo_mapo.reports.theme import CARD, INK, MASS, MUTED, Colour
+from nemo_mapo.statistics import Estimate
 
 ROW_PIXELS = 38
 """Height of a row of a horizontal chart."""
@@ -81,6 +81,12 @@ def groups(items: Sequence[Group], scale: Scale, levels: Sequence[Level] = ()) -
         {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": level.value, "x1": level.value, "line": DOTTED}
         for level in levels
     ]
+    layout["annotations"] = [
+        {"text": level.label, "yref": "paper", "y": 1, "x": level.value, "showarrow": False, "xanchor": "left",
+         "yanchor": "bottom", "font": {"size": 11, "color": both(MUTED)}}
+        for level in levels
+    ]  # fmt: skip
+    layout["margin"] = {**BASE["margin"], "t": 22}
     words = "; ".join(f"{item.label} {item.estimate.mean:.3g}" for item in items)
     return Chart(traces=traces, layout=layout, words=words, height=FRAME_PIXELS + ROW_PIXELS * len(items))
 

@@ -105,7 +105,7 @@ def _line(curve: Curve, records: Sequence[Record], scale: Scale) -> Line:
 
 def _levels(name: str, files: RunFiles) -> list[Level]:
     if name == "chance":
-        return [Level(label="chance", value=chance_accuracy(files.rollouts))]
+        return [Level(label="chance", value=chance_accuracy(files.test or files.rollouts))]
     value = section(files.config, "objective").get(name)
     return [Level(label="cap", value=float(value))] if name and is_number(value) else []
 

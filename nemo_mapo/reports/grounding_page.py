@@ -1,23 +1,28 @@
 """The page of a grounding analysis, or of several side by side; made from analysis files alone."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from nemo_mapo.reports.analyses import HEARD, Analysis, refuse_incomparable
 from nemo_mapo.reports.charts import Level, Profile, Scale, profiles
 from nemo_mapo.reports.estimate_charts import Bars, Group, Point, Points, bars, groups, heads, points
-from nemo_mapo.reports.estimates import Estimate
+from nemo_mapo.reports.grounding_tables import (
+    SELECTIONS,
+    Header,
+    Rows,
+    accuracy_table,
+    acs_table,
+    between_table,
+    drop_table,
+    length_table,
+)
 from nemo_mapo.reports.pages import Figure, write_page
-from nemo_mapo.reports.theme import LEAST, LINE, MASS, MISSING, MOST, RUNS, SILENT, Colour, tints
+from nemo_mapo.reports.theme import LINE, MASS, RUNS, SILENT, Colour, tints
+from nemo_mapo.statistics import Estimate
 
-HEARD = {"full": "its clip", "exchanged": "another clip", "silence": "silence", "text_only": "text alone"}
-"""What the model was given, by name in the file."""
-SELECTIONS = {"top": ("most attended", MOST), "random": ("random", SILENT), "low": ("least attended", LEAST)}
 LINES = (("audio_mass_max", "Audio mass along the completion", "share of attention",
           "Strongest head, mean of the target layers. A line that sinks is a model that stops listening."),
          ("delta_h_nats", "Differential entropy Δh along the completion", "nats",
@@ -26,54 +31,19 @@ LINES = (("audio_mass_max", "Audio mass along the completion", "share of attenti
           "How open the next token is to the policy, audio heard."))  # fmt: skip
 
 
-Header = Sequence[str]
-Rows = Sequence[Sequence[str]]
-
-NEEDED = {"checkpoint", "split", "items", "ids", "settings", "accuracy", "needs_ears", "profile", "heads", "collapse",
-          "untagged_completions", "parts_of_speech", "evidence", "acs", "length"}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Analysis:
-    """An analysis file and what the page calls it."""
-
-    label: str
-    results: Mapping[str, Any]
-
-
-def read_analysis(path: Path, label: str) -> Analysis:
-    """Read a file that examples/analyse.py wrote; ValueError where it is none."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no analysis ({error}); make it with examples/analyse.py") from error
-    if not isinstance(results, dict) or (missing := sorted(NEEDED - results.keys())):
-        raise ValueError(f"{path}: {', '.join(missing) if isinstance(results, dict) else 'everything'} missing; "
-                         "make it again with examples/analyse.py")  # fmt: skip
-    return Analysis(label=label, results=results)
-
-
-def newest_analysis(run_dir: Path) -> Path:
-    """The analysis file of a run directory that was written last; ValueError where there is none."""
-    found = sorted((run_dir / "analysis").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"{run_dir} has no analysis; make one: python examples/analyse.py {run_dir}")
-    return found[-1]
-
-
 def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str) -> Path:
     """Write the page, whole or not at all; several analyses share every chart, one colour each.
 
     Raises:
         ValueError: nothing to show, or analyses of other questions or settings (their figures are not comparable).
     """
-    _refuse_incomparable(analyses)
+    refuse_incomparable(analyses)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_page(
         path,
         "grounding.html",
         title=title,
-        subtitle=f"{analyses[0].results['items']} questions",
+        subtitle=_asked(analyses[0]),
         origins=[_origin(analysis) for analysis in analyses],
         sections=[*_listening_blocks(analyses), *_effect_blocks(analyses)],
     )
@@ -88,6 +58,7 @@ class Block:
     lead: str = ""
     figures: Sequence[Figure]
     tables: Sequence[tuple[Header, Rows]] = ()
+    note: str = ""
 
 
 def _listening_blocks(analyses: Sequence[Analysis]) -> list[Block]:
@@ -97,7 +68,8 @@ def _listening_blocks(analyses: Sequence[Analysis]) -> list[Block]:
             title="How much of the score depends on the audio",
             lead="The same questions, answered greedily, with something else in place of the audio.",
             figures=[_heard(analyses)],
-            tables=[_accuracy_table(analyses)],
+            tables=[accuracy_table(analyses), *([between_table(analyses)] if len(analyses) > 1 else [])],
+            note=_HEARD_NOTE if len(analyses) > 1 else "",
         ),
         Block(
             name="listening",
@@ -115,39 +87,26 @@ def _effect_blocks(analyses: Sequence[Analysis]) -> list[Block]:
             title="Evidence masking",
             lead=_EVIDENCE_LEAD,
             figures=[*(_evidence(one) for one in analyses), _acs(analyses)],
-            tables=[_acs_table(analyses), _drop_table(analyses)],
+            tables=[acs_table(analyses), drop_table(analyses)],
         ),
         Block(name="parts", title="Parts of speech", figures=[_parts(one) for one in analyses]),
         Block(
             name="length",
             title="Length and collapse",
             figures=[_lengths(analyses)],
-            tables=[_length_table(analyses)],
+            tables=[length_table(analyses)],
         ),
     ]
 
 
-def _refuse_incomparable(analyses: Sequence[Analysis]) -> None:
-    """ValueError where the analyses did not ask the same questions in the same way."""
-    if not analyses:
-        raise ValueError("name at least one analysis")
-    first = analyses[0]
-    for other in analyses[1:]:
-        if first.results["ids"] != other.results["ids"]:
-            shared = len(set(first.results["ids"]) & set(other.results["ids"]))
-            raise ValueError(
-                f"{first.label} has {first.results['items']} questions, {other.label} has {other.results['items']}, "
-                f"and {shared} of them are shared, or their order differs: compare analyses of the same split"
-            )
-        settings = {
-            name: (value, other.results["settings"].get(name))
-            for name, value in first.results["settings"].items()
-            if name != "max_items"
-        }
-        if changed := [f"{name} ({one} and {two})" for name, (one, two) in settings.items() if one != two]:
-            raise ValueError(
-                f"{first.label} and {other.label} differ in {', '.join(changed)}: analyse both with the same settings"
-            )
+def _asked(analysis: Analysis) -> str:
+    """How many questions, and how they were chosen."""
+    items, split = analysis.results["items"], analysis.results["items_in_split"]
+    chance = f"chance {100 * analysis.results['chance']:.1f} %"
+    if items == split:
+        return f"all {items} questions of the split · {chance}"
+    seed = analysis.results["settings"]["seed"]
+    return f"{items} of the split's {split} questions, drawn at random with seed {seed} · {chance}"
 
 
 def _origin(analysis: Analysis) -> str:
@@ -158,6 +117,10 @@ def _origin(analysis: Analysis) -> str:
     return f"{analysis.label}: checkpoint {results['checkpoint']}, {results['split']}{left_out if untagged else ''}"
 
 
+_HEARD_NOTE = (
+    "Differences are paired over the questions: Tango's interval, exact McNemar p. An interval that contains 0 does "
+    "not show that there is no difference: it shows which sizes are excluded."
+)
 _EVIDENCE_LEAD = (
     "Parts of each clip are silenced and the question is asked again. Where accuracy falls more without the frames "
     "that the model attended to than without as many others, its attention was on the evidence (ACS: random minus "
@@ -176,7 +139,8 @@ def _heard(analyses: Sequence[Analysis]) -> Figure:
         for key, name in HEARD.items()
         for number, analysis in enumerate(analyses)
     ]
-    chart = groups(rows, Scale(label="accuracy", kind="percent"))
+    chance = [Level(label="chance", value=analyses[0].results["chance"])]
+    chart = groups(rows, Scale(label="accuracy", kind="percent"), chance)
     return Figure(title="Accuracy by what is heard", chart=chart, caption="Diamond: accuracy; line: its interval.")
 
 
@@ -278,77 +242,6 @@ def _lengths(analyses: Sequence[Analysis]) -> Figure:
         "within questions."
     )
     return Figure(title="Accuracy by length", chart=chart, caption=caption)
-
-
-def _accuracy_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    def cell(row: Mapping[str, float]) -> str:
-        return f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-
-    header = [
-        "",
-        *(f"{name}, %" for name in HEARD.values()),
-        *(f"full minus {HEARD[key]}, points" for key in HEARD if key != "full"),
-    ]
-    return header, [
-        [
-            analysis.label,
-            *(cell(analysis.results["accuracy"][key]) for key in HEARD),
-            *(cell(analysis.results["needs_ears"][key]) for key in HEARD if key != "full"),
-        ]
-        for analysis in analyses
-    ]
-
-
-def _acs_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    ratios = [row["ratio"] for row in analyses[0].results["acs"]]
-    return ["ACS, points (p)", *(f"{100 * ratio:g} % silenced" for ratio in ratios)], [
-        [
-            analysis.label,
-            *(f"{_points(row)} ({row['p_value']:.2g})" for row in analysis.results["acs"]),
-        ]
-        for analysis in analyses
-    ]
-
-
-def _drop_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    ratios = [row["ratio"] for row in analyses[0].results["acs"]]
-    return ["accuracy lost, points", "silenced", *(f"{100 * ratio:g} %" for ratio in ratios)], [
-        [
-            analysis.label,
-            name,
-            *(_points(row["drop"]) for row in analysis.results["evidence"] if row["selection"] == selection),
-        ]
-        for analysis in analyses
-        for selection, (name, _) in SELECTIONS.items()
-    ]
-
-
-def _length_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    header = ["", "length and accuracy, r", "r within questions", "the same, finished ones only", "cut off",
-              "collapse index, mean", "collapsed, %", "accuracy collapsed, %", "accuracy others, %"]  # fmt: skip
-    rows = []
-    for analysis in analyses:
-        length, collapse = analysis.results["length"], analysis.results["collapse"]
-        rows.append(
-            [
-                analysis.label,
-                _number(length["pearson"]),
-                _number(length["within_item"]),
-                _number(length["within_item_finished"]),
-                str(length["cut_off"]),
-                _number(collapse["mean_index"]),
-                *(_number(collapse[key], 100.0, 1) for key in ("share", "accuracy_collapsed", "accuracy_others")),
-            ]
-        )
-    return header, rows
-
-
-def _points(interval: Mapping[str, float]) -> str:
-    return f"{100 * interval['mean']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
-
-
-def _number(value: float | None, factor: float = 1.0, digits: int = 2) -> str:
-    return MISSING if value is None or math.isnan(value) else f"{factor * value:.{digits}f}"
 
 
 def _colour(number: int) -> Colour:

@@ -18,6 +18,7 @@ Record = dict[str, Any]
 METRICS_FILE = "metrics.jsonl"
 PROFILES_FILE = "profiles.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
+TEST_FILE = "test.jsonl"
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 
@@ -36,6 +37,8 @@ class RunFiles:
     profiles: tuple[Record, ...]
     """Signals by relative position in the completion, one record per (step, label)."""
     rollouts: tuple[Record, ...]
+    test: tuple[Record, ...]
+    """Every question of the test split, right or wrong at the start and at the end; empty if there was no test."""
     config_text: str
     config: Record
     run: Record
@@ -79,6 +82,7 @@ def load_run(run_dir: Path) -> RunFiles:
     metrics = _read_jsonl(run_dir / METRICS_FILE, notes)
     profiles = _read_jsonl(run_dir / PROFILES_FILE, notes)
     rollouts = _read_jsonl(run_dir / ROLLOUTS_FILE, notes)
+    test = _read_jsonl(run_dir / TEST_FILE, notes) if (run_dir / TEST_FILE).is_file() else []
     config_text, config = _read_config(run_dir / CONFIG_FILE, notes)
     _check_metrics(run_dir / METRICS_FILE, metrics)
     return RunFiles(
@@ -86,6 +90,7 @@ def load_run(run_dir: Path) -> RunFiles:
         metrics=tuple(sorted(_last_wins(metrics, ("step",)), key=lambda record: int(record["step"]))),
         profiles=tuple(_last_wins(profiles, ("step", "label"))),
         rollouts=tuple(_last_wins(rollouts, ("step", "split", "id", "text"))),
+        test=tuple(_last_wins(test, ("id",))),
         config_text=config_text,
         config=config,
         run=_read_run(run_dir / RUN_FILE, notes),

@@ -1,11 +1,12 @@
-"""What a run came to: the few figures that cards, terminal summary and ablation table share."""
+"""What a run came to: the few numbers that cards, terminal summary and ablation table share."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nemo_mapo.reports.loading import Record, RunFiles, is_number, section, series
+from nemo_mapo.statistics import Interval, paired_share_interval, share_interval
 
 DEFAULT_CHANCE = 0.25
 """Accuracy of guessing when no rollout says how many choices there were: four choices, as in the embedded corpus."""
@@ -32,9 +33,15 @@ class Outcome:
     """Start and end of a run; shares are 0..1, None is not measured."""
 
     accuracy: Change
-    accuracy_standard_error: float | None
+    accuracy_interval: Interval | None
+    """Of the accuracy at the end, over the questions of the test split."""
+    gain: Interval | None
+    """End minus start of the accuracy, paired over those questions."""
+    questions: int | None
+    """Of the test split."""
     accuracy_silent: Change
     """Accuracy with the audio replaced by silence."""
+    silent_interval: Interval | None
     audio_mass_late: Change
     """Attention on the audio over the last third of a completion."""
     completion_tokens: Change
@@ -46,23 +53,42 @@ class Outcome:
 
 def outcome(files: RunFiles) -> Outcome:
     """Gather the figures: from the test split if measured there, else validation, else (mass, length) training."""
-    test = section(files.run, "test")
+    count = _number(section(files.run, "test"), "samples")
+    questions = None if count is None else int(count)
     return Outcome(
         accuracy=_change(files, "accuracy", None),
-        accuracy_standard_error=_number(test, "standard_error"),
+        accuracy_interval=_interval(files, "accuracy", questions),
+        gain=question_difference(files.test, "correct", files.test, "start_correct"),
+        questions=questions,
         accuracy_silent=_change(files, "accuracy_silent", None),
+        silent_interval=_interval(files, "accuracy_silent", questions),
         audio_mass_late=_change(files, "audio_mass_late", "mapo/audio_mass_late"),
         completion_tokens=_change(files, "completion_tokens", "rollout/completion_tokens"),
         reasoning_words=_change(files, "reasoning_words", "rollout/reasoning_words"),
         seconds_total=_seconds_total(files),
         peak_rss_gb=_number(files.run, "peak_rss_gb"),
-        chance=chance_accuracy(files.rollouts),
+        chance=chance_accuracy(files.test or files.rollouts),
     )
 
 
-def chance_accuracy(rollouts: Iterable[Record]) -> float:
-    """Accuracy of guessing: the mean of 1 / number of choices over rollouts, `DEFAULT_CHANCE` without any."""
-    shares = [1 / len(rollout["choices"]) for rollout in rollouts if rollout.get("choices")]
+def question_difference(
+    first: Sequence[Record], first_key: str, second: Sequence[Record], second_key: str
+) -> Interval | None:
+    """Difference of two accuracies over the same questions, paired; None if the questions are not the same."""
+    before = {record["id"]: record.get(second_key) for record in second}
+    if not first or {record["id"] for record in first} != before.keys():
+        return None
+    pairs = [(record.get(first_key), before[record["id"]]) for record in first]
+    return paired_share_interval(pairs.count((1, 0)), pairs.count((0, 1)), len(pairs))
+
+
+def chance_accuracy(records: Iterable[Record]) -> float:
+    """Accuracy of guessing: the mean of 1 / number of choices over rollouts or questions, `DEFAULT_CHANCE` without any.
+
+    `choices` is a list of them in a rollout, their number in a question of the test.
+    """
+    counts = [found if isinstance(found, int) else len(found) for record in records if (found := record.get("choices"))]
+    shares = [1 / count for count in counts]
     return statistics.fmean(shares) if shares else DEFAULT_CHANCE
 
 
@@ -90,6 +116,11 @@ def _change(files: RunFiles, name: str, training_key: str | None) -> Change:
         return Change(start=None, end=None, source="")
     edge = edge_steps(len(training))
     return Change(start=training.first(edge), end=training.last(edge), source="training")
+
+
+def _interval(files: RunFiles, name: str, questions: int | None) -> Interval | None:
+    share = _number(section(files.run, "test"), name)
+    return None if share is None or not questions else share_interval(round(share * questions), questions)
 
 
 def _seconds_total(files: RunFiles) -> float | None:

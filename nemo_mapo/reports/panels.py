@@ -208,8 +208,8 @@ MASKS = Section(
     name="masks",
     title="Masks",
     lead=f"The relevance mask {OMEGA} weights the policy gradient, the inverse mask {NU} the attention loss. A "
-    f"weight of 1 "
-    "everywhere is plain GRPO.",
+    "weight of 1 everywhere is plain GRPO. At the paper's temperature the relevance mask is nearly flat, and the "
+    "attention loss is most of what MAPO adds; objective.tau_base sharpens the mask.",
     panels=(
         Panel(
             name="mask-peak",

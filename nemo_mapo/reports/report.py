@@ -10,7 +10,7 @@ from nemo_mapo.reports.outcome import Change, Outcome, outcome
 from nemo_mapo.reports.pages import Card, Figure, write_page
 from nemo_mapo.reports.panels import SECTIONS, SPEED, Section
 from nemo_mapo.reports.samples import pick_samples, samples_view
-from nemo_mapo.reports.summary import duration, number, percent
+from nemo_mapo.reports.summary import duration, number, percent, percent_interval, points
 from nemo_mapo.reports.warnings import CHECKED_IN_WORDS, find_warnings
 
 REPORT_FILE = "report.html"
@@ -38,13 +38,14 @@ def write_report(run_dir: Path) -> Path:
         RunFileError: as `load_run`.
     """
     files = load_run(run_dir)
+    found = outcome(files)
     return write_page(
         run_dir / REPORT_FILE,
         "report.html",
         title=str(files.run.get("title") or DEFAULT_TITLE),
         subtitle=_progress(files),
-        cards=_cards(outcome(files)),
-        findings=find_warnings(files.metrics, section(files.config, "objective")),
+        cards=_cards(found),
+        findings=find_warnings(files.metrics, section(files.config, "objective"), chance=found.chance),
         checked=CHECKED_IN_WORDS,
         notes=files.notes,
         sections=[*(_block(item, files) for item in SECTIONS), _profiles(files), _timing(files)],
@@ -65,18 +66,30 @@ def _progress(files: RunFiles) -> str:
 
 
 def _cards(found: Outcome) -> list[Card]:
-    accuracy_hint = f"{found.accuracy.source or 'held-out'} questions"
-    if found.accuracy_standard_error is not None and found.accuracy.source == "test":
-        accuracy_hint += f", standard error {100 * found.accuracy_standard_error:.1f} points"
     memory = "" if found.peak_rss_gb is None else f"peak memory {found.peak_rss_gb:.1f} GB"
     return [
-        _change_card("Accuracy", found.accuracy, percent, accuracy_hint),
-        _change_card("Accuracy with silence", found.accuracy_silent, percent, f"chance {percent(found.chance)}"),
+        _change_card("Accuracy", found.accuracy, percent, _accuracy_hint(found)),
+        _change_card("Accuracy with silence", found.accuracy_silent, percent, _silent_hint(found)),
         _change_card("Late audio mass", found.audio_mass_late, _two_digits, "attention on the audio, last third"),
         _change_card("Completion length", found.completion_tokens, number, "tokens"),
         _change_card("Reasoning", found.reasoning_words, number, "words"),
         Card(name="Time", value=duration(found.seconds_total), hint=memory),
     ]
+
+
+def _accuracy_hint(found: Outcome) -> str:
+    counted = "" if found.questions is None else f"{found.questions} "
+    facts = [f"{counted}{found.accuracy.source or 'held-out'} questions, chance {percent(found.chance)}"]
+    if found.gain is not None:
+        facts.insert(0, points(found.gain))
+    elif found.accuracy_interval is not None:
+        facts.insert(0, percent_interval(found.accuracy_interval))
+    return "; ".join(facts)
+
+
+def _silent_hint(found: Outcome) -> str:
+    facts = [percent_interval(found.silent_interval), f"chance {percent(found.chance)}"]
+    return "; ".join(fact for fact in facts if fact)
 
 
 def _two_digits(value: float | None) -> str:

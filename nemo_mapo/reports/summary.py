@@ -5,6 +5,7 @@ from pathlib import Path
 from nemo_mapo.reports.loading import load_run
 from nemo_mapo.reports.outcome import Change, Outcome, outcome
 from nemo_mapo.reports.theme import MISSING
+from nemo_mapo.statistics import Interval
 
 NOT_MEASURED = "not measured"
 
@@ -37,6 +38,16 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{share:.1%}".replace("%", " %")
 
 
+def points(found: Interval) -> str:
+    """A difference of shares with its interval, in points."""
+    return f"{100 * found.mean:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def percent_interval(found: Interval | None) -> str:
+    """The interval of a share in percent; empty without one."""
+    return "" if found is None else f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
 def number(value: float | None, digits: int = 0) -> str:
     """A figure with `digits` decimals; a dash when there is none."""
     return MISSING if value is None else f"{value:.{digits}f}"
@@ -54,11 +65,10 @@ def _accuracy(found: Outcome) -> str:
     change = found.accuracy
     if not change.source:
         return NOT_MEASURED
-    error = found.accuracy_standard_error
-    margin = f"; ± {100 * error:.1f} points standard error" if error is not None and change.source == "test" else ""
+    gain = "" if found.gain is None else f"; {points(found.gain)}"
     return (
         f"{percent(change.start)} → {percent(change.end)} on the {SPLIT_NAMES[change.source]} "
-        f"(chance {percent(found.chance)}{margin})"
+        f"(chance {percent(found.chance)}{gain})"
     )
 
 

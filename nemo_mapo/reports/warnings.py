@@ -1,7 +1,7 @@
 """Signs in the metrics that a run is not doing what its reward curve suggests.
 
 Every check is a pure function of the metric records and of the config's `objective` section. It returns a `Finding`,
-or None where nothing is wrong or the metrics it needs are not there.
+or None if nothing is wrong or the metrics it needs are not there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,6 +54,9 @@ about twofold over this stretch."""
 KL_GROWTH_FLOOR_NATS = 0.1
 """Below this KL, growth by any factor is harmless."""
 
+HALF = 0.5
+"""Accuracy above which questions whose groups are equal are mostly too easy, below which too hard."""
+
 EQUAL_GROUP_SHARE = 0.5
 """Groups whose rewards are all equal give no policy gradient; above one half most of the rollouts are wasted."""
 
@@ -69,20 +72,21 @@ class Finding:
 
 
 Objective = Mapping[str, Any]
-Check = Callable[[Sequence[Record], Objective], Finding | None]
+Check = Callable[[Sequence[Record], Objective, float], Finding | None]
 
 
-def find_warnings(records: Sequence[Record], objective: Objective) -> list[Finding]:
+def find_warnings(records: Sequence[Record], objective: Objective, *, chance: float) -> list[Finding]:
     """Run every check over the metrics of a run.
 
     Args:
         records: Metric records by step.
         objective: The config's `objective` section; missing keys stand for the defaults of `ObjectiveConfig`.
+        chance: Accuracy of guessing.
     """
-    return [finding for check in CHECKS if (finding := check(records, objective)) is not None]
+    return [finding for check in CHECKS if (finding := check(records, objective, chance)) is not None]
 
 
-def check_finite(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_finite(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """NaN or infinite metrics: whatever produced them, later steps were trained on them."""
     broken: dict[str, int] = {}
     for record in records:
@@ -100,7 +104,7 @@ def check_finite(records: Sequence[Record], objective: Objective) -> Finding | N
     )
 
 
-def check_reasoning_collapse(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_reasoning_collapse(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """Reasoning shrinks while accuracy or reward climbs (paper, Appendix G): the curve looks healthy, the model
     guesses.
 
@@ -124,7 +128,7 @@ def check_reasoning_collapse(records: Sequence[Record], objective: Objective) ->
     )
 
 
-def check_vanished_terms(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_vanished_terms(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """MAPO's own terms shrink to nothing: the run has become GRPO, whatever its config says (Appendix G)."""
     if not _uses_mapo(objective):
         return None
@@ -143,10 +147,12 @@ def check_vanished_terms(records: Sequence[Record], objective: Objective) -> Fin
     )
 
 
-def check_flat_masks(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_flat_masks(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """The relevance mask hardly differs from 1: with tau = tau_base ln T and small |delta h| its softmax is near
-    uniform."""
-    if objective.get("mask", "relevance") == "none":
+    uniform. A fault only of a run that has nothing but the mask: with an attention loss, the recipe of the paper, a
+    nearly flat mask is usual.
+    """
+    if objective.get("mask", "relevance") == "none" or objective.get("eta") != 0:
         return None
     peak, entropy = series(records, "mapo/mask_mean_max"), series(records, "mapo/mask_entropy")
     seen = []
@@ -160,12 +166,12 @@ def check_flat_masks(records: Sequence[Record], objective: Objective) -> Finding
     return Finding(
         key="flat_masks",
         title="The masks are nearly flat",
-        detail=f"Over the last steps {', and '.join(seen)}: the policy gradient is close to plain GRPO.",
+        detail=f"Over the last steps {', and '.join(seen)}: with objective.eta=0 the run is close to plain GRPO.",
         advice="Lower objective.tau_base, or set objective.normalize_delta_h=true.",
     )
 
 
-def check_gate_fallbacks(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_gate_fallbacks(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """The part-of-speech gate was replaced by all ones: an unusable tagging, or no substantive word at all."""
     fallbacks = series(records, "mapo/gate_fallbacks")
     if not len(fallbacks) or float(fallbacks.values.sum()) <= GATE_FALLBACK_NOTE:
@@ -183,13 +189,16 @@ def check_gate_fallbacks(records: Sequence[Record], objective: Objective) -> Fin
     )
 
 
-def check_not_listening(records: Sequence[Record], objective: Objective) -> Finding | None:
-    """Attention on the audio is high but silence costs no accuracy: mass is not listening."""
+def check_not_listening(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
+    """Attention on the audio is high but silence costs no accuracy: mass is not listening.
+
+    Asked only above chance: a model that answers nothing right has nothing to lose to silence.
+    """
     accuracy, silent = series(records, "val/accuracy"), series(records, "val/accuracy_silent")
     mass = series(records, "val/audio_mass")
     if not len(mass):
         mass = series(records, "mapo/audio_mass")
-    if not (len(accuracy) and len(silent) and len(mass)):
+    if not (len(accuracy) and len(silent) and len(mass)) or accuracy.last() < chance + SILENT_GAP_MIN:
         return None
     gap = accuracy.last() - silent.last()
     if mass.last() < HIGH_MASS or gap >= SILENT_GAP_MIN:
@@ -204,7 +213,7 @@ def check_not_listening(records: Sequence[Record], objective: Objective) -> Find
     )
 
 
-def check_kl(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_kl(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """The policy runs away from its reference: high KL, or KL that speeds up."""
     kl = series(records, "train/kl_loss")
     if len(kl) < MIN_TREND_STEPS:
@@ -222,20 +231,49 @@ def check_kl(records: Sequence[Record], objective: Objective) -> Finding | None:
     )
 
 
-def check_equal_groups(records: Sequence[Record], objective: Objective) -> Finding | None:
+def check_no_reward(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
+    """No completion earns anything: there is nothing to learn from, and harder questions would not help."""
+    reward = series(records, "rollout/reward_mean")
+    if not len(reward) or reward.values[-edge_steps(len(reward)) :].any():
+        return None
+    finished, form = series(records, "rollout/finished_share"), series(records, "rollout/format")
+    if len(finished) and finished.last(edge_steps(len(finished))) == 0:
+        advice = "Every completion is truncated: raise rollout.sampling.max_new_tokens."
+    elif len(form) and form.last(edge_steps(len(form))) == 0:
+        advice = (
+            "None has the form that the rewards read. Compare a sample below with rewards.template, and say the "
+            "form in data.prompt.instruction, or start from a model that has learned it (supervised, or warm_start)."
+        )
+    else:
+        advice = "The form is right, the answers are not: use easier questions, or start from a stronger policy."
+    return Finding(
+        key="no_reward",
+        title="No completion earns a reward",
+        detail=f"All were 0 over the last {edge_steps(len(reward))} steps, so every advantage is zero.",
+        advice=advice,
+    )
+
+
+def check_equal_groups(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
     """Most groups have equal rewards, hence zero advantage: the questions are too easy, too hard, or sampling too
     cold."""
-    equal = series(records, "rollout/equal_reward_groups")
-    if not len(equal):
+    equal, accuracy = series(records, "rollout/equal_reward_groups"), series(records, "rollout/accuracy")
+    if not len(equal) or check_no_reward(records, objective, chance) is not None:
         return None
     recent = equal.last(edge_steps(len(equal)))
     if recent <= EQUAL_GROUP_SHARE:
         return None
+    right = accuracy.last(edge_steps(len(accuracy))) if len(accuracy) else None
     return Finding(
         key="equal_groups",
         title="Most groups teach nothing",
         detail=f"In {recent:.0%} of the groups all completions got the same reward, so their advantage is zero.",
-        advice="Raise rollout.sampling.temperature or trainer.mapo.num_rollouts_per_prompt, or use harder questions.",
+        advice="Raise rollout.sampling.temperature or trainer.mapo.num_rollouts_per_prompt"
+        + (
+            "."
+            if right is None
+            else f"; {right:.0%} are right: use {'harder' if right > HALF else 'easier'} questions."
+        ),
     )
 
 
@@ -247,12 +285,13 @@ CHECKS: tuple[Check, ...] = (
     check_gate_fallbacks,
     check_not_listening,
     check_kl,
+    check_no_reward,
     check_equal_groups,
 )
 
 CHECKED_IN_WORDS = (
     "finite metrics, length of reasoning against reward, size of MAPO's terms, flatness of the masks, gate fall-backs, "
-    "listening against silence, KL to the reference, groups with equal rewards"
+    "listening against silence, KL to the reference, any reward at all, groups with equal rewards"
 )
 
 

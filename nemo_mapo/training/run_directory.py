@@ -68,6 +68,11 @@ class RunDirectory:
         return JsonLines(self.path / "profiles.jsonl")
 
     @property
+    def test(self) -> JsonLines:
+        """Every question of the test split: right or wrong before and after training."""
+        return JsonLines(self.path / "test.jsonl")
+
+    @property
     def checkpoints(self) -> Path:
         """Distributed checkpoints, one directory a step."""
         return self.path / "checkpoints"
@@ -111,7 +116,7 @@ class RunDirectory:
         """Drop what an interrupted run recorded after its last checkpoint, and what was said of its end."""
         for file in (self.metrics, self.rollouts):
             file.forget_after(step)
-        for path in (self.profiles.path, self.summary):
+        for path in (self.profiles.path, self.test.path, self.summary):
             path.unlink(missing_ok=True)
 
 

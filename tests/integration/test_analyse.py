@@ -87,6 +87,14 @@ def test_a_question_left_over_at_the_end_is_analysed_with_the_batch_before_it(tr
     assert len(cut["ids"]) == 4 and cut == whole
 
 
+def test_fewer_questions_are_drawn_at_random_and_counted(trained):
+    ids = analysis(trained)["ids"]
+    drawn = {seed: analysis(trained, max_items=2, seed=seed) for seed in range(4)}
+    assert all(len(found["ids"]) == 2 and found["items_in_split"] == len(ids) == 4 for found in drawn.values())
+    assert all([name for name in ids if name in found["ids"]] == found["ids"] for found in drawn.values())
+    assert len({tuple(found["ids"]) for found in drawn.values()}) > 1
+
+
 def test_a_run_of_several_ranks_is_analysed_in_one_process(copy, trained):
     start = {"pretrained_checkpoint": {"restore_from_path": str(trained / "checkpoints" / "step_000002")}}
     assert analysis(copy("cut", **LAYOUT, **start)) == analysis(copy("whole", **start))

@@ -83,7 +83,11 @@ def test_a_run_leaves_everything_a_user_looks_for(uninterrupted):
     assert {"rollout/accuracy", "train/loss", "mapo/audio_mass", "timing/pos_gate_seconds"} <= records[-1].keys()
     assert "val/accuracy_silent" in records[0] and "val/accuracy_silent" in records[-1]
     assert (uninterrupted / "report.html").stat().st_size > 10_000
-    assert "accuracy_silent" in json.loads((uninterrupted / "run.json").read_text())["test"]
+    test = json.loads((uninterrupted / "run.json").read_text())["test"]
+    questions = [json.loads(line) for line in (uninterrupted / "test.jsonl").read_text().splitlines()]
+    assert len(questions) == test["samples"] == len({record["id"] for record in questions})
+    for key, summed in (("correct", "accuracy"), ("silent", "accuracy_silent"), ("start_correct", "start_accuracy")):
+        assert sum(record[key] for record in questions) / len(questions) == test[summed]
     assert list(uninterrupted.rglob("events.out.tfevents*"))
     assert (uninterrupted / "config.yaml").read_text().startswith("seed: 1234")
     assert {json.loads(line)["split"] for line in (uninterrupted / "rollouts.jsonl").open()} >= {"train", "validation"}

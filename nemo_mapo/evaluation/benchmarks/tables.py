@@ -8,7 +8,7 @@ from typing import Any
 from nemo_mapo.config.evaluation import StatisticsConfig
 from nemo_mapo.evaluation.benchmarks.items import Benchmark, Item
 from nemo_mapo.evaluation.benchmarks.scoring import Score
-from nemo_mapo.evaluation.benchmarks.statistics import PairedComparison, bootstrap_interval
+from nemo_mapo.statistics import PairedComparison, difference_in_words, score_interval
 
 OVERALL = "all"
 
@@ -23,7 +23,7 @@ class Row:
     """Mean over all its items; missing and unparsable ones count 0."""
     low: float
     high: float
-    """Bootstrap confidence interval of `score`."""
+    """Confidence interval of `score`."""
     missing: int
     unparsable: int
 
@@ -78,10 +78,11 @@ def comparison_markdown(comparison: PairedComparison) -> str:
     gap = comparison.difference
     lines = [
         f"- difference {100 * gap.mean:+.2f} points, interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}, "
-        f"bootstrap p = {comparison.p_value:.4f}"
+        f"p = {comparison.p_value:.4f}",
+        f"- first against second: {difference_in_words(100 * gap.low, 100 * gap.high)}",
     ]
     if comparison.mcnemar is None:
-        lines.append("- McNemar's test is for right and wrong; some scores here are ratings")
+        lines.append("- some scores are ratings: interval and p by bootstrap")
     else:
         test = comparison.mcnemar
         lines.append(
@@ -101,7 +102,7 @@ def _rows(pairs: Sequence[tuple[Item, Score]], fields: tuple[str, ...], statisti
 
 
 def _row(group: tuple[str, ...], scores: Sequence[Score], statistics: StatisticsConfig) -> Row:
-    interval = bootstrap_interval(
+    interval = score_interval(
         [score.value for score in scores],
         samples=statistics.bootstrap_samples,
         seed=statistics.seed,
@@ -119,6 +120,9 @@ def _row(group: tuple[str, ...], scores: Sequence[Score], statistics: Statistics
 
 
 def _notes(benchmark: Benchmark) -> Iterator[str]:
+    guesses = [1 / len(item.choices) for item in benchmark.items if item.choices]
+    if guesses:
+        yield f"chance is {100 * sum(guesses) / len(guesses):.2f} % over the {len(guesses)} items with choices"
     sizes = benchmark.layout.sizes
     if len(benchmark.items) not in sizes.values():
         published = ", ".join(f"{size} ({name})" for name, size in sizes.items())

@@ -67,6 +67,8 @@ class _Found:
     """What is collected while batches are analysed; lists run over questions in their order."""
 
     ids: list[str] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    """Accuracy of guessing, by question."""
     accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
     """By what the model heard: full, text_only, silence, exchanged, and `<selection> <ratio>` for evidence masking."""
     collapse: list[float] = field(default_factory=list)
@@ -102,6 +104,7 @@ def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfi
     special = SpecialTokens.from_tokenizer(subject.tokenizer)
     ask = _asker(subject)
     found.ids += [example.id for example in prompts.examples]
+    found.chances += [1 / len(example.choices) for example in prompts.examples]
     rollouts = ask(prompts)
     sequences = token_batch(rollouts, pad_id=special.pad_id)
     listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
@@ -194,6 +197,7 @@ def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[st
     return {
         "items": len(found.ids),
         "ids": found.ids,
+        "chance": _mean(found.chances),
         "settings": asdict(config),
         "pos_tagger": subject.tagger.name,
         "accuracy": {name: effects.accuracy(name) for name in plain},

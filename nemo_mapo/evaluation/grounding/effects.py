@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nemo_mapo.config.analysis import AnalysisConfig
-from nemo_mapo.evaluation.benchmarks.statistics import bootstrap_interval, compare_paired
 from nemo_mapo.evaluation.grounding.evidence import SELECTIONS
+from nemo_mapo.statistics import compare_paired, score_interval
 
 DIGITS = 5
 
@@ -28,7 +28,7 @@ class Effects:
 
     def accuracy(self, condition: str) -> dict[str, float]:
         """Mean with its interval."""
-        return _rounded(asdict(bootstrap_interval(self.scores[condition], **self._statistics)))
+        return _rounded(asdict(score_interval(self.scores[condition], **self._statistics)))
 
     def lost(self, before: str, after: str) -> dict[str, float]:
         """Accuracy in `before` minus accuracy in `after`, paired over questions, with interval and p."""

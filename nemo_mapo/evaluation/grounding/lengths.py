@@ -1,12 +1,12 @@
 """Does longer reasoning answer worse, or are hard questions answered at greater length? (decay, as CAFE reports it)"""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy import stats
 
 BINS = 5
 
@@ -65,9 +65,9 @@ def _within_items(
 
 
 def _pearson(first: Float[NDArray[np.float64], " n"], second: Float[NDArray[np.float64], " n"]) -> float | None:
-    first, second = first - first.mean(), second - second.mean()
-    norm = math.sqrt(float(first @ first) * float(second @ second))
-    return None if math.isclose(norm, 0.0, abs_tol=1e-12) else float(first @ second) / norm
+    if len(first) < 2 or any(np.allclose(values, values[0]) for values in (first, second)):
+        return None
+    return float(stats.pearsonr(first, second).statistic)
 
 
 def _bins(lengths: Float[NDArray[np.float64], " n"], scores: Float[NDArray[np.float64], " n"]) -> tuple[LengthBin, ...]:

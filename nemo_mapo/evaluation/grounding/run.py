@@ -1,6 +1,8 @@
 """Analyses a finished run: its config says what the model is and where the questions are."""
 
 import json
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +11,13 @@ import torch
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.data.dataset import PromptDataset, build_dataloader
+from nemo_mapo.data.dataset import PromptDataset, build_dataloader, question_ids
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.grounding.tagger import build_tagger
-from nemo_mapo.reports.grounding_page import read_analysis, write_grounding_page
+from nemo_mapo.reports.analyses import Analysis, comparable, read_analysis
+from nemo_mapo.reports.grounding_page import write_grounding_page
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.checkpoint import load_checkpoint
@@ -51,7 +54,10 @@ def analyse_run(
         torch.set_num_threads(run.trainer.num_threads)
     subject = _subject(run, path)
     prompts = PromptDataset(subject.tokenizer, subject.policy.num_audio_tokens, subject.wording)
-    results = analyse(subject, build_dataloader(dataset, prompt_dataset=prompts), config)
+    ids = question_ids(dataset, prompts)
+    chosen = _choose(ids, config)
+    batches = build_dataloader(dataset, prompt_dataset=prompts, only=frozenset(chosen))
+    results = {**analyse(subject, batches, config), "items_in_split": len(ids)}
     written = run_dir / "analysis" / f"{name}-{split}.json"
     written.parent.mkdir(exist_ok=True)
     partial = written.with_suffix(".json.partial")
@@ -60,7 +66,17 @@ def analyse_run(
     )
     partial.replace(written)
     title = f"Grounding of {run_dir.name}, {name}, {split}"
-    return write_grounding_page([read_analysis(written, name)], written.with_suffix(".html"), title=title)
+    analyses = [*_start(written, split), read_analysis(written, name)]
+    return write_grounding_page(analyses, written.with_suffix(".html"), title=title)
+
+
+def _start(written: Path, split: str) -> list[Analysis]:
+    """The start's analysis of the same questions, if it was made."""
+    path = written.with_name(f"{START}-{split}.json")
+    if path == written or not path.is_file():
+        return []
+    start = read_analysis(path, START)
+    return [start] if comparable(start, read_analysis(written, written.stem)) else []
 
 
 def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
@@ -92,9 +108,14 @@ def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, con
         )
     if dataset is None:
         raise ValueError(f"{run_dir} has no {split} split (data.{split}_ds is null): name another --split, or --cuts")
-    if config.max_items is not None:
-        dataset = replace(dataset, max_samples=config.max_items)
     return replace(dataset, batch_size=config.batch_size or dataset.batch_size)
+
+
+def _choose(ids: Sequence[str], config: AnalysisConfig) -> Sequence[str]:
+    """All questions, or as many as are wanted, drawn at random: the first ones of a split are often of one kind."""
+    if config.max_items is None or config.max_items >= len(ids):
+        return ids
+    return random.Random(config.seed).sample(ids, config.max_items)
 
 
 def _find_checkpoint(run_dir: Path, name: str | None) -> tuple[str, Path | None]:

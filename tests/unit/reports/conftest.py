@@ -44,10 +44,11 @@ class FakeRun:
                 "start_accuracy_silent": 0.258,
                 "start_audio_mass_late": 0.43,
                 "start_completion_tokens": 58.1,
-                "standard_error": 0.0154,
+                "samples": 1000.0,
             },
             "events": [{"step": 20, "message": "resumed from checkpoints/step=20"}],
         }
+        self.test = self._test()
         self.objective: Record = {"mask": "relevance", "eta": eta, "beta": 0.02, "tau_base": 0.1, "mask_clip": 5.0}
 
     def write(self, run_dir: Path) -> Path:
@@ -56,6 +57,7 @@ class FakeRun:
         write_jsonl(run_dir / "metrics.jsonl", self.metrics)
         write_jsonl(run_dir / "profiles.jsonl", self.profiles)
         write_jsonl(run_dir / "rollouts.jsonl", self.rollouts)
+        write_jsonl(run_dir / "test.jsonl", self.test)
         (run_dir / "config.yaml").write_text(yaml.safe_dump({"objective": self.objective}))
         if self.run is not None:
             (run_dir / "run.json").write_text(json.dumps(self.run))
@@ -175,6 +177,16 @@ class FakeRun:
             "policy_entropy_nats": (text - delta).tolist(),
             "count": [400] * BINS,
         }
+
+    def _test(self) -> list[Record]:
+        """1,000 questions, 430 right at the start; what is gained was wrong before."""
+        end = round(1000 * (0.43 + self.gain))
+        return [
+            {"step": self.steps, "id": f"q{index}", "task": "attribute", "choices": 4,
+             "start_correct": float(index < 430), "start_silent": float(index % 4 == 0),
+             "correct": float(index < end), "silent": float(index % 4 == 0)}
+            for index in range(1000)
+        ]  # fmt: skip
 
     def _rollouts(self) -> list[Record]:
         rollouts = []

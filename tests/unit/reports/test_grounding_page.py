@@ -5,11 +5,15 @@ import os
 
 import pytest
 
-from nemo_mapo.reports.grounding_page import newest_analysis, read_analysis, write_grounding_page
+from nemo_mapo.reports.analyses import newest_analysis, read_analysis
+from nemo_mapo.reports.grounding_page import write_grounding_page
 
 INTERVAL = {"mean": 0.5, "low": 0.25, "high": 0.75}
 LOST = {**INTERVAL, "p_value": 0.04}
 HEARD = ("full", "text_only", "silence", "exchanged")
+
+
+SETTINGS = {"ratios": [0.1, 0.5], "seed": 0, "max_items": None, "bootstrap_samples": 50, "confidence": 0.95}
 
 
 def results(**changes):
@@ -20,8 +24,11 @@ def results(**changes):
         "checkpoint": "step_000006",
         "split": "test",
         "items": 2,
+        "items_in_split": 2,
         "ids": ["q0", "q1"],
-        "settings": {"ratios": [0.1, 0.5], "seed": 0, "max_items": None},
+        "chance": 0.25,
+        "scores": {name: [1.0, 0.0] for name in HEARD},
+        "settings": SETTINGS,
         "accuracy": dict.fromkeys(HEARD, INTERVAL),
         "needs_ears": dict.fromkeys(HEARD[1:], LOST),
         "profile": {
@@ -74,6 +81,20 @@ def test_the_page_says_which_checkpoint_answered_and_what_each_mask_cost(write, 
     assert "laid over their text" not in page
 
 
+def test_the_page_says_how_many_questions_were_drawn_and_what_guessing_gives(write, tmp_path):
+    page = write_grounding_page([write("a", items_in_split=600)], tmp_path / "page.html", title="Grounding").read_text()
+    assert "2 of the split&#39;s 600 questions, drawn at random with seed 0 · chance 25.0 %" in page
+    assert ">chance" in page or '"chance"' in page
+
+
+def test_runs_are_compared_question_by_question(write, tmp_path):
+    better = {name: [1.0, 0.0] for name in HEARD} | {"full": [1.0, 1.0]}
+    page = write_grounding_page([write("a"), write("b", scores=better)], tmp_path / "page.html", title="Grounding")
+    assert "minus a" in page.read_text()
+    # One of two questions is right with b only; by hand the binomial p of 1 against 0 is 1.
+    assert "+50.0 [-48.6, +90.5] (1)" in page.read_text()
+
+
 def test_completions_without_parts_of_speech_are_told(write, tmp_path):
     page = write_grounding_page([write("a", untagged_completions=7)], tmp_path / "page.html", title="Grounding")
     assert "7 completions could not be laid over their text" in page.read_text()
@@ -87,13 +108,13 @@ def test_as_many_other_questions_are_other_questions(write, tmp_path):
 
 
 def test_other_ratios_would_stand_in_the_wrong_columns(write, tmp_path):
-    analyses = [write("a"), write("b", settings={"ratios": [0.2, 0.4], "seed": 0, "max_items": 2})]
+    analyses = [write("a"), write("b", settings=SETTINGS | {"ratios": [0.2, 0.4], "max_items": 2})]
     with pytest.raises(ValueError, match=r"a and b differ in ratios \(\[0.1, 0.5\] and \[0.2, 0.4\]\)"):
         write_grounding_page(analyses, tmp_path / "page.html", title="Grounding")
 
 
 def test_a_limit_that_left_the_questions_the_same_is_no_difference(write, tmp_path):
-    analyses = [write("a"), write("b", settings={"ratios": [0.1, 0.5], "seed": 0, "max_items": 2})]
+    analyses = [write("a"), write("b", settings=SETTINGS | {"max_items": 2})]
     assert write_grounding_page(analyses, tmp_path / "page.html", title="Grounding").is_file()
 
 

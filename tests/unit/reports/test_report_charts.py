@@ -9,9 +9,9 @@ import pytest
 
 from nemo_mapo.reports.charts import Band, Level, Line, Profile, Scale, bands, curves, moving_mean, profiles, stacked
 from nemo_mapo.reports.estimate_charts import Bars, Group, Point, Points, bars, groups, heads, points
-from nemo_mapo.reports.estimates import Estimate
 from nemo_mapo.reports.loading import Series
 from nemo_mapo.reports.theme import AUDIO, LENGTH, SILENT, Colour, mixed, tints
+from nemo_mapo.statistics import Estimate
 
 SCALE = Scale(label="reward, points")
 SHARE = Scale(label="share", kind="percent", bottom=0.0, top=1.0)

@@ -7,8 +7,8 @@ import pytest
 
 from nemo_mapo.reports.ablation import comparison_markdown, read_runs
 from nemo_mapo.reports.compare import AblationRun, write_comparison
-from nemo_mapo.reports.estimates import estimate, paired_difference, paired_ratio
 from nemo_mapo.reports.theme import MISSING
+from nemo_mapo.statistics import estimate, paired_difference, paired_ratio
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def tables(rows, **options):
 def test_an_estimate_is_mean_deviation_and_t_interval():
     found = estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.deviation, found.count) == (2.0, 1.0, 3)
-    assert found.high - found.mean == pytest.approx(4.303 / math.sqrt(3))
-    assert found.mean - found.low == pytest.approx(4.303 / math.sqrt(3))
+    assert found.high - found.mean == pytest.approx(4.302653 / math.sqrt(3))
+    assert found.mean - found.low == pytest.approx(4.302653 / math.sqrt(3))
 
 
 def test_one_value_has_no_interval_and_none_no_estimate():
@@ -54,7 +54,7 @@ def test_paired_ratios_are_geometric():
 def test_the_tables_show_means_and_paired_differences(rows):
     text = tables(rows)
     assert "| GRPO | 3 | 53.0 ± 0.0 [53.0, 53.0] |" in text
-    assert "| full MAPO | 3 | 57.0 ± 2.0 [52.0, 62.0] |" in text
+    assert "| full MAPO | 3 | 57.0 ± 2.0 [52.0, 61.9] |" in text
     assert "| full MAPO | 3 | +4.0 [-1.0, +9.0] |" in text
     assert "| 1.50 [1.50, 1.50] |" in text
     assert "Accuracy on the test split." in text
@@ -75,8 +75,23 @@ def test_the_baseline_is_found_in_any_case_and_may_be_missing(rows):
     assert "minus" not in tables(rows[3:])
 
 
-def test_one_seed_each_is_shown_without_intervals(rows):
-    assert "| GRPO | 1 | 53.0 |" in tables([rows[0], rows[3]])
+def test_one_seed_each_has_the_paired_interval_of_its_questions(rows):
+    text = tables([rows[0], rows[3]])
+    assert "| GRPO | 1 | 53.0 |" in text
+    # 20 of 1,000 questions are right with MAPO only.
+    assert "| full MAPO | 1 | +2.0 [+1.3, +3.1] |" in text
+    assert "- Accuracy of full MAPO against GRPO: higher, by at least 1.3 points." in text
+
+
+def test_runs_over_other_questions_are_not_paired(rows):
+    path = rows[3].run_dir / "test.jsonl"
+    path.write_text(path.read_text().replace('"q7"', '"other"'))
+    assert "| full MAPO | 1 | +2.0 |" in tables([rows[0], rows[3]])
+
+
+def test_the_note_states_chance_and_the_start(rows):
+    assert "Chance is 25.0 %, the start 43.0 %." in tables(rows)
+    assert "not settled; excluded are a loss of more than 1.0 and a gain of more than" in tables(rows)
 
 
 def test_different_splits_are_pointed_out(rows, make_run, tmp_path):

@@ -153,10 +153,10 @@ def test_gate_fallbacks_get_a_chart_only_when_there_are_any(page, make_run, tmp_
 
 def test_warnings_stand_on_the_page(make_run, tmp_path):
     run = make_run()
-    run.change("mapo/mask_mean_max", lambda progress: 1.2)
+    run.change("train/kl_loss", lambda progress: 0.6)
     text = write_report(run.write(tmp_path)).read_text()
     assert "1 warning<" in text
-    assert "lower objective.tau_base" in text.replace("Lower", "lower")
+    assert "Raise objective.beta" in text
 
 
 def test_titles_events_and_config_are_escaped(make_run, tmp_path):

@@ -13,7 +13,7 @@ def test_a_tested_run_is_summed_up_from_its_test_split(make_run, tmp_path):
     run.run["test"] |= {"accuracy_silent": 0.262, "audio_mass_late": 0.63, "completion_tokens": 55.2}
     run.run["seconds_total"] = 431.7
     assert summary_lines(run.write(tmp_path)) == [
-        "accuracy      43.0 % → 64.0 % on the test split (chance 25.0 %; ± 1.5 points standard error)",
+        "accuracy      43.0 % → 64.0 % on the test split (chance 25.0 %; +21.0 points [+18.6, +23.6])",
         "silent audio  26.2 % with the audio replaced by silence (chance 25.0 %)",
         "late mass     0.43 → 0.63 of attention on the audio in the last third (test split)",
         "length        58 → 55 tokens a completion, 47 → 45 words of reasoning",

@@ -2,8 +2,8 @@
 
 from nemo_mapo.config.evaluation import StatisticsConfig
 from nemo_mapo.evaluation.benchmarks.scoring import Scorer
-from nemo_mapo.evaluation.benchmarks.statistics import compare_paired
 from nemo_mapo.evaluation.benchmarks.tables import build_results, comparison_markdown
+from nemo_mapo.statistics import compare_paired
 from tests.unit.evaluation.benchmarks.published import answers, loaded, mmar_record, mmau_pro_record, mmau_record
 
 FEW = StatisticsConfig(bootstrap_samples=200)
@@ -47,9 +47,10 @@ def test_the_text_shows_scores_intervals_and_what_is_missing(tmp_path):
     text = results_of(benchmark, a="At sea").markdown()
     assert text.startswith("# MMAR\n")
     assert "|  | items | score % | interval | missing | unparsable |" in text
-    assert "| all | 2 | 50.00 | 0.00 to 100.00 | 1 | 0 |" in text
+    assert "| all | 2 | 50.00 | 9.45 to 90.55 | 1 | 0 |" in text
     assert "| modality | items |" in text and "| mix-sound-speech | 2 |" in text
     assert "- items whose published answer is not among two or more choices" in text and ": 1 (b)" in text
+    assert "- chance is 50.00 % over the 2 items with choices" in text
     assert "- not a published set: 2 items, published are 1000 (MMAR)" in text
 
 
@@ -57,6 +58,7 @@ def test_the_comparison_in_words():
     comparison = compare_paired([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0], samples=200, seed=0, confidence=0.95)
     text = comparison_markdown(comparison)
     assert "difference +25.00 points" in text
+    assert "first against second: not settled; excluded are a loss of more than" in text
     assert "right in the first run only: 2, in the second only: 1; exact McNemar p = 1.0000" in text
     assert "ratings" in comparison_markdown(
         compare_paired([0.8, 1.0], [1.0, 1.0], samples=200, seed=0, confidence=0.95)

@@ -26,11 +26,12 @@ def test_acs_is_random_minus_most_attended():
 
 
 def test_differences_are_paired_over_questions():
-    # Both lose the same questions: a paired interval has no width, an unpaired one would.
+    # Both lose the same questions: a paired interval is narrower than one that does not know it.
     same = Effects(scores={"full": [1.0, 0.0] * 8, "silence": [1.0, 0.0] * 8}, config=AnalysisConfig())
-    lost = same.lost("full", "silence")
-    assert (lost["low"], lost["mean"], lost["high"]) == (0.0, 0.0, 0.0)
-    assert same.accuracy("full")["low"] < same.accuracy("full")["high"]
+    other = Effects(scores={"full": [1.0, 0.0] * 8, "silence": [0.0, 1.0] * 8}, config=AnalysisConfig())
+    paired, unpaired = same.lost("full", "silence"), other.lost("full", "silence")
+    assert paired["mean"] == unpaired["mean"] == 0.0
+    assert paired["high"] - paired["low"] < 0.5 * (unpaired["high"] - unpaired["low"])
 
 
 def test_conditions_of_other_numbers_of_questions_are_never_compared():
