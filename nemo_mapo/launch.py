@@ -155,7 +155,7 @@ class Assembly:
         self.directory = directory
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
-        self.batching = MicroBatching(rows=config.model.micro_batch_size, packed_tokens=config.model.packed_tokens)
+        self.batching = MicroBatching.of(config.model)
         self.policy = build_policy(config, self.tokenizer)
         self.longest_prompt = self._check_positions()
         self.rollout = self._rollout_engine()

@@ -13,6 +13,10 @@ from torch import Tensor
 
 from nemo_mapo.attention.mass import attention_with_audio_mass, attention_without_mass
 from nemo_mapo.attention.session import AttentionSession
+from nemo_mapo.attention.shared import shared_prompt_attention
+
+SHARED_PROMPT_AXES = 3
+"""Axes of an attention mask that holds positions; segment ids have two."""
 
 
 class SDPACoreAttention(torch.nn.Module):
@@ -51,15 +55,16 @@ class SDPACoreAttention(torch.nn.Module):
         query: Float[Tensor, "time_q *batch heads dim"],
         key: Float[Tensor, "time_k *batch kv_heads dim"],
         value: Float[Tensor, "time_k *batch kv_heads dim_v"],
-        attention_mask: Int[Tensor, "batch cache"] | None,
+        attention_mask: Int[Tensor, "batch cache"] | Int[Tensor, "1 1 time_k"] | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Float[Tensor, "time_q *batch hidden"]:
         """Attend, and report the audio mass to the session where it asks for it.
 
-        `attention_mask` holds segment ids of at least time_k keys, 0 on padding; None where causality alone is enough.
-        They travel this way, not in the session, because Megatron hands its mask on to layers that it runs again in
+        `attention_mask` holds segment ids of at least time_k keys, 0 on padding; or, with a third axis, the positions
+        of a single row whose completions share their prompts (`shared_prompts`); None if causality alone is enough.
+        Both travel this way, not in the session, because Megatron hands its mask on to layers that it runs again in
         the backward pass. With `packed_seq_params` (THD) the row holds whole sequences one after the other, and there
         is no batch axis.
         `attn_mask_type` carries nothing new: causality over the cache covers causal and no_mask. ValueError for an
@@ -71,6 +76,8 @@ class SDPACoreAttention(torch.nn.Module):
             if attention_mask is not None:
                 raise ValueError("packed rows have their boundaries in packed_seq_params; attention_mask must be None")
             return self._attend_packed(query, key, value, packed_seq_params)
+        if attention_mask is not None and attention_mask.dim() == SHARED_PROMPT_AXES:
+            return self._attend_shared(query, key, value, attention_mask.flatten())
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         segment_ids = None if attention_mask is None else _first_keys(attention_mask, key.shape[1])
         audio = self.session.audio_keys(key.shape[1]) if self.session.captures(self.layer) else None
@@ -86,6 +93,23 @@ class SDPACoreAttention(torch.nn.Module):
         if audio is None:
             return attention_without_mass(query, key, value, **masks), None
         return attention_with_audio_mass(query, key, value, audio, **masks)
+
+    def _attend_shared(
+        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor
+    ) -> Float[Tensor, "time 1 hidden"]:
+        """One row of groups, each of which reads its prompt once."""
+        audio = self.session.audio_keys(len(key))[0] if self.session.captures(self.layer) else None
+        output, mass = shared_prompt_attention(
+            query[:, 0],
+            key[:, 0],
+            value[:, 0],
+            positions,
+            audio_key_mask=audio,
+            softmax_scale=self.softmax_scale,
+        )
+        if mass is not None:
+            self.session.record(self.layer, mass[None])
+        return output.flatten(start_dim=1)[:, None]
 
     def _attend_packed(
         self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams

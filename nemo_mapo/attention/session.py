@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 HeadReduction = Literal["max", "mean"]
@@ -36,27 +36,50 @@ class AttentionSession:
             raise ValueError(f"target_layers={list(self.target_layers)} names a layer twice")
         self._active = False
         self._audio_key_mask: Tensor | None = None
+        self._positions: Tensor | None = None
+        self._read_at: Tensor | None = None
         self._masses: dict[int, Tensor] = {}
 
     @contextmanager
-    def forward(self, *, audio_key_mask: Bool[Tensor, "batch time_k"] | None = None) -> Iterator[None]:
-        """Say which keys are audio in one model forward (None captures nothing); forget the masses of the one before.
+    def forward(
+        self,
+        *,
+        audio_key_mask: Bool[Tensor, "batch time_k"] | None = None,
+        positions: Int[Tensor, " time"] | None = None,
+        read_at: Int[Tensor, " read"] | None = None,
+    ) -> Iterator[None]:
+        """Describe one model forward; forget the masses of the one before.
 
-        With a KV cache the mask covers the whole cache. RuntimeError when another forward of this session is still
-        active; a forward that fails leaves no masses behind.
+        Args:
+            audio_key_mask: True on audio keys; None captures nothing. With a KV cache it covers the whole cache.
+            positions: position of each token of the row in its own sequence, if they are not 0, 1, 2, ...
+            read_at: tokens of the row whose logits are wanted; None is all.
+
+        Raises:
+            RuntimeError: another forward of this session is still active. One that fails leaves no masses behind.
         """
         if self._active:
             raise RuntimeError("this session already has an active forward; forwards do not nest")
         self._masses = {}
         self._active, self._audio_key_mask = True, audio_key_mask
+        self._positions, self._read_at = positions, read_at
         completed = False
         try:
             yield
             completed = True
         finally:
             self._active, self._audio_key_mask = False, None
+            self._positions = self._read_at = None
             if not completed:
                 self._masses = {}
+
+    def placed(self, rotations: Float[Tensor, "time 1 1 dim"]) -> Float[Tensor, "placed 1 1 dim"]:
+        """Rotations of positions 0, 1, 2, ... as those of the active forward's tokens."""
+        return rotations if self._positions is None else rotations[self._positions]
+
+    def read(self, hidden: Float[Tensor, "time batch hidden"]) -> Float[Tensor, "read batch hidden"]:
+        """Hidden states of the tokens whose logits the active forward asks for."""
+        return hidden if self._read_at is None else hidden[self._read_at]
 
     def captures(self, layer: int) -> bool:
         """Whether a forward is active that wants the mass of 0-based `layer`."""

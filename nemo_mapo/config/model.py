@@ -201,6 +201,8 @@ class ModelConfig:
     """Completions per optimiser step, over all data-parallel ranks."""
     packed_tokens: Count | None = None
     """Train on rows packed up to this many tokens, without padding, instead of `micro_batch_size` padded rows."""
+    shared_prompts: bool = True
+    """Read a prompt once for all of its completions in a forward pass; false reads it again for each."""
     tensor_model_parallel_size: Count = 1
     """Ranks that share out heads, feed-forward columns and vocabulary."""
     sequence_parallel: bool = False
@@ -225,10 +227,18 @@ class ModelConfig:
         self._check_trained()
         self._check_target_layers()
         self._check_layout()
+        self._check_shared_prompts()
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} must be a multiple of "
                 f"micro_batch_size={self.micro_batch_size}"
+            )
+
+    def _check_shared_prompts(self) -> None:
+        if self.shared_prompts and self.attention_backend == "transformer_engine":
+            raise ValueError(
+                "shared_prompts=true with attention_backend=transformer_engine: its kernels take no row whose "
+                "completions share a prompt; set shared_prompts=false, or attention_backend=sdpa"
             )
 
     def _check_trained(self) -> None:

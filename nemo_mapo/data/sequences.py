@@ -5,6 +5,7 @@ A row holds the prompt at 0..P-1 and the completion y_1..y_T at P..P+T-1. Everyt
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,6 +79,75 @@ def packed_row(sequences: TokenBatch) -> tuple[Int[Tensor, "1 sequence"], Int[Te
     lengths = sequences.prompt_lengths + sequences.completion_lengths
     valid = torch.arange(sequences.tokens.shape[1], device=lengths.device) < lengths[:, None]
     return sequences.tokens[valid][None], lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRow:
+    """All rows in one, in which neighbours with the same prompt share it: `[prompt | completion | completion | ...]`.
+
+    What is shared is x_1..x_{P-1}. Each completion brings the tokens that predict it, x_P and y_1..y_{T-1}, so every
+    one of its positions predicts exactly one of its tokens, and y_T, which predicts nothing, is not read at all.
+    """
+
+    tokens: Int[Tensor, "1 sequence"]
+    positions: Int[Tensor, " sequence"]
+    """Of each token in its own prompt + completion."""
+    lengths: Int[Tensor, " group"]
+    """Tokens of each group."""
+    leaders: Int[Tensor, " group"]
+    """First row of each group, whose prompt and clips are the group's."""
+    read_at: Int[Tensor, " read"]
+    """Where in the row each completion token is predicted, completion after completion."""
+    targets: Int[Tensor, "1 read"]
+    """The completion tokens."""
+
+
+def shared_row(sequences: TokenBatch) -> SharedRow:
+    """Lay rows out so that each prompt is read once for all neighbours that have it.
+
+    shared_row(token_batch(rollouts, pad_id=0)).lengths.sum()  # tokens that the model reads
+    """
+    shares = same_prompt_as_before(sequences)
+    prompts, completions = sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist()
+    columns, rows, reading, lengths = [], [], [], []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        first = prompt - 1 if shares[row] else 0
+        columns.append(torch.arange(first, prompt - 1 + completion))
+        rows.append(torch.full((len(columns[-1]),), row))
+        reading.append(columns[-1] >= prompt - 1)
+        if shares[row]:
+            lengths[-1] += completion
+        else:
+            lengths.append(prompt - 1 + completion)
+    device = sequences.tokens.device
+    column, read_at = torch.cat(columns).to(device), torch.cat(reading).nonzero().flatten().to(device)
+    place = torch.cat(rows).to(device) * sequences.tokens.shape[1] + column
+    flat = sequences.tokens.flatten()
+    return SharedRow(
+        tokens=flat[place][None],
+        positions=column,
+        lengths=torch.tensor(lengths, device=device),
+        leaders=torch.tensor([row for row, shared in enumerate(shares) if not shared], device=device),
+        read_at=read_at,
+        targets=flat[place[read_at] + 1][None],
+    )
+
+
+def same_prompt_as_before(sequences: TokenBatch) -> list[bool]:
+    """Whether each row has the prompt of the row before it, clips included."""
+    tokens, lengths = sequences.tokens, sequences.prompt_lengths
+    clips = sequences.audio_row.reshape(len(lengths), -1)
+    beyond = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[1:, None]
+    same = ((tokens[1:] == tokens[:-1]) | beyond).all(1) & (lengths[1:] == lengths[:-1])
+    return [False, *(same & (clips[1:] == clips[:-1]).all(1)).tolist()]
+
+
+def by_completion(
+    values: Float[Tensor, " read"], completion_lengths: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch time"]:
+    """Values of completion tokens, completion after completion, as right-padded rows; 0 past a completion's end."""
+    mask = response_mask(completion_lengths, int(completion_lengths.max()))
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def select_rows(sequences: TokenBatch, rows: Rows) -> TokenBatch:

@@ -25,9 +25,9 @@ from nemo_mapo.types import AudioBatch
 class AudioLLMOutput:
     """What the last pipeline stage says about one forward pass."""
 
-    logits: Float[Tensor, "batch time vocab"]
+    logits: Float[Tensor, "batch read vocab"]
     """This rank's shard of the vocabulary; columns that only pad the vocabulary are -inf."""
-    audio_mass: Float[Tensor, "batch time"] | None
+    audio_mass: Float[Tensor, "batch read"] | None
     """a: mean over target layers of the maximum (or mean) over all heads; differentiable."""
 
 
@@ -97,6 +97,8 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         *,
         segment_ids: Int[Tensor, "batch key"] | None = None,
         packed_lengths: Int[Tensor, " sequence"] | None = None,
+        positions: Int[Tensor, " time"] | None = None,
+        read_at: Int[Tensor, " read"] | None = None,
         audio_mass: HeadReduction | None = None,
         inference_context: StaticInferenceContext | None = None,
     ) -> AudioLLMOutput | Float[Tensor, "time batch hidden"]:
@@ -109,7 +111,11 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
                 packed.
             segment_ids: 0 on padding keys of left-padded rows (generation); None means every row is one sequence
                 padded, if at all, on the right.
-            packed_lengths: lengths of the sequences that stand one after the other in a single row and fill it.
+            packed_lengths: lengths of the sequences that stand one after the other in a single row and fill it; with
+                `positions` those of its groups, prompt and completions together.
+            positions: of each token of a single row in its own sequence, if the row's completions share their prompts
+                (`attention.shared`).
+            read_at: tokens of each row whose logits and mass are wanted; None is all of them.
             audio_mass: head reduction "max" or "mean" to capture the mass; None captures nothing.
             inference_context: Megatron's KV cache for generation.
 
@@ -117,32 +123,41 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
             ValueError: if the frames of a sequence's clips do not fill exactly its placeholders, or a sequence is
                 longer than the model's positions.
         """
-        longest = tokens.shape[1] if packed_lengths is None else int(packed_lengths.max())
-        if longest > self.max_positions:
-            raise ValueError(
-                f"rows of {longest} tokens exceed model.decoder.max_position_embeddings={self.max_positions}"
-            )
-        time = tokens.shape[1]
-        tokens, packed_lengths = self._fill_up(tokens, packed_lengths)
+        self._refuse_long(tokens.shape[1], packed_lengths, positions)
+        read = slice(tokens.shape[1]) if read_at is None else read_at
+        tokens, packed_lengths, positions = self._fill_up(tokens, packed_lengths, positions)
+        # A rank of a sharded sequence holds a part of the tokens; the output layer gathers them.
+        early = None if self.config.sequence_parallel else read_at
         placeholders = tokens == self.audio_token_id
         sequence = _sequence_of_positions(tokens, packed_lengths)
         embeddings = self._embed(tokens, placeholders, sequence, audio, audio_row) if self.pre_process else None
         capture = placeholders if audio_mass is not None else None
-        with self.session.forward(audio_key_mask=capture):
+        separate = packed_lengths is not None and positions is None
+        with self.session.forward(audio_key_mask=capture, positions=positions, read_at=early):
             output: Tensor = self.language_model(
                 tokens,
                 None,
-                segment_ids,
+                segment_ids if positions is None else positions[None, None],
                 decoder_input=embeddings,
                 inference_context=inference_context,
-                packed_seq_params=None if packed_lengths is None else _packed_seq_params(packed_lengths),
+                packed_seq_params=_packed_seq_params(packed_lengths) if separate else None,
             )
         if not self.post_process:
             return output
         mass = None
         if audio_mass is not None:
-            mass = self.session.audio_mass(audio_mass, head_group=self.tensor_group)[:, :time]
-        return AudioLLMOutput(logits=self._mask_vocabulary_padding(output[:, :time]), audio_mass=mass)
+            mass = self.session.audio_mass(audio_mass, head_group=self.tensor_group)[:, read]
+        logits = output if early is not None else output[:, read]
+        return AudioLLMOutput(logits=self._mask_vocabulary_padding(logits), audio_mass=mass)
+
+    def _refuse_long(self, time: int, packed_lengths: Tensor | None, positions: Tensor | None) -> None:
+        longest = time if packed_lengths is None else int(packed_lengths.max())
+        if positions is not None:
+            longest = int(positions.max()) + 1
+        if longest > self.max_positions:
+            raise ValueError(
+                f"rows of {longest} tokens exceed model.decoder.max_position_embeddings={self.max_positions}"
+            )
 
     def whole_vocabulary(self, logits: Float[Tensor, "batch shard"]) -> Float[Tensor, "batch vocab"]:
         """Logits of all vocabulary shards side by side, without the padding; no gradient."""
@@ -164,18 +179,20 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
             logits[..., max(real, 0) :] = -torch.inf
         return logits
 
-    def _fill_up(self, tokens: Tensor, packed_lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Lengthen rows to a multiple of the ranks that share out the sequence; the new tail is never read."""
-        if not self.config.sequence_parallel:
-            return tokens, packed_lengths
-        missing = -tokens.shape[1] % self.config.tensor_model_parallel_size
+    def _fill_up(
+        self, tokens: Tensor, packed_lengths: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Lengthen rows to a multiple of the ranks that a sequence is sharded over; the new tail is never read."""
+        missing = -tokens.shape[1] % self.config.tensor_model_parallel_size if self.config.sequence_parallel else 0
         if missing == 0:
-            return tokens, packed_lengths
+            return tokens, packed_lengths, positions
         # Id 0 is as good as any, unless it stands for audio.
         fill = 0 if self.audio_token_id != 0 else 1
         if packed_lengths is not None:
             packed_lengths = torch.cat([packed_lengths, packed_lengths.new_tensor([missing])])
-        return F.pad(tokens, (0, missing), value=fill), packed_lengths
+        if positions is not None:
+            positions = torch.cat([positions, torch.arange(missing, device=positions.device)])
+        return F.pad(tokens, (0, missing), value=fill), packed_lengths, positions
 
     def _embed(
         self,

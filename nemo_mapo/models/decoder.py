@@ -176,7 +176,7 @@ def build_decoder(
         specs = te_layer_specs(megatron_config, session, layout=layout, self_attention=RotatedCacheSelfAttention)
     else:
         specs = decoder_layer_specs(megatron_config, session)
-    return GPTModel(
+    decoder = GPTModel(
         megatron_config,
         specs,
         vocab_size=vocab_size,
@@ -189,6 +189,30 @@ def build_decoder(
         share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        # Audio goes into whole sequences; they are shared out over the tensor-parallel ranks afterwards.
+        # Audio goes into whole sequences; they are sharded over the tensor-parallel ranks afterwards.
         scatter_embedding_sequence_parallel=False,
     )
+    decoder.rotary_pos_emb.register_forward_hook(_AtPositions(session))
+    if decoder.post_process:
+        decoder.output_layer.register_forward_pre_hook(_WantedLogits(session))
+    return decoder
+
+
+class _AtPositions:
+    """Hook: rotations for the positions of the forward in progress, which Megatron takes to be 0, 1, 2, ..."""
+
+    def __init__(self, session: AttentionSession) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: Any, rotations: Tensor) -> Tensor:
+        return self.session.placed(rotations)
+
+
+class _WantedLogits:
+    """Hook: the output layer sees only the tokens whose logits the forward in progress asks for."""
+
+    def __init__(self, session: AttentionSession) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.session.read(args[0]), *args[1:])

@@ -97,6 +97,7 @@ def dense_config(**decoder: Any) -> ModelConfig:
         perception=ConvPerceptionConfig(mel_bins=16, channels=24, downsampling=4),
         decoder=DecoderConfig(**settings | decoder),
         target_layers=(2, 3),
+        shared_prompts=False,
         micro_batch_size=1,
         global_batch_size=ROWS,
     )
@@ -222,7 +223,7 @@ def build_actor(layout: Layout, base: ModelConfig, start: str) -> MapoActor:
         reference = build(config, seed=98, dtype=layout.dtype)
         load_checkpoint(Path(start), reference)
     tokenizer = tiny_tokenizer()
-    batching = MicroBatching(rows=layout.rows, packed_tokens=config.packed_tokens)
+    batching = replace(MicroBatching.of(config), rows=layout.rows)
     return MapoActor(
         wrap_data_parallel(model.train()),
         MegatronRollout(model, tokenizer, batch_size=ROWS),

@@ -113,14 +113,8 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
 
         def forward_step(batches: Iterator[RolloutBatch], model: DistributedDataParallel) -> tuple[Any, Any]:
             part = next(batches).to(self.policy.device)
-            inputs = ModelInputs.of(part.sequences, packed=self.batching.packed_tokens is not None)
-            output = model(
-                inputs.tokens,
-                inputs.audio,
-                inputs.audio_row,
-                packed_lengths=inputs.packed_lengths,
-                audio_mass=self._head_reduction,
-            )
+            inputs = self.batching.lay_out(part.sequences)
+            output = inputs.call(model, self._head_reduction)
             return output, partial(loss_of, part=part, inputs=inputs)
 
         def loss_of(

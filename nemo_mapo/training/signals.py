@@ -1,25 +1,31 @@
 """What one forward pass says about every completion token: log-probability, entropy, audio mass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nemo_mapo.attention.session import HeadReduction
+from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.data.sequences import (
     Rows,
     at_predicting_positions,
+    by_completion,
     next_tokens,
     packed_row,
     row_slices,
+    same_prompt_as_before,
     select_rows,
+    shared_row,
 )
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
-from nemo_mapo.training.packing import pack_rows
+from nemo_mapo.training.packing import pack_rows, pack_shared_rows
 from nemo_mapo.types import AudioBatch, TokenBatch
 
 LOGIT_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
@@ -31,32 +37,87 @@ _FEWEST_ROWS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatching:
-    """How rows go through the model: so many padded ones at a time, or packed up to a number of tokens."""
+    """How rows go through the model: so many at a time, or packed up to a number of tokens; prompts shared or not."""
 
     rows: int
     packed_tokens: int | None = None
+    shared_prompts: bool = False
+    """Neighbours with the same prompt read it once, in one row (`data.sequences.SharedRow`)."""
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> "MicroBatching":
+        """As the config says."""
+        return cls(rows=model.micro_batch_size, packed_tokens=model.packed_tokens, shared_prompts=model.shared_prompts)
 
     def split(self, sequences: TokenBatch) -> Sequence[Rows]:
-        """Rows of each pass; ValueError where a row does not fit the token budget."""
+        """Rows of each pass; ValueError if a row does not fit the token budget."""
+        prompts, completions = sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist()
         if self.packed_tokens is None:
-            return row_slices(len(sequences.prompt_lengths), self.rows)
+            return row_slices(len(prompts), self.rows)
+        if self.shared_prompts:
+            return pack_shared_rows(prompts, completions, same_prompt_as_before(sequences), self.packed_tokens)
         return pack_rows((sequences.prompt_lengths + sequences.completion_lengths).tolist(), self.packed_tokens)
+
+    def lay_out(self, sequences: TokenBatch) -> "ModelInputs":
+        """The rows of one pass as the model reads them: in a row each, or all in one."""
+        if self.shared_prompts:
+            return _shared(sequences)
+        return ModelInputs.of(sequences, packed=self.packed_tokens is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInputs:
-    """Arguments of one model call."""
+    """Arguments of one model call, and the tokens whose log-probabilities are asked for."""
 
-    tokens: Int[Tensor, "row sequence"]
+    tokens: Int[Tensor, "row time"]
+    targets: Int[Tensor, "row read"]
+    """The token that each position predicts; with `read_at`, those of the positions read."""
     audio: AudioBatch
-    audio_row: Int[Tensor, "batch *clips"]
-    packed_lengths: Int[Tensor, " batch"] | None
+    audio_row: Int[Tensor, " sequence *clips"]
+    packed_lengths: Int[Tensor, " sequence"] | None = None
+    positions: Int[Tensor, " time"] | None = None
+    read_at: Int[Tensor, " read"] | None = None
 
     @classmethod
-    def of(cls, sequences: TokenBatch, *, packed: bool) -> "ModelInputs":
+    def of(cls, sequences: TokenBatch, *, packed: bool = False) -> "ModelInputs":
         """The rows as they are, or one after the other in a single row."""
         tokens, lengths = packed_row(sequences) if packed else (sequences.tokens, None)
-        return cls(tokens=tokens, audio=sequences.audio, audio_row=sequences.audio_row, packed_lengths=lengths)
+        return cls(
+            tokens=tokens,
+            targets=next_tokens(tokens),
+            audio=sequences.audio,
+            audio_row=sequences.audio_row,
+            packed_lengths=lengths,
+        )
+
+    def call(self, model: Callable[..., Any], head_reduction: HeadReduction | None) -> Any:
+        """Run the model, or what wraps it; `head_reduction` None captures no audio mass."""
+        return model(
+            self.tokens,
+            self.audio,
+            self.audio_row,
+            packed_lengths=self.packed_lengths,
+            positions=self.positions,
+            read_at=self.read_at,
+            audio_mass=head_reduction,
+        )
+
+
+def _shared(sequences: TokenBatch) -> ModelInputs:
+    row = shared_row(sequences)
+    return ModelInputs(
+        tokens=row.tokens,
+        targets=row.targets,
+        audio=sequences.audio,
+        audio_row=sequences.audio_row[row.leaders],
+        packed_lengths=row.lengths,
+        positions=row.positions,
+        read_at=row.read_at,
+    )
+
+
+PADDED_ROWS = MicroBatching(rows=1)
+"""A row each, right-padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,38 +130,40 @@ class TokenSignals:
 
 
 def token_signals(
-    model: AudioLLM, sequences: TokenBatch, *, head_reduction: HeadReduction | None, packed: bool = False
+    model: AudioLLM,
+    sequences: TokenBatch,
+    *,
+    head_reduction: HeadReduction | None,
+    batching: MicroBatching = PADDED_ROWS,
 ) -> TokenSignals:
     """Run a model of one pipeline stage on prompt + completion rows; differentiable in log-probability and mass.
 
-    `head_reduction` None captures no audio mass.
+    All rows go through together, laid out as `batching` says; `head_reduction` None captures no audio mass.
     """
     sequences = sequences.to(model.device)
-    inputs = ModelInputs.of(sequences, packed=packed)
-    output = model(
-        inputs.tokens,
-        inputs.audio,
-        inputs.audio_row,
-        packed_lengths=inputs.packed_lengths,
-        audio_mass=head_reduction,
-    )
-    return read_signals(model, output, inputs, sequences)
+    inputs = batching.lay_out(sequences)
+    return read_signals(model, inputs.call(model, head_reduction), inputs, sequences)
 
 
 def read_signals(model: AudioLLM, output: AudioLLMOutput, inputs: ModelInputs, sequences: TokenBatch) -> TokenSignals:
     """Signals of a forward pass, on the last pipeline stage; equal on all tensor-parallel ranks."""
     log_probs, entropy = log_probs_and_entropy(
         output.logits,
-        next_tokens(inputs.tokens),
+        inputs.targets,
         chunk_size=max(_FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS[output.logits.device.type] // output.logits.shape[-1]),
         process_group=model.tensor_group,
         vocab_start=model.vocab_start,
     )
-    packed, mass = inputs.packed_lengths is not None, output.audio_mass
+
+    def of_completions(values: Float[Tensor, "row read"]) -> Float[Tensor, "batch time"]:
+        if inputs.read_at is not None:
+            return by_completion(values[0], sequences.completion_lengths)
+        return at_predicting_positions(values, sequences, packed=inputs.packed_lengths is not None)
+
     return TokenSignals(
-        log_probs=at_predicting_positions(log_probs, sequences, packed=packed),
-        entropy_nats=at_predicting_positions(entropy, sequences, packed=packed),
-        audio_mass=None if mass is None else at_predicting_positions(mass, sequences, packed=packed),
+        log_probs=of_completions(log_probs),
+        entropy_nats=of_completions(entropy),
+        audio_mass=None if output.audio_mass is None else of_completions(output.audio_mass),
     )
 
 
@@ -115,7 +178,7 @@ def token_signals_in_parts(
     mass = None if head_reduction is None else torch.zeros(num_rows, num_tokens)
     for rows in batching.split(sequences):
         part = select_rows(sequences, rows)
-        signals = _without_gradient(model, part, head_reduction, packed=batching.packed_tokens is not None)
+        signals = _without_gradient(model, part, head_reduction, batching)
         width = signals[0].shape[1]
         log_probs[rows, :width], entropy[rows, :width] = signals[0], signals[1]
         if mass is not None:
@@ -124,19 +187,12 @@ def token_signals_in_parts(
 
 
 def _without_gradient(
-    model: AudioLLM, sequences: TokenBatch, head_reduction: HeadReduction | None, *, packed: bool
+    model: AudioLLM, sequences: TokenBatch, head_reduction: HeadReduction | None, batching: MicroBatching
 ) -> Float[Tensor, "signal batch time"]:
     """Log-probability, entropy and (if captured) mass, stacked, on every pipeline stage."""
     sequences = sequences.to(model.device)
-    inputs = ModelInputs.of(sequences, packed=packed)
-    output = forward_all_stages(
-        model,
-        inputs.tokens,
-        inputs.audio,
-        inputs.audio_row,
-        packed_lengths=inputs.packed_lengths,
-        audio_mass=head_reduction,
-    )
+    inputs = batching.lay_out(sequences)
+    output = inputs.call(partial(forward_all_stages, model), head_reduction)
     stacked = None
     if output is not None:
         signals = read_signals(model, output, inputs, sequences)

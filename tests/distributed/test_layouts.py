@@ -31,10 +31,27 @@ SEQUENCE = {"sequence_parallel": True}
 STAGES_2 = {"pipeline_model_parallel_size": 2}
 EXPERTS_2 = {"expert_model_parallel_size": 2}
 PACKED = {"packed_tokens": 90}
+SHARED = {"shared_prompts": True}
 
 DENSE = [
     Layout(name="micro-batches of 2", rows=2),
     Layout(name="packed rows (THD)", model=PACKED),
+    Layout(name="shared prompts", model=SHARED),
+    Layout(name="shared prompts, micro-batches of 3", model=SHARED, rows=3),
+    Layout(name="shared prompts, packed", model=SHARED | PACKED),
+    Layout(name="shared prompts, full recompute", model=SHARED, decoder={"recompute_granularity": "full"}),
+    Layout(
+        name="shared prompts, selective recompute",
+        model=SHARED,
+        decoder={"recompute_granularity": "selective", "recompute_modules": ("core_attn", "mlp", "layernorm")},
+    ),
+    Layout(
+        name="shared prompts, tensor 2 x pipeline 2, sequence",
+        ranks=4,
+        model=SHARED | TENSOR_2 | SEQUENCE | STAGES_2,
+        rows=4,
+    ),
+    Layout(name="shared prompts, data 2", ranks=2, model=SHARED, rows=2),
     Layout(name="full recompute", decoder={"recompute_granularity": "full"}),
     Layout(
         name="selective recompute",
@@ -80,6 +97,7 @@ ADAPTERS = [
     Layout(name="adapters, tensor 2, sequence, packed", ranks=2, model=TENSOR_2 | SEQUENCE | PACKED),
     Layout(name="adapters, pipeline 2", ranks=2, model=STAGES_2, rows=4),
     Layout(name="adapters, data 2", ranks=2, rows=4),
+    Layout(name="adapters, shared prompts, tensor 2", ranks=2, model=TENSOR_2 | SHARED),
     Layout(name="adapters, full recompute", decoder={"recompute_granularity": "full"}),
 ]
 
@@ -169,6 +187,18 @@ def test_adapters_in_this_layout_equal_those_of_the_plain_run(adapters, layout, 
     trained = {name.rpartition(".")[2] for name in adapters.gradients if name.startswith("language_model")}
     assert trained == {"lora_a", "lora_b"}
     check(adapters, layout, tmp_path, comparison)
+
+
+def test_experts_see_a_shared_prompt_once_and_compute_the_same(tmp_path, comparison) -> None:
+    """Without the balancing loss, which is a mean over the tokens that are read."""
+    start = prepare(tmp_path, moe_config(), Layout(name="experts, plain", rows=4))
+    for ranks, model in ((1, SHARED), (2, SHARED | EXPERTS_2)):
+        check(
+            start,
+            Layout(name=f"experts {ranks}, shared prompts", ranks=ranks, model=model, rows=4),
+            tmp_path,
+            comparison,
+        )
 
 
 def test_every_term_of_the_loss_counts_in_the_comparison(dense) -> None:

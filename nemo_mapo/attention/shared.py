@@ -1,0 +1,158 @@
+"""Causal attention over a row in which several completions share one prompt.
+
+Every completion reads the prompt and itself, never its neighbours. The prompt's keys and values are computed once; the
+completions of a group attend side by side, each to [prompt keys | own keys], so nothing is computed and thrown away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from nemo_mapo.attention.mass import EXPLICIT_MASK_QUERIES, attention_with_audio_mass, attention_without_mass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrompt:
+    """Where a prompt and the completions that read it stand in a row."""
+
+    start: int
+    """First token of the prompt."""
+    prompt: int
+    """Tokens of the prompt; 0 for a single sequence, of which nothing is shared."""
+    completions: tuple[int, ...]
+    """Tokens of each completion; they follow the prompt one after the other."""
+
+    @property
+    def end(self) -> int:
+        """One past the last token of the group."""
+        return self.start + self.prompt + sum(self.completions)
+
+
+def shared_prompts(positions: Sequence[int]) -> list[SharedPrompt]:
+    """Read the groups of a row off the positions of its tokens.
+
+    Positions count from 0 at each prompt and go back to the same value, the prompt's length, where each further
+    completion begins: `0 1 2 3 | 2 3 4 | 2` are three completions of 2, 3 and 1 tokens to a prompt of 2.
+
+        shared_prompts([0, 1, 2, 3, 2, 3, 4, 2])
+        # [SharedPrompt(start=0, prompt=2, completions=(2, 3, 1))]
+
+    Raises:
+        ValueError: if the row does not begin with position 0, or completions of a group begin at different positions.
+    """
+    if not positions or positions[0] != 0:
+        raise ValueError("a row of shared prompts must begin with position 0")
+    jumps = [index for index in range(1, len(positions)) if positions[index] != positions[index - 1] + 1]
+    groups: list[list[tuple[int, int]]] = []
+    for begin, end in pairwise([0, *jumps, len(positions)]):
+        if positions[begin] == 0:
+            groups.append([])
+        groups[-1].append((begin, end))
+    return [_group(runs, positions) for runs in groups]
+
+
+def _group(runs: list[tuple[int, int]], positions: Sequence[int]) -> SharedPrompt:
+    start, first_end = runs[0]
+    if len(runs) == 1:
+        return SharedPrompt(start=start, prompt=0, completions=(first_end - start,))
+    prompt = positions[runs[1][0]]
+    if any(positions[begin] != prompt for begin, _ in runs[1:]) or not 0 < prompt < first_end - start:
+        raise ValueError(
+            f"the completions of the prompt at {start} begin at positions "
+            f"{[positions[begin] for begin, _ in runs[1:]]}; all must begin where the prompt ends"
+        )
+    lengths = (first_end - start - prompt, *(end - begin for begin, end in runs[1:]))
+    return SharedPrompt(start=start, prompt=prompt, completions=lengths)
+
+
+def shared_prompt_attention(
+    query: Float[Tensor, "time heads dim"],
+    key: Float[Tensor, "time kv_heads dim"],
+    value: Float[Tensor, "time kv_heads dim_v"],
+    positions: Int[Tensor, " time"],
+    *,
+    audio_key_mask: Bool[Tensor, " time"] | None = None,
+    softmax_scale: float | None = None,
+) -> tuple[Float[Tensor, "time heads dim_v"], Float[Tensor, "heads time"] | None]:
+    """Attention output, and the audio mass of the completions if `audio_key_mask` is given.
+
+    The same function as causal attention on each [prompt | completion] of its own, in value and gradient; gradients of
+    a prompt add up over its completions. The mass of prompt tokens is not computed and stands as 0.
+
+    Args:
+        query: queries of the whole row; keys and values likewise, with grouped-query attention if kv_heads < heads.
+        key: keys, rotated to `positions`.
+        value: values.
+        positions: position of each token in its own sequence (`shared_prompts`).
+        audio_key_mask: True on the keys whose mass is asked for.
+        softmax_scale: dim^-0.5 if None.
+
+    Raises:
+        ValueError: from `shared_prompts`, for positions that describe no groups.
+    """
+    outputs, masses = [], []
+    for group in shared_prompts(positions.tolist()):
+        end_of_prompt = group.start + group.prompt
+        prompt, own = slice(group.start, end_of_prompt), slice(end_of_prompt, group.end)
+        if group.prompt:
+            outputs.append(
+                attention_without_mass(
+                    query[None, prompt], key[None, prompt], value[None, prompt], softmax_scale=softmax_scale
+                )[0]
+            )
+        queries = _side_by_side(query[own], group.completions)
+        keys = _after_prompt(key[prompt], key[own], group.completions)
+        values = _after_prompt(value[prompt], value[own], group.completions)
+        valid = _valid(group.completions, query.device)
+        audio = None
+        if audio_key_mask is not None:
+            audio = _after_prompt(audio_key_mask[prompt], audio_key_mask[own], group.completions)
+        output, mass = _attend_in_blocks(queries, keys, values, audio, softmax_scale)
+        outputs.append(output[valid])
+        if mass is not None:
+            masses += [mass.new_zeros(mass.shape[1], group.prompt), mass.transpose(1, 2)[valid].T]
+    return torch.cat(outputs), torch.cat(masses, dim=1) if masses else None
+
+
+def _attend_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, audio: Tensor | None, softmax_scale: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of the last positions to all before them, so many queries at a time that a mask is cheap.
+
+    A block sees no key behind its last query, so half of the square that a mask would hide is never computed.
+    """
+    time, earlier = query.shape[1], key.shape[1] - query.shape[1]
+    outputs, masses = [], []
+    for begin in range(0, time, EXPLICIT_MASK_QUERIES):
+        end = min(begin + EXPLICIT_MASK_QUERIES, time)
+        block = (query[:, begin:end], key[:, : earlier + end], value[:, : earlier + end])
+        if audio is None:
+            outputs.append(attention_without_mass(*block, softmax_scale=softmax_scale))
+            continue
+        output, mass = attention_with_audio_mass(*block, audio[:, : earlier + end], softmax_scale=softmax_scale)
+        outputs.append(output)
+        masses.append(mass)
+    return torch.cat(outputs, dim=1), torch.cat(masses, dim=2) if masses else None
+
+
+def _side_by_side(tokens: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Completions as right-padded rows; the padding stands behind every valid query, so none sees it."""
+    if len(lengths) == 1:
+        return tokens[None]
+    return pad_sequence(tokens.split(lengths), batch_first=True)
+
+
+def _after_prompt(prompt: Tensor, own: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The prompt before each completion."""
+    rows = _side_by_side(own, lengths)
+    return torch.cat((prompt.expand(len(lengths), *prompt.shape), rows), dim=1)
+
+
+def _valid(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    ends = torch.tensor(lengths, device=device)
+    return torch.arange(max(lengths), device=device) < ends[:, None]
