@@ -286,10 +286,12 @@ def test_the_configuration_page_is_that_of_the_schema():
 
 
 def test_transformer_engine_needs_a_gpu_and_bfloat16():
-    engine = "model.attention_backend=transformer_engine"
+    engine = ("model.attention_backend=transformer_engine", "model.shared_prompts=false")
     with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu and trainer\.precision=bf16, not cpu and fp32"):
-        run_config(engine)
-    assert run_config(engine, "trainer.accelerator=gpu", "trainer.precision=bf16").model.precision.fp8 is None
+        run_config(*engine)
+    with pytest.raises(ConfigError, match="set shared_prompts=false, or attention_backend=sdpa"):
+        run_config(*engine, "model.shared_prompts=true")
+    assert run_config(*engine, "trainer.accelerator=gpu", "trainer.precision=bf16").model.precision.fp8 is None
     with pytest.raises(ConfigError, match=r"model\.precision\.fp8=hybrid needs model\.attention_backend"):
         run_config("model.precision.fp8=hybrid")
 
