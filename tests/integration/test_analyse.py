@@ -106,7 +106,7 @@ def test_a_start_drawn_on_several_ranks_is_refused(copy):
 
 
 def test_attention_that_keeps_its_weights_is_refused(copy):
-    other = {"model": {"attention_backend": "transformer_engine"},
+    other = {"model": {"attention_backend": "transformer_engine", "shared_prompts": False},
              "trainer": {"accelerator": "gpu", "precision": "bf16"}}  # fmt: skip
     with pytest.raises(ValueError, match=r"attention_backend=transformer_engine.*sdpa only"):
         analysis(copy("fused", **other))
