@@ -109,7 +109,8 @@ def shared_row(sequences: TokenBatch) -> SharedRow:
     """
     shares = same_prompt_as_before(sequences)
     prompts, completions = sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist()
-    columns, rows, reading, lengths = [], [], [], []
+    columns, rows, reading = [], [], []
+    lengths: list[int] = []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         first = prompt - 1 if shares[row] else 0
         columns.append(torch.arange(first, prompt - 1 + completion))

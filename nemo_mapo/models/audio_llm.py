@@ -132,7 +132,6 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         sequence = _sequence_of_positions(tokens, packed_lengths)
         embeddings = self._embed(tokens, placeholders, sequence, audio, audio_row) if self.pre_process else None
         capture = placeholders if audio_mass is not None else None
-        separate = packed_lengths is not None and positions is None
         with self.session.forward(audio_key_mask=capture, positions=positions, read_at=early):
             output: Tensor = self.language_model(
                 tokens,
@@ -140,7 +139,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
                 segment_ids if positions is None else positions[None, None],
                 decoder_input=embeddings,
                 inference_context=inference_context,
-                packed_seq_params=_packed_seq_params(packed_lengths) if separate else None,
+                packed_seq_params=None if positions is not None else _packed_seq_params(packed_lengths),
             )
         if not self.post_process:
             return output
@@ -254,7 +253,9 @@ def _sequence_of_positions(tokens: Tensor, packed_lengths: Tensor | None) -> Int
     return torch.arange(len(packed_lengths), device=tokens.device).repeat_interleave(packed_lengths)[None]
 
 
-def _packed_seq_params(lengths: Int[Tensor, " sequence"]) -> PackedSeqParams:
+def _packed_seq_params(lengths: Int[Tensor, " sequence"] | None) -> PackedSeqParams | None:
+    if lengths is None:
+        return None
     bounds = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     longest = int(lengths.max())
     return PackedSeqParams(
