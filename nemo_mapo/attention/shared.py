@@ -144,7 +144,7 @@ def _side_by_side(tokens: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Completions as right-padded rows; the padding stands behind every valid query, so none sees it."""
     if len(lengths) == 1:
         return tokens[None]
-    return pad_sequence(torch.split(tokens, lengths), batch_first=True)
+    return pad_sequence(list(torch.split(tokens, list(lengths))), batch_first=True)
 
 
 def _after_prompt(prompt: Tensor, own: Tensor, lengths: tuple[int, ...]) -> Tensor:
