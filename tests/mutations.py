@@ -37,6 +37,20 @@ class Fault:
 
 FAULTS = (
     Fault(
+        name="answers: a denied statement counts",
+        file="nemo_mapo/rewards/answers.py",
+        right="        if DENIAL.search(CLAUSE_END",
+        wrong="        if False and DENIAL.search(CLAUSE_END",
+        tests=("tests/unit/rewards/test_answers.py",),
+    ),
+    Fault(
+        name="answers: the first of several statements counts",
+        file="nemo_mapo/rewards/answers.py",
+        right="last = statements[-1]",
+        wrong="last = statements[0]",
+        tests=("tests/unit/rewards/test_answers.py",),
+    ),
+    Fault(
         name="prompts: the exchanged control is asked without the instruction",
         file="nemo_mapo/evaluation/grounding/controls.py",
         right="tokenizer, wording))",

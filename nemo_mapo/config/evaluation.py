@@ -74,7 +74,7 @@ class EvaluationConfig:
     """Of sampling, where rollout.sampling.temperature is not 0."""
     shuffle_choices: int | None = None
     """Seed of another order of each question's choices; null shows the published order."""
-    template: Literal["think", "reasoning", "none"] = "think"
+    template: Literal["think", "think_answer", "reasoning", "mpar2", "none"] = "think"
     """What surrounds the answer in a completion; `none` takes the whole completion as the answer."""
     num_threads: Count | None = None
     """torch threads on a CPU host; null leaves torch's choice."""

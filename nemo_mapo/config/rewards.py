@@ -76,8 +76,9 @@ class RewardsConfig:
     """Weight of (MPAR2): the perception agrees with the clip's caption, as the judge sees it."""
     reasoning_steps: Weight = 0.0
     """Weight of (MPAR2): the sub-questions are answered from the perception, as the judge sees it."""
-    template: Literal["think", "reasoning", "mpar2"] = "think"
-    """`<think>...</think>answer`, `<reasoning>...</reasoning><answer>...</answer>`, or MPAR2's (docs/rewards.md)."""
+    template: Literal["think", "think_answer", "reasoning", "mpar2"] = "think"
+    """`<think>...</think>answer`, with `<answer>...</answer>` around the answer (`think_answer`),
+    `<reasoning>...</reasoning><answer>...</answer>`, or MPAR2's (docs/rewards.md)."""
     consistency_judge: Literal["rule", "model"] = "rule"
     """Who decides on consistency: a rule for templated text, or the judge."""
     conditional_on_correct: bool = False

@@ -7,7 +7,7 @@ from typing import Literal
 from nemo_mapo.config.data import PromptConfig
 from nemo_mapo.types import Wording
 
-Template = Literal["think", "reasoning", "mpar2"]
+Template = Literal["think", "think_answer", "reasoning", "mpar2"]
 
 _FINAL_ANSWER = "the final answer and nothing else; if choices are listed, repeat one of them word for word"
 INSTRUCTIONS: dict[str, str | None] = {
@@ -15,6 +15,8 @@ INSTRUCTIONS: dict[str, str | None] = {
     f"{_FINAL_ANSWER}.",
     "reasoning": "First describe between <reasoning> and </reasoning> what you hear and what follows from it. Then "
     f"give, between <answer> and </answer>, {_FINAL_ANSWER}.",
+    "think_answer": "First describe between <think> and </think> what you hear and what follows from it. Then give, "
+    f"between <answer> and </answer>, {_FINAL_ANSWER}.",
     "mpar2": "Begin with <thinking>. Between <perception> and </perception> say what you hear. Between <reasoning> "
     "and </reasoning>, take the question apart into steps, each written as Sub-question: ... Answer: ... Check them "
     f"between <review> and </review>, and end with </thinking>. Then give, between <answer> and </answer>, "
@@ -29,7 +31,9 @@ _MPAR2 = (
     *("<thinking>", "<perception>", "</perception>", "<reasoning>", "</reasoning>"),
     *("<review>", "</review>", "</thinking>", "<answer>", "</answer>"),
 )
-_OWN_TAGS = {"think": _THINK, "reasoning": _REASONING, "mpar2": _MPAR2}
+_ANSWER = ("<answer>", "</answer>")
+_THINK_ANSWER = (*_THINK, *_ANSWER)
+_OWN_TAGS = {"think": _THINK, "think_answer": _THINK_ANSWER, "reasoning": _REASONING, "mpar2": _MPAR2}
 _ALL_TAGS = tuple(dict.fromkeys((*_THINK, *_REASONING, *_MPAR2)))
 
 _STRICT = {
@@ -37,6 +41,7 @@ _STRICT = {
     "reasoning": re.compile(
         r"\s*<reasoning>(?P<reasoning>.*)</reasoning>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL
     ),
+    "think_answer": re.compile(r"\s*<think>(?P<reasoning>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL),
     "mpar2": re.compile(
         r"\s*<thinking>(?P<reasoning>\s*<perception>(?P<perception>.*)</perception>\s*<reasoning>(?P<steps>.*)</reasoning>"
         r"\s*<review>(?P<review>.*)</review>\s*)</thinking>\s*<answer>(?P<answer>.*)</answer>\s*",
@@ -44,7 +49,12 @@ _STRICT = {
     ),
 }
 _OPENING = re.compile(r"\s*<(?:think|reasoning|thinking)>")
-_CLOSING = {"think": "</think>", "reasoning": "</reasoning>", "mpar2": "</thinking>"}
+_REASONING_TAGS = {
+    "think": _THINK,
+    "think_answer": _THINK,
+    "reasoning": ("<reasoning>", "</reasoning>"),
+    "mpar2": ("<thinking>", "</thinking>"),
+}
 
 
 def prompt_wording(config: PromptConfig, template: str) -> Wording:
@@ -75,7 +85,8 @@ class Mpar2Parts:
 def split_completion(text: str, template: Template) -> Completion | None:
     """Take a completion apart, or return None where it departs from `template` in anything.
 
-    `<think>reasoning</think>answer`, `<reasoning>reasoning</reasoning><answer>answer</answer>` or that of `mpar2.py`:
+    `<think>reasoning</think>answer`, `<think>reasoning</think><answer>answer</answer>`,
+    `<reasoning>reasoning</reasoning><answer>answer</answer>` or that of `mpar2.py`:
     each tag once, in order, no tag of another template, only white space before, between and after, and a letter or
     digit in every part.
     """
@@ -112,33 +123,40 @@ def mpar2_parts(text: str) -> Mpar2Parts | None:
 
 def closed_reasoning(text: str, template: Template) -> str | None:
     """Return the reasoning, or None where it is not closed exactly once; the opening tag may be in the prompt."""
-    closing = _CLOSING[template]
+    closing = _REASONING_TAGS[template][1]
     if text.count(closing) != 1:
         return None
     return _OPENING.sub("", text.split(closing)[0], count=1).strip()
 
 
 def extract_answer(text: str, template: Template, *, finished: bool = True) -> str | None:
-    """Return the one answer that a completion gives, or None where it gives none or several.
+    """Return the one answer that a completion gives, or None if it gives none or several.
 
-    `think`: what follows the only `</think>`; an unfinished completion has no answer there, for the rest of it may be
-    missing. `reasoning` and `mpar2`: what stands in the only `<answer>...</answer>`, outside the reasoning.
+    `think`: what follows the only `</think>`, or what stands there between `<answer>` and `</answer>`; an unfinished
+    completion has no answer there, for the rest of it may be missing. The other templates: what stands in the only
+    `<answer>...</answer>`, outside the reasoning.
     """
     if template == "think":
         _, closing, answer = text.partition("</think>")
         if not (finished and closing) or any(tag in answer for tag in _THINK):
             return None
-        return answer.strip() or None
-    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
-        return None
+        tagged = any(tag in answer for tag in _ANSWER)
+        return _between_answer_tags(answer) if tagged else answer.strip() or None
     before, _, rest = text.partition("<answer>")
-    answer, closing, after = rest.partition("</answer>")
-    if not closing or any(tag in answer or tag in after for tag in _OWN_TAGS[template]):
+    if any(tag in rest.replace("</answer>", "") for tag in _OWN_TAGS[template]):
         return None
-    opening, end = ("<reasoning>", "</reasoning>") if template == "reasoning" else ("<thinking>", "</thinking>")
+    opening, end = _REASONING_TAGS[template]
     if opening in before and end not in before:
         return None
-    return answer.strip() or None
+    return _between_answer_tags(text)
+
+
+def _between_answer_tags(text: str) -> str | None:
+    """What stands in the only `<answer>...</answer>` of a text."""
+    if any(text.count(tag) != 1 for tag in _ANSWER):
+        return None
+    inside, closing, _ = text.partition("<answer>")[2].partition("</answer>")
+    return (inside.strip() or None) if closing else None
 
 
 def reasoning_words(text: str) -> int:

@@ -13,7 +13,7 @@ from nemo_mapo.rewards.answers import normalise_answer, resolve_choice
 from nemo_mapo.rewards.judge import EmbeddingModel
 from nemo_mapo.rewards.templates import extract_answer
 
-AnswerTemplate = Literal["think", "reasoning", "none"]
+AnswerTemplate = Literal["think", "think_answer", "reasoning", "mpar2", "none"]
 Status = Literal["answered", "missing", "unparsable"]
 
 _NOTHING = "\ue000{}"

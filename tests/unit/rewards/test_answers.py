@@ -1,5 +1,8 @@
 """Answers resolve to the choice they name, and to nothing where they name none or may name several."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from nemo_mapo.rewards.answers import extract_answer, normalise_answer, reasoning_words, resolve_choice
@@ -113,8 +116,6 @@ def test_an_answer_names_its_choice_by_text_letter_or_both(answer: str, choices:
         ("the answer is not B", ANIMALS),
         ("the answer is a cat", ANIMALS),
         ("answer:", ANIMALS),
-        ("answer: answer: B", ANIMALS),
-        ("I think B", ANIMALS),
         ("B", ()),
         ("dog", ("dog", "dog")),
         ("Dog!", ("dog", "dog?")),
@@ -125,6 +126,26 @@ def test_an_answer_names_its_choice_by_text_letter_or_both(answer: str, choices:
 )
 def test_an_answer_that_names_none_or_several_resolves_to_nothing(answer: str | None, choices: tuple[str, ...]):
     assert resolve_choice(answer, choices) is None
+
+
+LABELLED = [json.loads(line) for line in Path(__file__).with_name("labelled_answers.jsonl").read_text().splitlines()]
+"""Answers with what people read in them: `names` is the index of the choice, or null for none or several."""
+MAX_FALSE_REJECTS = 0.02
+
+
+def test_the_labelled_answers_are_many_and_of_five_languages():
+    assert len(LABELLED) >= 200 and len({row["language"] for row in LABELLED}) >= 5
+
+
+@pytest.mark.parametrize("row", LABELLED, ids=lambda row: f"{row['language']}-{row['answer']}")
+def test_no_answer_is_taken_for_another_than_people_read_in_it(row: dict):
+    assert resolve_choice(row["answer"], row["choices"]) in (row["names"], None)
+
+
+def test_few_answers_that_people_understand_are_rejected():
+    understood = [row for row in LABELLED if row["names"] is not None]
+    rejected = [row["answer"] for row in understood if resolve_choice(row["answer"], row["choices"]) is None]
+    assert len(rejected) <= MAX_FALSE_REJECTS * len(understood), rejected
 
 
 def test_every_choice_resolves_to_itself_and_to_its_letter():
@@ -154,6 +175,14 @@ def test_normalising_keeps_all_that_tells_answers_apart(text: str, plain: str):
         ("", "think", None),
         ("<think>x</think>A</think>B", "think", None),
         ("<think>x</think><think>y", "think", None),
+        ("<think>x</think> <answer> B </answer>", "think", "B"),
+        ("<think>x</think><answer>A</answer><answer>B</answer>", "think", None),
+        ("<think>x</think><answer>B", "think", None),
+        ("<think>x</think>\n<answer>B</answer>", "think_answer", "B"),
+        ("x</think><answer>B</answer>", "think_answer", "B"),
+        ("<think>x</think>B", "think_answer", None),
+        ("<think>x <answer>B</answer>", "think_answer", None),
+        ("<think>x</think><answer>A</answer><answer>B</answer>", "think_answer", None),
         ("<reasoning>x</reasoning><answer> B </answer>", "reasoning", "B"),
         ("<answer>B</answer>", "reasoning", "B"),
         ("<reasoning>x</reasoning><answer></answer>", "reasoning", None),
