@@ -5,6 +5,9 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 STAMP := $(VENV)/.installed
+# vLLM's environment: its torch and transformers are others than ours.
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 BIN := $(VENV)/bin
 # Extra pip options for the environment, e.g. an index with CPU-only torch wheels.
 PIP_ARGS ?=
@@ -22,12 +25,14 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help env demo test check format ablation
+.PHONY: help env vllm demo test check format ablation
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 env: $(STAMP) ## build the Python environment in .venv (about 2 minutes)
+
+vllm: $(VLLM_STAMP) ## build the environment of a vLLM for the CPU in .venv-vllm (about 2 minutes)
 
 demo: $(STAMP) ## corpus, training, evaluation and report of the embedded run (under 20 minutes on 2 cores)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -57,4 +62,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/pip install -qq $(PIP_ARGS) -c constraints.txt torch
 	@$(BIN)/pip install -qq $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VLLM_STAMP): requirements-vllm.txt examples/vllm_cpu_site.py
+	@[ -n "$(PYTHON)" ] || { echo "make vllm needs Python 3.11 or 3.12; name it: make vllm PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing vLLM into $(VLLM_VENV): about 2 minutes and 4 GB the first time."
+	@"$(PYTHON)" -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/pip install -qq $(PIP_ARGS) --no-deps -r requirements-vllm.txt
+	@cp examples/vllm_cpu_site.py "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py"
 	@touch $@

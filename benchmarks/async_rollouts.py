@@ -1,6 +1,6 @@
 """Steps per hour with generation one batch ahead and without: `python benchmarks/async_rollouts.py`.
 
-Trainer and rollout server are two processes of one thread each, as in `python examples/train_mapo.py rollout=server`;
+Trainer and vLLM are processes of one thread each, as in `python examples/train_mapo.py rollout=vllm`;
 both ways make the same number of completions of the same length. Runs alternate; the ratio is the median over pairs.
 The first two steps of a run are left out: one warms up, and the other was not overlapped.
 """
@@ -8,17 +8,20 @@ The first two steps of a run are left out: one warms up, and the other was not o
 import argparse
 import json
 import os
-import socket
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nemo_mapo.data.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.http_client import JsonServer, Unreachable
+from nemo_mapo.rollout.vllm.process import free_port
 
 ROOT = Path(__file__).parents[1]
 WANTED = 1.4
@@ -35,7 +38,6 @@ def main() -> None:
         prompts = arguments.prompts * (arguments.steps + 1)
         write_corpus(SyntheticCorpusConfig(train=prompts, validation=4, test=4), corpus, progress=False)
         build_tokenizer().save_pretrained(corpus / "tokenizer")
-        (directory / "weights").mkdir()
         with serving(directory, arguments) as url:
             pairs = [
                 {name: train(name, directory / f"{name} {pair}", url, arguments) for name in STALENESS}
@@ -58,15 +60,14 @@ def train(name: str, run_dir: Path, url: str, arguments: argparse.Namespace) -> 
         f"trainer.mapo.num_rollouts_per_prompt={arguments.group}",
         f"trainer.mapo.asynchronous={{max_staleness: {STALENESS[name]}}}",
         "objective.behaviour_clip=2",
-        f"data.corpus_dir={run_dir.parent / 'corpus'}",
-        "data.test_ds=null",
+        *model_overrides(run_dir.parent),
         f"data.train_ds.batch_size={arguments.prompts}",
         f"model.global_batch_size={arguments.prompts * arguments.group // 2}",
         f"exp_manager.explicit_log_dir={run_dir}",
         "exp_manager.create_tensorboard_logger=false",
-        "rollout=server",
-        f"rollout.server.urls=[{url}]",
-        f"rollout.server.sync_dir={run_dir.parent / 'weights'}",
+        "rollout=vllm",
+        "rollout.vllm.launch=false",
+        f"rollout.vllm.urls=[{url}]",
         f"rollout.sampling.min_new_tokens={length}",
         f"rollout.sampling.max_new_tokens={length}",
     ]
@@ -81,27 +82,47 @@ def train(name: str, run_dir: Path, url: str, arguments: argparse.Namespace) -> 
 
 @contextmanager
 def serving(directory: Path, arguments: argparse.Namespace) -> Iterator[str]:
-    """The rollout server; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    """vLLM; yields its address."""
+    port = free_port()
     command = [
         sys.executable,
-        str(ROOT / "examples" / "serve_rollouts.py"),
-        f"data.tokenizer={directory / 'corpus' / 'tokenizer'}",
-        f"serving.sync_dir={directory / 'weights'}",
-        f"serving.port={port}",
-        "trainer.num_threads=1",
+        str(ROOT / "examples" / "serve_vllm.py"),
+        *model_overrides(directory),
+        "rollout=vllm",
         f"rollout.batch_size={arguments.slots}",
+        f"rollout.vllm.python={arguments.python}",
+        f"rollout.vllm.port={port}",
+        f"exp_manager.explicit_log_dir={directory / 'server'}",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    log = directory / "vllm.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
     try:
-        assert process.stdout is not None
-        if not any(line.startswith("serving at") for line in process.stdout):
-            sys.exit("the rollout server ended before it served")
-        yield f"http://127.0.0.1:{port}"
+        while not answers(url):
+            if process.poll() is not None:
+                sys.exit(log.read_text()[-3000:])
+            time.sleep(1)
+        yield url
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether the server takes requests."""
+    try:
+        JsonServer(url, token=None, timeout_seconds=5).get("/health")
+    except Unreachable:
+        return False
+    return True
+
+
+def model_overrides(directory: Path) -> list[str]:
+    """What trainer and server have to agree on."""
+    return [f"data.corpus_dir={directory / 'corpus'}", "data.test_ds=null"]
 
 
 def run(command: list[str]) -> None:
@@ -142,6 +163,9 @@ def parse_arguments() -> argparse.Namespace:
         ("pairs", 3, "runs of each"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument(
+        "--python", default=".venv-vllm/bin/python", help="interpreter that has vLLM (default: %(default)s)"
+    )
     parser.add_argument("--check", action="store_true", help=f"fail below a ratio of {WANTED:g}")
     return parser.parse_args()
 

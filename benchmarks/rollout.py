@@ -1,25 +1,35 @@
-"""Completion tokens per second of our Megatron backend and of transformers' generate: `python benchmarks/rollout.py`.
+"""Completion tokens per second of the Megatron backend, vLLM and transformers: `python benchmarks/rollout.py`.
 
-Both have the same weights (a small Qwen3-style decoder), the same prompts, sampling, stop tokens and number of slots.
-Lengths are unequal as real ones are: a completion ends where one of the stop tokens is drawn. Runs alternate; the ratio
-is the median over pairs.
+All have the same weights (a small Qwen3-style decoder), the same prompts, sampling, stop tokens and number of slots.
+Lengths are unequal as real ones are: a completion ends where one of the stop tokens is drawn. Runs alternate; a ratio
+is the median over rounds.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
-from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.config.rollout import VllmConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.weights import WeightMap
+from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.types import AudioBatch, Example, PromptBatch
 
@@ -31,7 +41,7 @@ STOP_SHARE = 40
 
 
 def main() -> None:
-    """Time pairs of runs and print a table; with --check fail below the wanted ratio."""
+    """Time rounds of runs and print a table; with --check fail below the wanted ratio."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     hide_cuda_devices()
@@ -39,32 +49,47 @@ def main() -> None:
     initialize_parallel()
     tokenizer = build_tokenizer()
     ours, theirs = build_pair(tokenizer, layers=arguments.layers, width=arguments.width)
-    sampling = SamplingConfig(temperature=1.2, top_k=50, top_p=0.99, max_new_tokens=arguments.max_new_tokens)
-    prompts = draw_prompts(tokenizer, arguments.prompts)
-    stops = stop_tokens(tokenizer)
-    pairs = []
-    for pair in range(arguments.pairs + 1):
-        seed = 1000 * pair
-        mine = megatron_rate(ours, tokenizer, prompts, sampling, stops, arguments, seed)
-        pairs.append((mine, transformers_rate(theirs, tokenizer, prompts, sampling, stops, arguments, seed)))
-    # The first pair is a warm-up.
-    report(pairs[1:], check=arguments.check)
+    prompts, stops = draw_prompts(tokenizer, arguments.prompts), stop_tokens(tokenizer)
+    rounds = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(vllm(ours, tokenizer, stops, arguments, Path(folder))) as served,
+    ):
+        print_update(served, ours)
+        for number in range(arguments.pairs + 1):
+            seeds = torch.arange(len(prompts) * arguments.group) + 1000 * number
+            megatron = MegatronRollout(ours, tokenizer, batch_size=arguments.slots, stop_token_ids=stops)
+            rounds.append(
+                {
+                    "Megatron backend": rate(megatron, prompts, seeds, arguments),
+                    "vLLM": rate(served, prompts, seeds, arguments),
+                    "transformers": transformers_rate(theirs, tokenizer, prompts, stops, arguments, 1000 * number),
+                }
+            )
+    # The first round is a warm-up.
+    report(rounds[1:], check=arguments.check)
 
 
-def build_pair(tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int) -> tuple[AudioLLM, Qwen3ForCausalLM]:
-    """The same decoder as ours and as transformers' Qwen3."""
-    heads, groups = width // 16, width // 32
+def model_config_of(layers: int, width: int) -> ModelConfig:
+    """A decoder with heads 32 wide, which vLLM's attention on a CPU has."""
     decoder = DecoderConfig(
         num_layers=layers,
         hidden_size=width,
         ffn_hidden_size=3 * width,
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        kv_channels=16,
+        num_attention_heads=width // 32,
+        num_query_groups=max(1, width // 64),
+        kv_channels=32,
         max_position_embeddings=1024,
     )
+    return ModelConfig(decoder=decoder, target_layers=(layers - 1,))
+
+
+def build_pair(tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int) -> tuple[AudioLLM, Qwen3ForCausalLM]:
+    """The same decoder as ours and as transformers' Qwen3."""
+    config = model_config_of(layers, width)
+    decoder = config.decoder
     ours = build_audio_llm(
-        ModelConfig(decoder=decoder, target_layers=(layers - 1,)),
+        config,
         vocab_size=len(tokenizer),
         special=SpecialTokens.from_tokenizer(tokenizer),
         sample_rate=SAMPLE_RATE,
@@ -76,9 +101,9 @@ def build_pair(tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int) -
             hidden_size=width,
             intermediate_size=3 * width,
             num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            head_dim=16,
+            num_attention_heads=decoder.num_attention_heads,
+            num_key_value_heads=decoder.num_query_groups,
+            head_dim=decoder.kv_channels,
             max_position_embeddings=1024,
             rope_theta=decoder.rotary_base,
             rms_norm_eps=decoder.layernorm_epsilon,
@@ -116,20 +141,44 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [SpecialTokens.from_tokenizer(tokenizer).end_id, *range(20, len(tokenizer) - 2, STOP_SHARE)]
 
 
-def megatron_rate(
+def sampling_of(arguments: argparse.Namespace) -> SamplingConfig:
+    """The paper's."""
+    return SamplingConfig(temperature=1.2, top_k=50, top_p=0.99, max_new_tokens=arguments.max_new_tokens)
+
+
+def vllm(
     model: AudioLLM,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptBatch,
-    sampling: SamplingConfig,
     stops: list[int],
     arguments: argparse.Namespace,
-    seed: int,
-) -> float:
+    directory: Path,
+) -> VllmRollout:
+    """A server of the same decoder, with its weights."""
+    settings = VllmConfig(python=arguments.python, serve_args=tuple(arguments.serve_args.split()))
+    config = RolloutConfig(backend="vllm", batch_size=arguments.slots, sampling=sampling_of(arguments), vllm=settings)
+    model_config = model_config_of(arguments.layers, arguments.width)
+    backend = build_vllm(config, model_config, model, tokenizer, sample_rate=SAMPLE_RATE, directory=directory)
+    forbidden = set(backend.drawing.never_drawn) - set(stops)
+    backend.drawing = replace(backend.drawing, never_drawn=tuple(sorted(forbidden)), stop_ids=tuple(stops))
+    backend.fleet.wait_for_a_server()
+    return backend
+
+
+def print_update(backend: VllmRollout, model: AudioLLM) -> None:
+    """Seconds of weight updates after the first, the probe included."""
+    seconds = []
+    for version in range(4):
+        started = time.perf_counter()
+        backend.update_weights(version, policy_tensors(model))
+        seconds.append(time.perf_counter() - started)
+    megabytes = sum(value.nbytes for _, value in policy_tensors(model)) / 2**20
+    print(f"weight update      {statistics.median(seconds[1:]):8.2f} s for {megabytes:.0f} MiB")
+
+
+def rate(backend: RolloutBackend, prompts: PromptBatch, seeds: Tensor, arguments: argparse.Namespace) -> float:
     """Tokens per second of one call for all prompts."""
-    backend = MegatronRollout(model, tokenizer, batch_size=arguments.slots, stop_token_ids=stops)
-    seeds = torch.arange(len(prompts) * arguments.group) + seed
     started = time.perf_counter()
-    rollouts = backend.generate(prompts, sampling, group_size=arguments.group, seeds=seeds)
+    rollouts = backend.generate(prompts, sampling_of(arguments), group_size=arguments.group, seeds=seeds)
     return float(rollouts.completion_lengths.sum()) / (time.perf_counter() - started)
 
 
@@ -138,13 +187,12 @@ def transformers_rate(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptBatch,
-    sampling: SamplingConfig,
     stops: list[int],
     arguments: argparse.Namespace,
     seed: int,
 ) -> float:
     """Tokens per second of calls for as many completions as there are slots; prompts sorted by length, padded left."""
-    special = SpecialTokens.from_tokenizer(tokenizer)
+    sampling, special = sampling_of(arguments), SpecialTokens.from_tokenizer(tokenizer)
     forbidden = sorted(set(tokenizer.all_special_ids) - set(stops))
     order = torch.argsort(prompts.lengths)
     torch.manual_seed(seed)
@@ -173,16 +221,16 @@ def transformers_rate(
     return tokens / (time.perf_counter() - started)
 
 
-def report(pairs: list[tuple[float, float]], *, check: bool) -> None:
-    """Medians of both, and of their ratio."""
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(one / other for one, other in pairs)
-    print(f"Megatron backend   {mine:8.0f} completion tokens/s")
-    print(f"transformers       {theirs:8.0f} completion tokens/s")
-    print(
-        f"ratio              {statistics.median(ratios):8.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {len(pairs)} pairs)"
-    )
-    if check and statistics.median(ratios) < WANTED:
+def report(rounds: list[dict[str, float]], *, check: bool) -> None:
+    """Medians of each, and of the Megatron backend's and vLLM's ratios to transformers."""
+    for name in rounds[0]:
+        print(f"{name:<18} {statistics.median(one[name] for one in rounds):8.0f} completion tokens/s")
+    for name in ("Megatron backend", "vLLM"):
+        ratios = sorted(one[name] / one["transformers"] for one in rounds)
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}, {len(rounds)} rounds"
+        print(f"{name} / transformers: {statistics.median(ratios):.2f} ({spread})")
+    ratio = statistics.median(one["Megatron backend"] / one["transformers"] for one in rounds)
+    if check and ratio < WANTED:
         sys.exit(f"asked for is at least {WANTED:g}")
 
 
@@ -195,10 +243,14 @@ def _arguments() -> argparse.Namespace:
         ("max-new-tokens", 256, "longest completion"),
         ("layers", 4, "decoder layers"),
         ("width", 128, "hidden size"),
-        ("pairs", 5, "runs of each, after one of each to warm up"),
+        ("pairs", 5, "rounds of runs, after one to warm up"),
         ("threads", 1, "torch threads"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument(
+        "--python", default=".venv-vllm/bin/python", help="interpreter that has vLLM (default: %(default)s)"
+    )
+    parser.add_argument("--serve-args", default="", help="further arguments of `vllm serve`")
     parser.add_argument("--check", action="store_true", help=f"fail below a ratio of {WANTED:g}")
     return parser.parse_args()
 

@@ -28,7 +28,7 @@ def main(composed: DictConfig) -> None:
     from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
     from nemo_mapo.platform import initialize_parallel, install_cpu_host
     from nemo_mapo.rewards.judge import JudgeError
-    from nemo_mapo.rollout.client_http import RolloutUnavailable
+    from nemo_mapo.rollout.protocol import RolloutUnavailable
 
     quiet_upstream()
     install_cpu_host()

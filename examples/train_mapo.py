@@ -27,7 +27,7 @@ def main(composed: DictConfig) -> None:
         sys.exit(str(error))
     from nemo_mapo.launch import run
     from nemo_mapo.rewards.judged import RewardsUnavailable
-    from nemo_mapo.rollout.client_http import RolloutUnavailable
+    from nemo_mapo.rollout.protocol import RolloutUnavailable
 
     quiet_upstream()
     try:

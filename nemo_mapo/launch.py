@@ -207,7 +207,9 @@ class Assembly:
         """What makes the rollouts that are trained on; ValueError where it cannot do what they need."""
         rollout = self.config.rollout
         rate = self.config.data.train_ds.sample_rate
-        engine = build_backend(rollout, self.policy, self.tokenizer, sample_rate=rate)
+        engine = build_backend(
+            rollout, self.config.model, self.policy, self.tokenizer, sample_rate=rate, directory=self.directory.path
+        )
         check_capabilities(engine.capabilities, rollout, longest_prompt=self.longest_prompt, training=True)
         return engine
 
@@ -253,9 +255,9 @@ class Assembly:
         config = self.config
         prompts = self._prompt_stream(config.data.train_ds)
         policy = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
-        actor = MapoActor(policy, self.rollout, self.reference, config.objective, self.batching)
+        actor = MapoActor(policy, self.rollout, self.reference, config.resolved_objective, self.batching)
         scorer = RolloutScorer(
-            self.tokenizer, self.special, build_tagger(), config.rewards, config.objective, config.rollout
+            self.tokenizer, self.special, build_tagger(), config.rewards, config.resolved_objective, config.rollout
         )
         return MapoTrainer(
             config,
@@ -265,7 +267,7 @@ class Assembly:
             prompts,
             self.validate,
             CustomLoggerWrapper(experiment_loggers(config, self.directory)),
-            SampleWriter(self.directory.rollouts, self.tokenizer, config.objective),
+            SampleWriter(self.directory.rollouts, self.tokenizer, config.resolved_objective),
             CheckpointStore(self.directory.checkpoints, keep=config.trainer.mapo.keep_checkpoints),
             Timer(config.trainer.mapo.max_time_per_run),
         )

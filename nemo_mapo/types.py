@@ -89,8 +89,9 @@ class Rollouts:
     finish_reasons: tuple[FinishReason, ...]
     texts: tuple[str, ...]
     """Completions decoded without special end-of-turn tokens; reasoning tags are kept."""
-    log_probs: Float[Tensor, "batch time"]
-    """log pi of each sampled token under the unmodified model (temperature 1), nats; 0 on padding."""
+    log_probs: Float[Tensor, "batch time"] | None
+    """log pi of each sampled token under the unmodified model (temperature 1), nats; 0 on padding. None if the engine
+    gives only those of the distribution sampled from."""
     sampling_log_probs: Float[Tensor, "batch time"]
     """log-probability under the distribution sampled from (temperature, top-k, top-p, ...), nats; 0 on padding."""
     weight_version: int

@@ -30,13 +30,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
-    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    """Leave out what needs a GPU or vLLM where there is none."""
+    from tests.vllm.serving import PYTHON
+
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "needs a CUDA device"
+    if not PYTHON.is_file():
+        reasons["vllm"] = f"needs vLLM: `make vllm` makes {PYTHON}, or set NEMO_MAPO_VLLM_PYTHON"
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(no_gpu)
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -278,19 +278,6 @@ class ModelConfig:
         sizes = {name: value for name, value in vars(self).items() if name.endswith("_parallel_size")}
         return [f"model.{name}={value}" for name, value in sizes.items() if value != 1]
 
-    @property
-    def not_in_a_trtllm_llama(self) -> list[str]:
-        """Settings, as a user types them, that TensorRT-LLM's llama or Megatron-core's export to it cannot take."""
-        decoder = self.decoder
-        settings = {
-            "model.decoder.qk_layernorm": (decoder.qk_layernorm, False),
-            "model.decoder.add_qkv_bias": (decoder.add_qkv_bias, False),
-            "model.decoder.rope_scaling": (decoder.rope_scaling, None),
-            "model.decoder.num_moe_experts": (decoder.num_moe_experts, None),
-            "model.pipeline_model_parallel_size": (self.pipeline_model_parallel_size, 1),
-        }
-        return [f"{name}={value}" for name, (value, possible) in settings.items() if value != possible]
-
     def _check_layout(self) -> None:
         """ValueError for a layout that would not equal the plain run."""
         tensor, stages = self.tensor_model_parallel_size, self.pipeline_model_parallel_size

@@ -48,6 +48,8 @@ class ObjectiveConfig:
     behaviour_clip: Annotated[float, Field(ge=1)] | None = None
     """C, the cap of the importance weight pi_old / mu of a token, where mu is the distribution that it was drawn from
     (earlier weights, temperature, top-k, top-p). None takes every token as drawn from pi_old."""
+    truncation_clip: Annotated[float, Field(ge=1)] | None = 2.0
+    """C where `behaviour_clip` is null and rollout.sampling cuts the distribution off (top_k, top_p); null is none."""
     aggregation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
     """How token losses become one number: mean per completion then over completions (paper), one mean over all
     tokens (DAPO), or the sum over a constant length (Dr.GRPO)."""

@@ -1,55 +1,79 @@
-"""Rollouts from servers (how the trainer reaches them, how one is run) and from TensorRT-LLM."""
+"""Engines beside the default one: vLLM, and TensorRT-LLM."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 
+if TYPE_CHECKING:
+    from nemo_mapo.config.run import RunConfig
+
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
-TOKEN_VARIABLE = "NEMO_MAPO_ROLLOUT_TOKEN"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @config_class
-class RolloutServerConfig:
-    """The rollout servers of `rollout.backend: server`, as the trainer sees them."""
+class VllmConfig:
+    """vLLM (`rollout.backend: vllm`), on this machine or elsewhere."""
 
+    launch: bool = True
+    """Start a server beside the trainer, watch it and stop it; false asks those of `urls`."""
     urls: tuple[str, ...] = ()
-    """Addresses without a path, e.g. http://node7:8000; requests are shared out, and go to another when one fails."""
-    kind: Literal["nemo_mapo", "vllm", "trtllm"] = "nemo_mapo"
-    """What serves: examples/serve_rollouts.py, vLLM or trtllm-serve. Only the first takes weights and can train."""
-    model: str | None = None
-    """Name of the model on the server; null is the only one that it lists."""
-    token_variable: str = TOKEN_VARIABLE
-    """Environment variable that holds the bearer token, if the servers want one."""
+    """Servers that examples/serve_vllm.py started, e.g. http://node7:8000; a batch's prompts are shared out, and go to
+    another when one fails."""
+    python: str = ".venv-vllm/bin/python"
+    """Interpreter of the environment that has vLLM, to start servers with; `make vllm` builds this one."""
+    host: str = "127.0.0.1"
+    """Address that examples/serve_vllm.py listens at."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Its port; `launch` takes a free one."""
+    serve_args: tuple[str | int | float, ...] = ()
+    """Further arguments of `vllm serve`, e.g. ["--tensor-parallel-size", "4"]."""
+    start_seconds: Seconds = 900.0
+    """A started server has to answer by then."""
+    original: str | None = None
+    """Hugging Face directory of a Qwen Omni model, or what examples/import_hf.py keeps of it (OUTPUT/original)."""
+    api_key_variable: str = "VLLM_API_KEY"
+    """Environment variable that holds the servers' key, if they want one; `launch` makes up a key of its own."""
     timeout_seconds: Seconds = 600.0
-    """Of one request, and of each transfer of a weight update."""
+    """Of one request, and of each step of a weight update."""
     max_attempts: Count = 8
     """Requests for one prompt, the first included, over all servers; then the run saves and stops."""
     pause_seconds: Seconds = 1.0
-    """Before the second attempt; doubled for each one after up to 30 s, and varied at random by half."""
+    """Longest pause before the second attempt; twice as long for each one after, up to 30 s, varied at random."""
     max_in_flight: Count = 64
     """Requests under way at a time."""
-    weight_sync: Literal["directory", "process_group"] = "directory"
-    """How weights travel: files in a directory that all can read, or a process group."""
     sync_dir: str | None = None
-    """Directory of `weight_sync: directory`, on storage that trainer and servers share."""
-    sync_host: str = "127.0.0.1"
-    """Address at which the servers reach the trainer with `weight_sync: process_group`."""
-    sync_backend: Literal["gloo", "nccl"] = "gloo"
-    """Library of the process group; `nccl` has not been run yet."""
+    """Directory of the run's own for model files, updates and logs, on storage that trainer and servers share; null is
+    `vllm` in the run directory."""
     bucket_megabytes: Annotated[float, Field(gt=0)] = 512.0
-    """Weights are sent in pieces of about this size."""
+    """Weights are written in files of about this size."""
 
     def __post_init__(self) -> None:
-        if not self.urls:
-            raise ValueError("urls is empty: name at least one server, e.g. urls=[http://127.0.0.1:8000]")
+        if self.launch == bool(self.urls):
+            raise ValueError(
+                f"launch={str(self.launch).lower()} with urls={list(self.urls)}: leave urls empty to have a server "
+                "started here, or set launch=false and name the servers, e.g. urls=[http://127.0.0.1:8000]"
+            )
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
             raise ValueError(f"urls={wrong} must start with http:// or https://")
-        if self.kind == "nemo_mapo" and self.weight_sync == "directory" and self.sync_dir is None:
-            raise ValueError("weight_sync=directory needs sync_dir, a directory that trainer and servers share")
+
+    def check(self, run: "RunConfig") -> None:
+        """ValueError if servers could not be reached, or be given what they need."""
+        if self.launch and run.trainer.num_nodes > 1:
+            raise ValueError(
+                f"rollout.vllm.launch=true with trainer.num_nodes={run.trainer.num_nodes}: a server that is started "
+                "here listens to this machine alone; start servers with examples/serve_vllm.py and set "
+                "rollout.vllm.launch=false rollout.vllm.urls=[http://HOST:8000]"
+            )
+        if run.model.perception.type == "qwen_omni" and self.original is None:
+            raise ValueError(
+                "rollout.vllm.original is not set: name the Hugging Face directory of the Qwen Omni model, or "
+                "OUTPUT/original of examples/import_hf.py; vLLM needs its processor"
+            )
 
 
 @config_class
@@ -65,28 +89,29 @@ class TrtllmConfig:
     scoring_batch_size: Count = 8
     """Completions of one pass of the policy over what the engine drew."""
 
-
-@config_class
-class ServingConfig:
-    """How `examples/serve_rollouts.py` listens, and what it refuses."""
-
-    host: str = "127.0.0.1"
-    """Address to listen at; another than this machine's own needs a token."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """0 takes a free one, which is printed."""
-    model_name: str = "policy"
-    """What /v1/models calls the model."""
-    token_variable: str = TOKEN_VARIABLE
-    """Environment variable that holds the bearer token; unset, no token is asked for (at a loopback address only)."""
-    sync_dir: str | None = None
-    """Where updates of `weight_sync: directory` are read; null refuses them."""
-    max_request_megabytes: Count = 64
-    """Larger requests are refused with 413."""
-    max_waiting: Count = 4096
-    """Completions that may wait for the engine; further requests get 429."""
-    request_timeout_seconds: Seconds = 600.0
-    """A request that is not answered by then gets 504; one whose body is not there by then gets 408."""
-    drain_seconds: Seconds = 60.0
-    """How long SIGTERM lets requests under way end."""
-    batching_seconds: Annotated[float, Field(ge=0)] = 0.01
-    """How long a batch that is not full waits for further requests."""
+    def check(self, run: "RunConfig") -> None:
+        """ValueError if TensorRT-LLM cannot take the policy or its sampling."""
+        sampling, decoder = run.rollout.sampling, run.model.decoder
+        if (sampling.repetition_penalty, sampling.min_new_tokens) != (1.0, 0):
+            raise ValueError(
+                f"rollout.backend=trtllm: rollout.sampling.repetition_penalty={sampling.repetition_penalty} would "
+                f"count the prompt, and rollout.sampling.min_new_tokens={sampling.min_new_tokens} would not hold back "
+                "the end of turn; set them to 1 and 0, or use rollout.backend=megatron"
+            )
+        if run.trainer.accelerator != "gpu":
+            raise ValueError(
+                f"rollout.backend=trtllm needs trainer.accelerator=gpu, not {run.trainer.accelerator}; "
+                "rollout.backend=megatron runs everywhere"
+            )
+        possible = {
+            "model.decoder.qk_layernorm": (decoder.qk_layernorm, False),
+            "model.decoder.add_qkv_bias": (decoder.add_qkv_bias, False),
+            "model.decoder.rope_scaling": (decoder.rope_scaling, None),
+            "model.decoder.num_moe_experts": (decoder.num_moe_experts, None),
+            "model.pipeline_model_parallel_size": (run.model.pipeline_model_parallel_size, 1),
+        }
+        if problems := [f"{name}={value}" for name, (value, only) in possible.items() if value != only]:
+            raise ValueError(
+                "rollout.backend=trtllm builds a llama from the policy, which cannot have "
+                f"{', '.join(problems)}; change them, or use rollout.backend=megatron or vllm"
+            )

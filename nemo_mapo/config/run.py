@@ -1,5 +1,6 @@
 """Everything around the model: data, rollouts, rewards, trainer, run directory; and the whole config."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from nemo_mapo.config.data import DataConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
-from nemo_mapo.config.rollout import RolloutServerConfig, TrtllmConfig
+from nemo_mapo.config.rollout import TrtllmConfig, VllmConfig
 from nemo_mapo.config.warm_start import WarmStartConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -46,16 +47,16 @@ class SamplingConfig:
 class RolloutConfig:
     """Which engine generates, and how it samples."""
 
-    backend: Literal["megatron", "server", "trtllm"] = "megatron"
-    """`megatron` samples from the training weights in place, `server` from a copy of them behind HTTP, `trtllm` from a
-    copy in a TensorRT-LLM engine of this process."""
+    backend: Literal["megatron", "vllm", "trtllm"] = "megatron"
+    """`megatron` samples from the training weights in place, `vllm` from a copy in vLLM servers, `trtllm` from a copy
+    in a TensorRT-LLM engine of this process."""
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
     log_prob_alarm: Annotated[float, Field(gt=0)] = 0.1
     """Mean difference of a token's log-prob in the engine and in training, in nats, above which a warning is given."""
-    server: RolloutServerConfig | None = None
-    """The servers of `backend: server`."""
+    vllm: VllmConfig | None = None
+    """The servers of `backend: vllm`."""
     trtllm: TrtllmConfig | None = None
     """The engine of `backend: trtllm`."""
 
@@ -64,13 +65,12 @@ class RolloutConfig:
             raise ValueError(
                 f"backend={self.backend} needs a section {self.backend}; rollout={self.backend} has one to start from"
             )
-        sampling = self.sampling
-        if self.backend == "trtllm" and (sampling.repetition_penalty, sampling.min_new_tokens) != (1.0, 0):
-            raise ValueError(
-                f"backend=trtllm: sampling.repetition_penalty={sampling.repetition_penalty} would count the prompt, "
-                f"and sampling.min_new_tokens={sampling.min_new_tokens} would not hold back the end of turn; set them "
-                "to 1 and 0, or use backend=megatron"
-            )
+
+    @property
+    def engine(self) -> VllmConfig | TrtllmConfig | None:
+        """The section of the backend; None for `megatron`, which has none."""
+        sections = {"vllm": self.vllm, "trtllm": self.trtllm}
+        return sections.get(self.backend)
 
 
 @config_class
@@ -114,7 +114,7 @@ class MapoTrainerConfig:
     dynamic_sampling: DynamicSamplingConfig | None = None
     """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""
     asynchronous: AsynchronousConfig | None = None
-    """Generate a batch ahead on rollout servers; null waits for each batch, sampled from the newest weights."""
+    """Generate a batch ahead on vLLM servers; null waits for each batch, sampled from the newest weights."""
 
     def __post_init__(self) -> None:
         if self.val_check_interval and self.save_interval % self.val_check_interval:
@@ -198,8 +198,8 @@ class RunConfig:
         self._check_backend()
         self._check_length()
         self._check_tars()
-        self._check_servers()
-        self._check_trtllm()
+        if self.rollout.engine is not None:
+            self.rollout.engine.check(self)
         self._check_dynamic_sampling()
         self._check_asynchronous()
         if self.warm_start is not None and self.model.restored_encoder is not None:
@@ -242,32 +242,6 @@ class RunConfig:
                 "phase, or set it to -1 to run them all"
             )
 
-    def _check_servers(self) -> None:
-        """ValueError where the rollout servers cannot follow the policy."""
-        if self.rollout.backend != "server":
-            return
-        assert self.rollout.server is not None
-        if self.rollout.server.kind != "nemo_mapo":
-            raise ValueError(
-                f"rollout.server.kind={self.rollout.server.kind} takes no weights from a trainer, so it would sample "
-                "from the start policy for ever; train with kind=nemo_mapo (examples/serve_rollouts.py)"
-            )
-
-    def _check_trtllm(self) -> None:
-        """ValueError where TensorRT-LLM cannot take this policy."""
-        if self.rollout.backend != "trtllm":
-            return
-        if self.trainer.accelerator != "gpu":
-            raise ValueError(
-                f"rollout.backend=trtllm needs trainer.accelerator=gpu, not {self.trainer.accelerator}; "
-                "rollout.backend=megatron runs everywhere"
-            )
-        if problems := self.model.not_in_a_trtllm_llama:
-            raise ValueError(
-                "rollout.backend=trtllm builds a llama from the policy, which cannot have "
-                f"{', '.join(problems)}; change them, or use rollout.backend=megatron or server"
-            )
-
     def _check_tars(self) -> None:
         """ValueError where TARS's two halves of a group cannot be formed or trained."""
         if self.rewards.tars is None:
@@ -307,6 +281,15 @@ class RunConfig:
             )
 
     @property
+    def resolved_objective(self) -> ObjectiveConfig:
+        """`objective` with the importance weight that truncated sampling needs (docs/rollouts.md)."""
+        objective, sampling = self.objective, self.rollout.sampling
+        truncated = sampling.top_k > 0 or sampling.top_p < 1
+        if objective.behaviour_clip is not None or not truncated or objective.ratio == "sequence":
+            return objective
+        return replace(objective, behaviour_clip=objective.truncation_clip)
+
+    @property
     def max_staleness(self) -> int:
         """Rollout batches that are generated ahead."""
         asynchronous = self.trainer.mapo.asynchronous
@@ -317,12 +300,12 @@ class RunConfig:
         if self.max_staleness == 0:
             return
         option = f"trainer.mapo.asynchronous.max_staleness={self.max_staleness}"
-        if self.rollout.backend != "server":
+        if self.rollout.backend != "vllm":
             raise ValueError(
                 f"{option}: rollout.backend={self.rollout.backend} generates in the process that trains and cannot do "
-                "both at a time; use rollout=server"
+                "both at a time; use rollout=vllm"
             )
-        if self.objective.behaviour_clip is None:
+        if self.resolved_objective.behaviour_clip is None:
             raise ValueError(
                 f"{option} trains on samples of earlier weights, which have to be weighted: set "
                 "objective.behaviour_clip, e.g. to 2"

@@ -158,6 +158,18 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
                 f"rows of {longest} tokens exceed model.decoder.max_position_embeddings={self.max_positions}"
             )
 
+    def prompt_embeddings(
+        self, tokens: Int[Tensor, "batch time"], audio: AudioBatch, audio_row: Int[Tensor, " batch *clips"]
+    ) -> Float[Tensor, "batch time hidden"]:
+        """What the first layer reads of right-padded prompts, for an engine that runs the decoder elsewhere.
+
+        To be called without sequence parallelism (`whole_sequences`) by all ranks of the first pipeline stage.
+        """
+        assert self.pre_process and not self.config.sequence_parallel
+        sequence = _sequence_of_positions(tokens, None)
+        embedded = self._embed(tokens, tokens == self.audio_token_id, sequence, audio, audio_row)
+        return embedded.transpose(0, 1)
+
     def whole_vocabulary(self, logits: Float[Tensor, "batch shard"]) -> Float[Tensor, "batch vocab"]:
         """Logits of all vocabulary shards side by side, without the padding; no gradient."""
         gathered = logits if self.tensor_group is None else _gather_last_axis(logits, self.tensor_group)

@@ -1,9 +1,10 @@
 """The rollout backend that a config names."""
 
-import os
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RolloutConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -11,14 +12,20 @@ from nemo_mapo.rollout.protocol import RolloutBackend
 
 
 def build_backend(
-    config: RolloutConfig, model: AudioLLM, tokenizer: PreTrainedTokenizerBase, *, sample_rate: int
+    config: RolloutConfig,
+    model_config: ModelConfig,
+    model: AudioLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sample_rate: int,
+    directory: Path,
 ) -> RolloutBackend:
-    """Build the engine of `rollout.backend` for a policy.
+    """Build the engine of `rollout.backend` for a policy; what it writes goes into `directory`, unless the config says.
 
     Raises:
         ValueError: the config does not fit the model, the servers are not what it says, or this machine has no
             TensorRT-LLM.
-        RolloutUnavailable: no server answers.
+        RolloutUnavailable: no vLLM server answers.
     """
     if config.backend == "megatron":
         return MegatronRollout(model, tokenizer, batch_size=config.batch_size)
@@ -31,14 +38,6 @@ def build_backend(
             model, config.trtllm, batch_size=config.batch_size, max_new_tokens=config.sampling.max_new_tokens
         )
         return TrtllmRollout(engine, model, tokenizer, config.trtllm, batch_size=config.batch_size)
-    from nemo_mapo.rollout.client import ServerRollout
+    from nemo_mapo.rollout.vllm.build import build_vllm
 
-    assert config.server is not None, "the config demands it"
-    backend = ServerRollout(
-        config.server,
-        tokenizer,
-        sample_rate=sample_rate,
-        token=os.environ.get(config.server.token_variable) or None,
-    )
-    backend.adapter.refuse(config.sampling)
-    return backend
+    return build_vllm(config, model_config, model, tokenizer, sample_rate=sample_rate, directory=directory)

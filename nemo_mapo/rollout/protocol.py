@@ -11,6 +11,10 @@ from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.types import PromptBatch, Rollouts
 
 
+class RolloutUnavailable(RuntimeError):
+    """No completions can be had, or no engine has the weights: the run has to save and stop."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What an engine can do; looked at when a run starts."""

@@ -18,6 +18,7 @@ from nemo_mapo.data.sequences import select_batch
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.objective.mapo import mapo_loss
 from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.training.ranks import gather_metrics, sum_over_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import (
@@ -68,10 +69,10 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
         """Sample `group_size` completions of each prompt; one seed per completion."""
         return self.rollout.generate(prompts, sampling, group_size=group_size, seeds=seeds)
 
-    def get_inference_signals(self, sequences: TokenBatch) -> TokenSignals:
-        """log pi_old, policy entropy and audio mass of the rollouts, without gradient."""
+    def get_inference_signals(self, sequences: TokenBatch, drawing: Drawing | None = None) -> TokenSignals:
+        """log pi_old, policy entropy and audio mass of the rollouts, without gradient; with `drawing` log mu too."""
         return token_signals_in_parts(
-            self.policy, sequences, head_reduction=self._head_reduction, batching=self.batching
+            self.policy, sequences, head_reduction=self._head_reduction, batching=self.batching, drawing=drawing
         )
 
     def get_init_policy_logprobs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:

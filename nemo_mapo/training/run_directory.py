@@ -35,7 +35,7 @@ _MAY_CHANGE = (
     "trainer.mapo.max_time_per_run",
     "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
-    "rollout.server",
+    "rollout.vllm",
     "rollout.trtllm",
     "rollout.log_prob_alarm",
     "rewards.judge.base_url",

@@ -25,6 +25,7 @@ from nemo_mapo.rewards.judge import OpenAIClient
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.registry import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
+from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
@@ -81,7 +82,10 @@ class RolloutScorer:
         gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, rollouts)
         sequences = token_batch(rollouts, pad_id=self.special.pad_id)
         with timer("reference"):
-            signals = actor.get_inference_signals(sequences)
+            drawing = None
+            if rollouts.log_probs is None:
+                drawing = Drawing.of(self.rollout.sampling, self.tokenizer, actor.policy.vocab_size)
+            signals = actor.get_inference_signals(sequences, drawing)
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
         with timer("rewards"):
@@ -116,9 +120,7 @@ class RolloutScorer:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
         if self.rewards.asks_judge:
             metrics["rollout/verdicts_missing"] = table.missing_share
-        gaps = (signals.log_probs - rollouts.log_probs).abs()
-        metrics["rollout/log_prob_gap"] = float(gaps.max())
-        metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / rollouts.completion_lengths).mean())
+        metrics |= _agreement(signals, rollouts, batch.response_mask)
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
 
     def _alignment(self, rollouts: Rollouts, sequences: TokenBatch, table: RewardTable, actor: MapoActor) -> Alignment:
@@ -184,6 +186,36 @@ def rollout_metrics(rollouts: Rollouts, table: RewardTable) -> dict[str, float]:
     }
     there = {name: [value for value in values if value is not None] for name, values in table.by_reward.items()}
     return metrics | {f"rollout/{name}": _mean(values) for name, values in there.items() if values}
+
+
+def _agreement(
+    signals: TokenSignals, rollouts: Rollouts, response_mask: Bool[Tensor, "batch time"]
+) -> dict[str, float]:
+    """How far the log-probs of engine and training agree, of the model's distribution or of that sampled from.
+
+    Tokens at the edge of top-k or top-p that training could not have drawn are counted apart.
+    """
+    ours, theirs = signals.log_probs, rollouts.log_probs
+    metrics: dict[str, float] = {}
+    if theirs is None:
+        assert signals.drawn_log_probs is not None
+        ours, theirs = signals.drawn_log_probs, rollouts.sampling_log_probs
+        outside = response_mask & ours.isneginf()
+        metrics["rollout/log_prob_outside"] = float(outside.sum() / response_mask.sum())
+        response_mask = response_mask & ~outside
+    ours, theirs = ours.masked_fill(~response_mask, 0.0), theirs.cpu().masked_fill(~response_mask, 0.0)
+    gaps = (ours - theirs).abs()
+    metrics["rollout/log_prob_gap"] = float(gaps.max())
+    metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / rollouts.completion_lengths).mean())
+    metrics["rollout/log_prob_correlation"] = _correlation(ours[response_mask], theirs[response_mask])
+    return metrics
+
+
+def _correlation(one: Float[Tensor, " token"], other: Float[Tensor, " token"]) -> float:
+    """Pearson's r; of log-probs that are all equal, 1 if both sides agree and 0 if not."""
+    one, other = one.double() - one.double().mean(), other.double() - other.double().mean()
+    scale = float(one.norm() * other.norm())
+    return float(one @ other) / scale if scale > 0 else float(torch.equal(one, other))
 
 
 def _open_gate(rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.model import ModelConfig
@@ -25,6 +26,7 @@ from nemo_mapo.data.sequences import (
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
+from nemo_mapo.rollout.scoring import Drawing, drawn_log_probs
 from nemo_mapo.training.packing import pack_rows, pack_shared_rows
 from nemo_mapo.types import AudioBatch, TokenBatch
 
@@ -127,6 +129,8 @@ class TokenSignals:
     log_probs: Float[Tensor, "batch time"]
     entropy_nats: Float[Tensor, "batch time"]
     audio_mass: Float[Tensor, "batch time"] | None
+    drawn_log_probs: Float[Tensor, "batch time"] | None = None
+    """log mu under the distribution that an engine draws from; None if it was not asked for."""
 
 
 def token_signals(
@@ -154,49 +158,87 @@ def read_signals(model: AudioLLM, output: AudioLLMOutput, inputs: ModelInputs, s
         process_group=model.tensor_group,
         vocab_start=model.vocab_start,
     )
-
-    def of_completions(values: Float[Tensor, "row read"]) -> Float[Tensor, "batch time"]:
-        if inputs.read_at is not None:
-            return by_completion(values[0], sequences.completion_lengths)
-        return at_predicting_positions(values, sequences, packed=inputs.packed_lengths is not None)
-
+    mass = output.audio_mass
     return TokenSignals(
-        log_probs=of_completions(log_probs),
-        entropy_nats=of_completions(entropy),
-        audio_mass=None if output.audio_mass is None else of_completions(output.audio_mass),
+        log_probs=_of_completions(log_probs, inputs, sequences),
+        entropy_nats=_of_completions(entropy, inputs, sequences),
+        audio_mass=None if mass is None else _of_completions(mass, inputs, sequences),
     )
+
+
+def _of_completions(
+    values: Float[Tensor, "row read"], inputs: ModelInputs, sequences: TokenBatch
+) -> Float[Tensor, "batch time"]:
+    """What was read at each position, by the completion token that it predicts."""
+    if inputs.read_at is not None:
+        return by_completion(values[0], sequences.completion_lengths)
+    return at_predicting_positions(values, sequences, packed=inputs.packed_lengths is not None)
 
 
 @torch.no_grad()
 def token_signals_in_parts(
-    model: AudioLLM, sequences: TokenBatch, *, head_reduction: HeadReduction | None, batching: MicroBatching
+    model: AudioLLM,
+    sequences: TokenBatch,
+    *,
+    head_reduction: HeadReduction | None,
+    batching: MicroBatching,
+    drawing: Drawing | None = None,
 ) -> TokenSignals:
-    """`token_signals` without gradient, part by part, through all pipeline stages and known on all of them."""
+    """`token_signals` without gradient, part by part, through all pipeline stages and known on all of them.
+
+    With `drawing` the log-probs of the distribution that it draws from are among them.
+    """
     num_rows, num_tokens = len(sequences.prompt_lengths), int(sequences.completion_lengths.max())
     log_probs = torch.zeros(num_rows, num_tokens)
     entropy = torch.zeros(num_rows, num_tokens)
     mass = None if head_reduction is None else torch.zeros(num_rows, num_tokens)
+    drawn = None if drawing is None else torch.zeros(num_rows, num_tokens)
     for rows in batching.split(sequences):
         part = select_rows(sequences, rows)
-        signals = _without_gradient(model, part, head_reduction, batching)
+        signals = _without_gradient(model, part, head_reduction, batching, drawing)
         width = signals[0].shape[1]
         log_probs[rows, :width], entropy[rows, :width] = signals[0], signals[1]
         if mass is not None:
             mass[rows, :width] = signals[2]
-    return TokenSignals(log_probs=log_probs, entropy_nats=entropy, audio_mass=mass)
+        if drawn is not None:
+            drawn[rows, :width] = signals[-1]
+    return TokenSignals(log_probs=log_probs, entropy_nats=entropy, audio_mass=mass, drawn_log_probs=drawn)
 
 
 def _without_gradient(
-    model: AudioLLM, sequences: TokenBatch, head_reduction: HeadReduction | None, batching: MicroBatching
+    model: AudioLLM,
+    sequences: TokenBatch,
+    head_reduction: HeadReduction | None,
+    batching: MicroBatching,
+    drawing: Drawing | None,
 ) -> Float[Tensor, "signal batch time"]:
-    """Log-probability, entropy and (if captured) mass, stacked, on every pipeline stage."""
+    """Log-probability, entropy and (if asked for) mass and log mu, stacked, on every pipeline stage."""
     sequences = sequences.to(model.device)
     inputs = batching.lay_out(sequences)
     output = inputs.call(partial(forward_all_stages, model), head_reduction)
     stacked = None
     if output is not None:
         signals = read_signals(model, output, inputs, sequences)
-        found = (signals.log_probs, signals.entropy_nats, signals.audio_mass)
+        drawn = None if drawing is None else _drawn(model, output, inputs, sequences, drawing)
+        found = (signals.log_probs, signals.entropy_nats, signals.audio_mass, drawn)
         stacked = torch.stack([signal for signal in found if signal is not None])
-    shape = (2 if head_reduction is None else 3, len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
+    signals_asked = 2 + (head_reduction is not None) + (drawing is not None)
+    shape = (signals_asked, len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
     return from_last_stage(stacked, shape, torch.zeros(0, device=model.device)).cpu()
+
+
+def _drawn(
+    model: AudioLLM, output: AudioLLMOutput, inputs: ModelInputs, sequences: TokenBatch, drawing: Drawing
+) -> Float[Tensor, "batch time"]:
+    rows, width = output.logits.shape[:2]
+    numbers = torch.arange(width, dtype=torch.float64, device=model.device).expand(rows, -1)
+    firsts = _of_completions(numbers, inputs, sequences)[:, 0].long().tolist()
+    in_one_row = inputs.packed_lengths is not None
+    places = [(0 if in_one_row else row, first) for row, first in enumerate(firsts)]
+    completions = [
+        sequences.tokens[row, prompt : prompt + length]
+        for row, (prompt, length) in enumerate(
+            zip(sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist(), strict=True)
+        )
+    ]
+    return pad_sequence(drawn_log_probs(model, output.logits, completions, places, drawing), batch_first=True)

@@ -21,8 +21,7 @@ from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.templates import prompt_wording
-from nemo_mapo.rollout.client_http import RolloutUnavailable
-from nemo_mapo.rollout.protocol import OverlappingBackend
+from nemo_mapo.rollout.protocol import OverlappingBackend, RolloutUnavailable
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.ahead import RolloutsAhead
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
@@ -192,7 +191,7 @@ class MapoTrainer:
         return rollouts
 
     def _begin(self, step: int) -> RolloutsAhead:
-        """Have the rollout servers begin the batch of `step` with the present weights."""
+        """Have the vLLM servers begin the batch of `step` with the present weights."""
         before, epoch = self.prompts.state_dict(), self.prompts.epoch
         prompts, group_size, seeds = self._next_request(step)
         self._send_weights()

@@ -1,21 +1,17 @@
-"""A model that is cut over ranks gives a rollout server the tensors that it would have in one process, bit for bit."""
+"""A model that is cut over ranks gives a rollout engine the tensors that it would have in one process, bit for bit."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from distributed.gather_ranks import Gathered, gathered, loaded, sampled_after_a_failed_update, samples, uncut_state
+from distributed.gather_ranks import Gathered, gathered, served, uncut_state
 
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig, NemoPerceptionConfig
-from nemo_mapo.config.rollout import ServingConfig
-from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.layouts import Layout, dense_config, moe_config, write_start
 from nemo_mapo.testing.ranks import run_on_ranks
-from nemo_mapo.testing.rollout_server import tiny_server
-from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_model_config, tiny_tokenizer
+from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_tokenizer
 
 pytestmark = pytest.mark.distributed
 
@@ -126,22 +122,12 @@ def test_every_rank_of_a_model_that_is_not_cut_gives_its_own_tensors(starts: dic
         assert rank.shared == len(expected), "nothing is copied"
 
 
-@pytest.mark.parametrize("cut", [TENSOR_2, STAGES_2], ids=["tensor 2", "pipeline 2"])
-def test_an_update_that_breaks_off_on_the_first_rank_fails_on_all_and_the_next_one_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, int]
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    base = replace(tiny_model_config(), target_layers=(1,))
-    start, sync_dir = str(tmp_path / "start"), tmp_path / "weights"
-    run_on_ranks(write_start, 1, start, base)
-    sync_dir.mkdir()
-    with tiny_server(ServingConfig(port=0, sync_dir=str(sync_dir)), with_weights=False, model_seed=5) as server:
-        layout = Layout(ranks=2, model=cut)
-        ranks = run_on_ranks(sampled_after_a_failed_update, 2, layout, base, start, server.url, str(sync_dir))
-    model = loaded(Layout(), base, start)
-    expected = samples(MegatronRollout(model, tiny_tokenizer(), batch_size=16), model)
-    for message, rollouts in ranks:
-        assert "version 1 cannot be written" in message
-        assert rollouts.weight_version == 2
-        assert torch.equal(rollouts.completions, expected.completions)
-        torch.testing.assert_close(rollouts.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", ["tied", "adapters", "experts"])
+@pytest.mark.parametrize("cut", [SEQUENCE, STAGES_2], ids=["tensor 2", "pipeline 2"])
+def test_vllm_is_sent_the_same_from_every_layout(starts: dict[str, str], name: str, cut: dict[str, Any]) -> None:
+    (whole,) = run_on_ranks(served, 1, Layout(), MODELS[name], starts[name])
+    first, other = run_on_ranks(served, 2, Layout(ranks=2, model=cut), MODELS[name], starts[name])
+    assert other == {} and first.keys() == whole.keys()
+    assert all(torch.equal(first[key], value) for key, value in whole.items())
+    assert not any("lora" in key for key in whole)
+    assert torch.equal(whole["lm_head.weight"], whole["model.embed_tokens.weight"])

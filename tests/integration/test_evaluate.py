@@ -15,7 +15,6 @@ from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import write_checkpoint
-from tests.integration.serving import free_port, serving_command
 from tests.integration.tiny_run import ROOT, environment
 
 pytestmark = pytest.mark.integration
@@ -139,16 +138,6 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(place, uninterr
 
 def test_the_batch_size_does_not_change_the_answers(place, uninterrupted):
     assert predictions(evaluated(place, "batches", "rollout.batch_size=2")) == predictions(uninterrupted)
-
-
-def test_a_server_with_the_checkpoints_weights_gives_the_same_answers(place, uninterrupted, tmp_path):
-    port = free_port()
-    model = [override for override in MODEL if override.startswith("model.")]
-    server = ["rollout=server", f"rollout.server.urls=[http://127.0.0.1:{port}]", f"rollout.server.sync_dir={tmp_path}"]
-    greedy = "rollout.sampling.temperature=0"
-    with serving_command(place / "tokenizer", tmp_path, port, *model):
-        served = evaluated(place, "served", greedy, *server, "rollout.sampling.max_new_tokens=8")
-    assert predictions(served) == predictions(uninterrupted)
 
 
 def test_shuffled_choices_are_shown_and_noted(place, uninterrupted):

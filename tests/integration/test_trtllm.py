@@ -19,8 +19,8 @@ from nemo_mapo.testing.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm,
 from nemo_mapo.testing.trtllm_runtime import MegatronRuntime
 from nemo_mapo.training.trainer import MapoTrainer
 from nemo_mapo.types import PromptBatch, Rollouts
-from tests.integration.serving import fit, trainer_of
 from tests.integration.tiny_run import metrics, write_tiny_corpus
+from tests.integration.trainers import fit, trainer_of
 
 pytestmark = pytest.mark.integration
 

@@ -11,12 +11,11 @@ from nemo_mapo.config.load import ConfigError, as_plain, register_defaults, vali
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.reference import configuration_markdown
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.config.serving import register_serving_defaults, validate_serving
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 # `evaluate.yaml` and its benchmarks have a schema and a test of their own.
-PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in ("evaluate", "serve_rollouts"))
+PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "evaluate")
 GROUP_OPTIONS = sorted(
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in CONF.glob("*/**/*.yaml")
@@ -190,23 +189,28 @@ def test_the_readme_shows_ten_overrides() -> None:
         ),
         (["rewards.tars={behaviour: 0}"], ["rewards.tars", "set objective=tars"]),
         (["rewards.tars={}", "objective=tars"], ["rewards", "tars.behaviour", "judge.embedding_model"]),
-        # Rollouts from servers that could not follow the policy.
-        ("rollout.backend=server", ["rollout", "needs a section server", "rollout=server"]),
-        (["rollout=server", "rollout.server.kind=vllm"], ["rollout.server.kind=vllm", "takes no weights"]),
-        (["rollout=server", "rollout.server.sync_dir=null"], ["weight_sync=directory needs sync_dir"]),
+        # vLLM servers that could not be reached.
+        ("rollout.backend=vllm", ["rollout", "needs a section vllm", "rollout=vllm"]),
+        (["rollout=vllm", "rollout.vllm.launch=false"], ["launch=false with urls=[]"]),
+        (["rollout=vllm", "rollout.vllm.urls=[http://host:8000]"], ["launch=true with urls=['http://host:8000']"]),
+        (["rollout=vllm", "rollout.vllm.launch=false", "rollout.vllm.urls=[host:8000]"], ["must start with http://"]),
+        (
+            ["rollout=vllm", "trainer.num_nodes=2", "model.micro_batch_size=16"],
+            ["listens to this machine alone", "examples/serve_vllm.py"],
+        ),
         ("rollout.backend=trtllm", ["backend=trtllm needs a section trtllm", "rollout=trtllm"]),
         ("rollout=trtllm", ["rollout.backend=trtllm", "trainer.accelerator=gpu, not cpu", "rollout.backend=megatron"]),
         (
             ["rollout=trtllm", "trainer.accelerator=gpu", "model.decoder.add_qkv_bias=true"],
-            ["model.decoder.qk_layernorm=True, model.decoder.add_qkv_bias=True", "rollout.backend=megatron or server"],
+            ["model.decoder.qk_layernorm=True, model.decoder.add_qkv_bias=True", "rollout.backend=megatron or vllm"],
         ),
         (
             ["rollout=trtllm", "rollout.sampling.repetition_penalty=1.1"],
-            ["rollout: backend=trtllm", "sampling.repetition_penalty=1.1", "backend=megatron"],
+            ["rollout.backend=trtllm", "sampling.repetition_penalty=1.1", "backend=megatron"],
         ),
         (
             ["rollout=trtllm", "rollout.sampling.min_new_tokens=3"],
-            ["rollout: backend=trtllm", "sampling.min_new_tokens=3", "backend=megatron"],
+            ["rollout.backend=trtllm", "sampling.min_new_tokens=3", "backend=megatron"],
         ),
         # Keys that are not there.
         ("~data.tokenizer", ["data.tokenizer", "missing"]),
@@ -218,23 +222,6 @@ def test_a_bad_config_is_refused_with_path_value_and_remedy(override: str | list
         run_config(*([override] if isinstance(override, str) else override))
     message = str(refused.value)
     assert [part for part in said if part not in message] == [], message
-
-
-@pytest.mark.parametrize(
-    ("cut", "more"),
-    [
-        ("model.tensor_model_parallel_size=2", []),
-        ("model.pipeline_model_parallel_size=2", ["model.decoder.num_layers=6", "model.target_layers=[4]"]),
-        ("model.expert_model_parallel_size=2", ["model.decoder.num_moe_experts=4", "model.micro_batch_size=8"]),
-    ],
-)
-def test_a_trainer_may_cut_the_model_of_which_its_server_has_a_whole_copy(cut: str, more: list[str]) -> None:
-    assert run_config("rollout=server", "trainer.devices=2", cut, *more).rollout.backend == "server"
-    register_serving_defaults()
-    with initialize_config_dir(str(CONF), version_base=None):
-        serving = compose("serve_rollouts", overrides=[cut, *more])
-    with pytest.raises(ConfigError, match=f"{cut}: the trainer may cut its model, the server's copy is whole"):
-        validate_serving(serving)
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_mapo.config.serving import validate_serving
+from nemo_mapo.config.load import validate
 from tests.integration.tiny_run import TINY_MODEL, metrics, write_tiny_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -150,11 +150,11 @@ def test_a_dry_run_needs_no_slurm(job: Job) -> None:
     groups = ["--het-group=1", "--het-group=2", "--het-group=0"]
     assert [next(word for word in line if "het-group" in word) for line in lines] == groups
     rollout, judge_line, trainer = lines
-    assert "examples/serve_rollouts.py" in rollout
+    assert "examples/serve_vllm.py" in rollout
     assert judge_line[-1] == "exec vllm serve some/model --port 8001"
     given = overrides_of(trainer)
     assert given["trainer.num_nodes"] == "3"
-    assert given["rollout.server.urls"] == "[http://rollout1:8000]"
+    assert given["rollout.vllm.urls"] == "[http://rollout1:8000]"
     assert given["rewards.judge.base_url"] == "http://judge1:8001/v1"
     assert given["rewards.judge.model"] == "some/model"
     assert given["objective.eta"] == "0.1"
@@ -163,34 +163,24 @@ def test_a_dry_run_needs_no_slurm(job: Job) -> None:
 def test_servers_and_trainer_get_configs_that_fit_each_other(job: Job) -> None:
     judge = {"JUDGE_COMMAND": "serve", "JUDGE_MODEL": "some/model"}
     groups = {f"SLURM_JOB_NODELIST_HET_GROUP_{number}": f"n{number}" for number in range(3)}
-    more = {"ROLLOUT_OVERRIDES": "serving.max_waiting=7 rollout.batch_size=16", "DRY_RUN": "1"}
-    code, output = job.run(WITH_SERVERS, "model.decoder.num_layers=6", **judge, **groups, **more)
+    more = {"ROLLOUT_OVERRIDES": "rollout.vllm.serve_args=[--tensor-parallel-size,8]", "DRY_RUN": "1"}
+    cut = (
+        "model.tensor_model_parallel_size=2",
+        "model.sequence_parallel=true",
+        "model.micro_batch_size=8",
+        "model.global_batch_size=64",
+    )
+    code, output = job.run(WITH_SERVERS, *cut, **judge, **groups, **more)
     assert code == 0, output
     server_part, trainer_part = re.findall(r"# resolved config of .*\n((?:(?![+#]).*\n)+)", output)
-    server, trainer = yaml.safe_load(server_part), yaml.safe_load(trainer_part)
-    assert server["serving"]["host"] == "0.0.0.0"
-    assert server["serving"]["max_waiting"] == 7
-    assert server["rollout"]["batch_size"] == 16
-    assert server["model"]["decoder"] == trainer["model"]["decoder"]
-    assert trainer["model"]["decoder"]["num_layers"] == 6
-    assert trainer["rollout"]["backend"] == "server"
-    assert trainer["rollout"]["server"]["urls"] == [f"http://n1:{server['serving']['port']}"]
-    assert trainer["rollout"]["server"]["sync_dir"] == server["serving"]["sync_dir"]
-    assert trainer["rollout"]["server"]["token_variable"] == server["serving"]["token_variable"]
-    assert f"export {server['serving']['token_variable']}\n" in WITH_SERVERS.read_text()
-    assert trainer["rewards"]["judge"]["base_url"] == "http://n2:8001/v1"
-
-
-def test_the_server_of_a_model_that_the_trainer_cuts_has_it_whole(job: Job) -> None:
-    cut = ("model.tensor_model_parallel_size=2", "model.sequence_parallel=true", "model.pipeline_model_parallel_size=5")
-    judge = {"JUDGE_COMMAND": "serve", "JUDGE_MODEL": "some/model"}
-    code, output = job.run(WITH_SERVERS, *cut, **judge, DRY_RUN="1", SLURM_JOB_NODELIST_HET_GROUP_0="n0")
-    assert code == 0, output
-    server_part, trainer_part = re.findall(r"# resolved config of .*\n((?:(?![+#]).*\n)+)", output)
-    server, trainer = validate_serving(yaml.safe_load(server_part)), yaml.safe_load(trainer_part)
-    assert server.model.cut_over_ranks == []
-    assert trainer["model"]["tensor_model_parallel_size"] == 2
-    assert trainer["model"]["pipeline_model_parallel_size"] == 5
+    server, trainer = validate(yaml.safe_load(server_part)), validate(yaml.safe_load(trainer_part))
+    assert server.rollout.vllm is not None and trainer.rollout.vllm is not None
+    assert (server.rollout.vllm.host, server.rollout.vllm.serve_args) == ("0.0.0.0", ("--tensor-parallel-size", 8))
+    assert trainer.rollout.vllm.urls == (f"http://n1:{server.rollout.vllm.port}",)
+    assert server.model == trainer.model and server.data == trainer.data
+    assert server.exp_manager.explicit_log_dir == trainer.exp_manager.explicit_log_dir
+    assert f"export {server.rollout.vllm.api_key_variable}\n" in WITH_SERVERS.read_text()
+    assert trainer.rewards.judge.base_url == "http://n2:8001/v1"
 
 
 def test_a_container_is_named_in_every_step(job: Job) -> None:
@@ -318,14 +308,14 @@ def servers(job: Job, **environment: str) -> tuple[int, str]:
 def test_a_server_that_ends_before_it_listens_ends_the_job(job: Job) -> None:
     code, output = servers(job, STEP="exit 1", ROLLOUT_PORT="1", JUDGE_PORT="1")
     assert code == 2
-    assert "the rollout server ended before it accepted connections" in output
+    assert "the vLLM ended before it accepted connections" in output
     assert len(job.recorded("srun")) == 2, "no trainer"
 
 
 def test_a_server_that_never_listens_ends_the_job(job: Job) -> None:
     code, output = servers(job, STEP="exec sleep 600", SERVER_START_SECONDS="1", ROLLOUT_PORT="1")
     assert code == 2
-    assert "the rollout server accepted no connection on localhost:1 within 1 s" in output
+    assert "the vLLM accepted no connection on localhost:1 within 1 s" in output
 
 
 def test_servers_without_a_judge_are_refused_by_the_name_of_the_variable(job: Job) -> None:
@@ -355,7 +345,7 @@ def test_the_trainer_starts_when_both_servers_listen_and_they_end_with_it(job: J
     assert code == 0, output
     assert len(job.recorded("srun")) == 3
     given = overrides_of(job.recorded("srun")[2])
-    assert given["rollout.server.urls"] == f"[http://localhost:{ports[0]}]"
+    assert given["rollout.vllm.urls"] == f"[http://localhost:{ports[0]}]"
 
 
 @pytest.mark.integration

@@ -97,7 +97,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
 
     Raises:
         ValueError: no checkpoint is named, or the model is to be spread over several processes.
-        RolloutUnavailable: no rollout server answers.
+        RolloutUnavailable: no vLLM server answers.
     """
     if spread := config.model.cut_over_ranks:
         raise ValueError(
@@ -118,14 +118,16 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
     )
     _warn_of_other_prompts(config, Path(checkpoint))
     load_checkpoint(Path(checkpoint), model)
-    backend = build_backend(config.rollout, model, tokenizer, sample_rate=config.data.sample_rate)
+    backend = build_backend(
+        config.rollout,
+        config.model,
+        model,
+        tokenizer,
+        sample_rate=config.data.sample_rate,
+        directory=Path(config.output_dir),
+    )
     check_capabilities(backend.capabilities, config.rollout, longest_prompt=1, training=False)
-    if config.rollout.server is not None and config.rollout.server.kind != "nemo_mapo":
-        logger.warning(
-            f"{config.rollout.server.kind} answers from its own weights: make sure that they are the checkpoint's"
-        )
-    else:
-        backend.update_weights(0, policy_tensors(model))
+    backend.update_weights(0, policy_tensors(model))
     return Engine(
         backend=backend,
         prompts=BenchmarkPrompts(

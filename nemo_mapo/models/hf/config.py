@@ -43,7 +43,7 @@ NEUTRAL: Final = frozenset(
 """Fields beside those of every config of transformers that do not change the function."""
 _ROPE_FIELDS: Final = ("rope_theta", "rope_scaling", "rope_parameters")
 _MULTIMODAL_ROPE: Final = {"mrope_section", "mrope_interleaved", "interleaved"}
-_LLAMA3: Final = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+LLAMA3_ROPE: Final = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
 """What Megatron's rotary embedding takes for granted."""
 
 
@@ -164,9 +164,9 @@ def _rope(stated: Mapping[str, Any], *, default_base: float, multimodal: bool) -
         wrong.append(f"rope_theta={base!r}, only whole numbers above 0 are supported")
         base = 1
     factor = parameters.pop("factor", 1.0) if kind != "default" else 1.0
-    fixed: dict[str, Any] = {"partial_rotary_factor": 1} | (_LLAMA3 if kind == "llama3" else {})
+    fixed: dict[str, Any] = {"partial_rotary_factor": 1} | (LLAMA3_ROPE if kind == "llama3" else {})
     for name, right in fixed.items():
-        required = kind == "llama3" and name in _LLAMA3
+        required = kind == "llama3" and name in LLAMA3_ROPE
         value = parameters.pop(name, None if required else right)
         if value != right:
             wrong.append(f"rope {name}={value!r}, only {right} is supported")

@@ -6,16 +6,16 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.sequences import at_predicting_positions, row_slices, select_rows, token_batch
-from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
+from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import evaluation_mode
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
+from nemo_mapo.rollout.completions import Completion, as_rollouts
 from nemo_mapo.rollout.prefill_inputs import audio_of
 from nemo_mapo.rollout.protocol import Capabilities
 from nemo_mapo.rollout.trtllm.answers import EngineCompletions, unpack
@@ -192,35 +192,28 @@ class TrtllmRollout:
         return frames.to(self.engine.dtype), lengths
 
     def _rollouts(self, prompts: PromptBatch, group_size: int, parts: list[EngineCompletions]) -> Rollouts:
-        """All completions, with the engine's own log-probs in both places."""
-        rows = [(part, row, int(length)) for part in parts for row, length in enumerate(part.lengths)]
-        device = prompts.tokens.device
-        tokens = [part.tokens[row, :length] for part, row, length in rows]
-        stopped = torch.cat([part.stopped for part in parts]).tolist()
-        reported = pad_sequence([part.log_probs[row, :length] for part, row, length in rows], batch_first=True)
-        return Rollouts(
-            prompts=prompts,
-            group_size=group_size,
-            completions=pad_sequence(tokens, batch_first=True, padding_value=self.pad_id).to(device),
-            completion_lengths=torch.cat([part.lengths for part in parts]).to(device),
-            finish_reasons=tuple("stop" if one else "length" for one in stopped),
-            texts=tuple(
-                completion_text(self.tokenizer, ids[: len(ids) - stop].tolist())
-                for ids, stop in zip(tokens, stopped, strict=True)
-            ),
-            log_probs=reported.to(device),
-            sampling_log_probs=reported.to(device),
-            weight_version=self.weight_version,
+        """All completions, with the engine's own log-probs in place of both."""
+        completions = [
+            Completion(
+                token_ids=tuple(part.tokens[row, :length].tolist()),
+                sampling_log_probs=tuple(part.log_probs[row, :length].tolist()),
+                stopped=bool(part.stopped[row]),
+            )
+            for part in parts
+            for row, length in enumerate(part.lengths.tolist())
+        ]
+        return as_rollouts(
+            prompts, completions, self.tokenizer, group_size=group_size, weight_version=self.weight_version
         )
 
     def _with_log_probs(self, rollouts: Rollouts, sampling: SamplingConfig) -> Rollouts:
         """The rollouts with log-probs as they are meant, from a pass of the policy over them."""
         sequences = token_batch(rollouts, pad_id=self.pad_id)
-        model, drawn_from = torch.zeros_like(rollouts.log_probs), torch.zeros_like(rollouts.log_probs)
+        model, drawn_from = torch.zeros_like(rollouts.sampling_log_probs), torch.zeros_like(rollouts.sampling_log_probs)
         for rows in row_slices(len(sequences.prompt_lengths), self.config.scoring_batch_size):
             part = select_rows(sequences, rows)
             width = int(part.completion_lengths.max())
-            both = self._completed(part, rollouts.log_probs[rows, :width], sampling)
+            both = self._completed(part, rollouts.sampling_log_probs[rows, :width], sampling)
             model[rows, :width], drawn_from[rows, :width] = both.to(model.device)
         wrong = ~(model.isfinite() & drawn_from.isfinite())
         if bool(wrong.any()):

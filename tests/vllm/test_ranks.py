@@ -1,15 +1,16 @@
 """A trainer whose model is cut over ranks learns from a real, whole server what one process learns from it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.serving import MODEL, fit, free_port, served, serving_command, trainer_of
+from nemo_mapo.rollout.vllm.backend import VllmRollout
 from tests.integration.tiny_run import FIGURES, metrics, train_on_ranks, write_tiny_corpus
+from tests.integration.trainers import fit, trainer_of
+from tests.vllm.serving import MODEL, asking
 
-pytestmark = [pytest.mark.integration, pytest.mark.distributed]
+pytestmark = [pytest.mark.vllm, pytest.mark.distributed]
 
 STEPS = 2
 OPTIMIZER_STEPS = 2
@@ -21,31 +22,30 @@ MISMATCH_NATS = 1e-5
 """Rounding."""
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "synthetic")
 
 
 @pytest.fixture(scope="module")
-def overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Those of a run with a server that is there, from weights that are the same in every layout."""
+def start(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights that are the same in every layout."""
     run_dir = tmp_path_factory.mktemp("runs") / "start"
-    assert fit(trainer_of(corpus, run_dir, "trainer.mapo.max_steps=1"))
-    start = f"pretrained_checkpoint.restore_from_path={run_dir}/checkpoints/step_000001"
-    sync_dir, port = tmp_path_factory.mktemp("weights"), free_port()
-    with serving_command(corpus / "tokenizer", sync_dir, port, *MODEL):
-        yield [start, *COURSE, *served(port, sync_dir)]
+    assert fit(trainer_of(corpus, run_dir, *MODEL, "trainer.mapo.max_steps=1"))
+    return f"pretrained_checkpoint.restore_from_path={run_dir}/checkpoints/step_000001"
+
+
+@pytest.fixture
+def overrides(start: str, shared: VllmRollout, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those of a run with a server that is there."""
+    return [start, *COURSE, *asking(shared, monkeypatch)]
 
 
 @pytest.fixture(scope="module")
-def one_process(corpus: Path, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(corpus: Path, start: str, shared: VllmRollout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "one"
-    assert fit(trainer_of(corpus, run_dir, *overrides))
+    with pytest.MonkeyPatch.context() as patched:
+        assert fit(trainer_of(corpus, run_dir, start, *COURSE, *asking(shared, patched)))
     return run_dir
 
 

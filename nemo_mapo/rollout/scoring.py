@@ -1,0 +1,65 @@
+"""The policy's own log-probs of what an engine drew, under the distribution that the engine drew from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.rollout.checks import never_drawn
+from nemo_mapo.rollout.sampling import sampling_distribution
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """How tokens are drawn from the model's distribution."""
+
+    sampling: SamplingConfig
+    never_drawn: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> "Drawing":
+        """As every backend draws: no special tokens but the end of turn, which stops a completion."""
+        stops = {SpecialTokens.from_tokenizer(tokenizer).end_id}
+        forbidden = never_drawn(set(range(vocab_size)), tokenizer, set(), stops)
+        return cls(sampling=sampling, never_drawn=tuple(sorted(forbidden)), stop_ids=tuple(sorted(stops)))
+
+    def log_probs(self, logits: Float[Tensor, "time vocab"], tokens: Int[Tensor, " time"]) -> Float[Tensor, " time"]:
+        """log mu of each token of one completion, nats; -inf for one that could not be drawn.
+
+        Args:
+            logits: of the whole vocabulary, at the positions that predict the tokens.
+            tokens: of the completion, from its first on.
+        """
+        steps = torch.arange(len(tokens), device=logits.device)
+        # What comes later stands as a token that is never drawn.
+        earlier = torch.where(steps < steps[:, None], tokens, self.never_drawn[0])
+        distribution = sampling_distribution(
+            logits,
+            self.sampling,
+            generated=earlier,
+            forbidden_ids=torch.tensor(self.never_drawn, dtype=torch.int64, device=logits.device),
+            stop_ids=torch.tensor(self.stop_ids, device=logits.device),
+            steps=steps,
+        )
+        return distribution.gather(1, tokens[:, None]).squeeze(1)
+
+
+def drawn_log_probs(
+    model: AudioLLM,
+    logits: Float[Tensor, "row sequence shard"],
+    completions: Sequence[Int[Tensor, "_"]],
+    places: Sequence[tuple[int, int]],
+    drawing: Drawing,
+) -> list[Float[Tensor, "_"]]:
+    """`Drawing.log_probs` of completions whose first tokens are predicted at `places` (row, position)."""
+    return [
+        drawing.log_probs(model.whole_vocabulary(logits[row, start : start + len(tokens)]), tokens)
+        for tokens, (row, start) in zip(completions, places, strict=True)
+    ]

@@ -1,0 +1,265 @@
+"""Rollouts from vLLM: retries, failover, and weights that are the ones asked for."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.rollout.completions import Completion, as_rollouts
+from nemo_mapo.rollout.protocol import Capabilities, PendingRollouts, RolloutUnavailable
+from nemo_mapo.rollout.ranks import (
+    any_rank_of_run,
+    asks_for_its_replica,
+    from_asking_rank,
+    from_first_rank,
+    is_first_rank,
+    several_ranks,
+)
+from nemo_mapo.rollout.scoring import Drawing
+from nemo_mapo.rollout.vllm.fleet import Fleet, Update
+from nemo_mapo.rollout.vllm.probe import Probe, difference
+from nemo_mapo.rollout.vllm.requests import Prompt, Wanted, WayIn
+from nemo_mapo.rollout.vllm.weights import WeightsError, served_weights, write_update
+from nemo_mapo.types import PromptBatch, Rollouts
+
+logger = logging.getLogger(__name__)
+
+_MEGABYTE: Final = 2**20
+
+
+class VllmRollout:
+    """A `RolloutBackend` on vLLM servers.
+
+    Each prompt is made and sent once for all of its completions. A request that fails is sent again, to the next
+    server, after a growing pause; when it has failed `max_attempts` times, RolloutUnavailable ends the call, and
+    nothing of it is returned.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        way_in: WayIn,
+        policy: AudioLLM,
+        tokenizer: PreTrainedTokenizerBase,
+        config: RolloutConfig,
+        model_config: ModelConfig,
+        *,
+        prefix: str,
+        sample_rate: int,
+        directory: Path,
+    ) -> None:
+        """Tie servers and policy together.
+
+        Args:
+            fleet: the servers.
+            way_in: how prompts get into them.
+            policy: whose weights are sent; its perception makes prompts that are embeddings.
+            tokenizer: the policy's.
+            config: sampling, limits, alarm.
+            model_config: the policy's.
+            prefix: before the thinker's names in vLLM's model.
+            sample_rate: of clips, Hz.
+            directory: for updates, which all servers can read.
+        """
+        assert config.vllm is not None
+        self.fleet = fleet
+        self.way_in = way_in
+        self.policy = policy
+        self.tokenizer = tokenizer
+        self.config = config
+        self.drawing = Drawing.of(config.sampling, tokenizer, policy.vocab_size)
+        self._model_config = model_config
+        self._prefix = prefix
+        self._directory = directory
+        special = SpecialTokens.from_tokenizer(tokenizer)
+        self._probe = Probe.of(policy, self.drawing, special, sample_rate=sample_rate)
+        self._run = secrets.token_hex(6)
+        """Two runs may both have a version 7."""
+        self._version: int | None = None
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything, up to the model's positions."""
+        return Capabilities(audio=True, log_probs=True, max_length=self.policy.max_positions)
+
+    @property
+    def weight_version(self) -> int:
+        """Version of the last update; 0 before the first."""
+        return self._version or 0
+
+    def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Put weights into every server; one that does not take them gets no requests until it takes others.
+
+        A server has taken them when its log-probs of a fixed prompt's completion are the policy's, within
+        `rollout.log_prob_alarm`. With several ranks all of them call this; the first one sends.
+
+        Raises:
+            RolloutUnavailable: no server took them; names each with the reason.
+        """
+        self._version = None
+        prompts = self.way_in.prompts(self._probe.prompt) if self.policy.pre_process else []
+        sent = self._send(version, tensors, prompts) if is_first_rank() else None
+        if several_ranks():
+            # Gathering a tensor takes all ranks, also when it is not sent any more.
+            for _ in tensors:
+                pass
+        sent = from_first_rank(sent)
+        scored = self._probe.scored(self.policy, list(sent.taken.values())) if sent.taken else []
+        mismatches = {
+            number: difference(torch.tensor(one.sampling_log_probs), sent.taken[number])
+            for number, one in zip(sent.taken, scored, strict=True)
+        }
+        accepted = self.fleet.accept(sent.name, mismatches) if is_first_rank() else None
+        usable, reasons = from_first_rank(accepted)
+        failures = "; ".join([*sent.reasons, *reasons])
+        if not usable:
+            raise RolloutUnavailable(f"no vLLM server took version {version} of the weights: {failures}")
+        if failures:
+            logger.error(failures)
+        self.fleet.usable = usable
+        self.fleet.update = (
+            None
+            if sent.directory is None or not prompts
+            else Update(
+                directory=sent.directory,
+                version=sent.name,
+                prompt=prompts[0],
+                wanted=self._probe.wanted,
+                expected=scored[list(sent.taken).index(min(usable))],
+            )
+        )
+        self._version = version
+
+    def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]], prompts: Sequence[Prompt]) -> "_Sent":
+        """On the first rank: write the weights and put them into the servers."""
+        name = f"{self._run}-{version}"
+        settings = self.config.vllm
+        assert settings is not None
+        try:
+            self.fleet.wait_for_a_server()
+            directory = write_update(
+                self._directory,
+                version,
+                served_weights(tensors, self._model_config, prefix=self._prefix),
+                bucket_bytes=round(settings.bucket_megabytes * _MEGABYTE),
+            )
+            update = Update(directory=directory, version=name, prompt=prompts[0], wanted=self._probe.wanted)
+            taken, reasons = self.fleet.load(update)
+        except (RolloutUnavailable, WeightsError) as error:
+            return _Sent(name=name, directory=None, taken={}, reasons=[str(error)])
+        return _Sent(name=name, directory=directory, taken=taken, reasons=reasons)
+
+    def generate(
+        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> Rollouts:
+        """Sample completions; see `RolloutBackend.generate`. The result lies where the prompts lie.
+
+        With several ranks all of them call this. One rank of each model replica asks, for all of them to have the same
+        tokens, and a failure of one is raised on all.
+
+        Raises:
+            ValueError: vLLM cannot serve the request.
+            RolloutUnavailable: a prompt has no completions after `max_attempts` requests; names servers and reasons.
+        """
+        return self.begin(prompts, sampling, group_size=group_size, seeds=seeds).result()
+
+    def release(self) -> None:
+        """Nothing: servers have memory of their own."""
+
+    def begin(
+        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> PendingRollouts:
+        """Send the requests of `generate` from threads of their own and return at once; ValueError as there."""
+        if self._version is None:
+            raise ValueError("the vLLM servers have no weights from here yet: call update_weights first")
+        if seeds.shape != (len(prompts) * group_size,) or group_size < 1:
+            raise ValueError(f"{len(prompts)} prompts x group_size={group_size} need as many seeds, not {len(seeds)}")
+        made = self.way_in.prompts(prompts) if self.policy.pre_process else []
+        given_up = threading.Event()
+        asked = None
+        if asks_for_its_replica():
+            drawing = Drawing(sampling=sampling, never_drawn=self.drawing.never_drawn, stop_ids=self.drawing.stop_ids)
+            groups = seeds.view(len(prompts), group_size).tolist()
+            requests = [
+                (prompt, wanted)
+                for prompt, group in zip(made, groups, strict=True)
+                for wanted in _requests(group, drawing)
+            ]
+            asked = self._asking.submit(self.fleet.complete, requests, given_up)
+        return _Pending(
+            completions=asked,
+            given_up=given_up,
+            rollouts=partial(
+                as_rollouts, prompts, tokenizer=self.tokenizer, group_size=group_size, weight_version=self._version
+            ),
+        )
+
+    def close(self) -> None:
+        """Stop the server that was started for this backend, if there is one."""
+        self.fleet.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    """How an update went on the first rank."""
+
+    name: str
+    directory: Path | None
+    taken: dict[int, Completion]
+    """The probe's completion by each server that took it."""
+    reasons: list[str]
+    """For each that did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A `PendingRollouts` of servers."""
+
+    completions: "Future[list[Completion]] | None"
+    """None on a rank that has another one ask for it."""
+    given_up: threading.Event
+    rollouts: Callable[[Sequence[Completion]], Rollouts]
+
+    def result(self) -> Rollouts:
+        """Wait; a failure of one rank is raised on all."""
+        outcome: list[Completion] | RolloutUnavailable = []
+        if self.completions is not None:
+            try:
+                outcome = self.completions.result()
+            except RolloutUnavailable as error:
+                outcome = error
+        outcome = from_asking_rank(outcome)
+        somewhere = any_rank_of_run(isinstance(outcome, RolloutUnavailable))
+        if isinstance(outcome, RolloutUnavailable):
+            raise outcome
+        if somewhere:
+            raise RolloutUnavailable("another rank has no completions; its message says why")
+        return self.rollouts(outcome)
+
+    def abandon(self) -> None:
+        """Send no further request."""
+        self.given_up.set()
+
+
+def _requests(seeds: Sequence[int], drawing: Drawing) -> Iterator[Wanted]:
+    """Seeds of one prompt as runs of seeds that follow each other, which one request can ask for."""
+    start = 0
+    for end in range(1, len(seeds) + 1):
+        if end == len(seeds) or seeds[end] != seeds[end - 1] + 1:
+            yield Wanted(drawing=drawing, first_seed=seeds[start], count=end - start)
+            start = end

@@ -1,0 +1,151 @@
+"""vLLM as a run's config asks for it: servers that are there, or one that is started."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.rollout import LOOPBACK, VllmConfig
+from nemo_mapo.config.run import RolloutConfig, RunConfig
+from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hf.models import read_model
+from nemo_mapo.rollout.ranks import from_first_rank, is_first_rank
+from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.rollout.vllm.fleet import Fleet
+from nemo_mapo.rollout.vllm.model_directory import hears, write_model_directory
+from nemo_mapo.rollout.vllm.process import MODEL_NAME, VllmProcess, free_port, serve_command, serve_environment
+from nemo_mapo.rollout.vllm.requests import NativeAudio, PromptEmbeddings, WayIn
+from nemo_mapo.rollout.vllm.server import VllmServer
+
+
+def build_vllm(
+    config: RolloutConfig,
+    model_config: ModelConfig,
+    policy: AudioLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sample_rate: int,
+    directory: Path,
+) -> VllmRollout:
+    """The backend; a server that is started for it becomes ready while the run is set up further.
+
+    Raises:
+        ValueError: vLLM cannot serve this policy, or a server is not what is needed.
+        RolloutUnavailable: no server answers.
+    """
+    settings = config.vllm
+    assert settings is not None, "the config demands it"
+    directory = sync_dir(settings, directory)
+    way_in: WayIn = PromptEmbeddings(policy, MODEL_NAME)
+    if hears(model_config):
+        audio_id = SpecialTokens.from_tokenizer(tokenizer).audio_id
+        way_in = NativeAudio(MODEL_NAME, audio_id=audio_id, sample_rate=sample_rate)
+    process = None
+    if settings.launch and is_first_rank():
+        process = _launch(config, model_config, policy, tokenizer, directory)
+    launched = from_first_rank(None if process is None else (process.url, process.key))
+    key = os.environ.get(settings.api_key_variable) or None
+    urls, key = ((launched[0],), launched[1]) if launched else (settings.urls, key)
+    fleet = Fleet(
+        [VllmServer(url, token=key, timeout_seconds=settings.timeout_seconds) for url in urls],
+        way_in,
+        settings,
+        vocab_size=len(tokenizer),
+        alarm=config.log_prob_alarm,
+        process=process,
+    )
+    if not settings.launch and is_first_rank():
+        fleet.wait_for_a_server()
+    return VllmRollout(
+        fleet,
+        way_in,
+        policy,
+        tokenizer,
+        config,
+        model_config,
+        prefix=read_model(Path(str(settings.original))).weights.prefix if hears(model_config) else "",
+        sample_rate=sample_rate,
+        directory=directory / "weights",
+    )
+
+
+def served(config: RunConfig) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of examples/serve_vllm.py; writes the model directory.
+
+    Raises:
+        ValueError: the run does not use vLLM, which has no decoder like its, or others would be served without a key.
+    """
+    vllm = config.rollout.vllm
+    if vllm is None:
+        raise ValueError("rollout.vllm is not set: add rollout=vllm, as for the trainer")
+    key = os.environ.get(vllm.api_key_variable) or None
+    if vllm.host not in LOOPBACK and key is None:
+        raise ValueError(
+            f"rollout.vllm.host={vllm.host} listens to other machines: set the key {vllm.api_key_variable} in the "
+            "environment, the same for server and trainer"
+        )
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    directory = sync_dir(vllm, Path(config.exp_manager.explicit_log_dir)) / "model"
+    on_cpu = config.trainer.accelerator == "cpu"
+    vocab_size = config.model.decoder.vocab_size or len(tokenizer)
+    dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    _write(directory, config.rollout, config.model, tokenizer, vocab_size=vocab_size, dtype=dtype)
+    command = _command(directory, config.rollout, config.model, dtype=dtype, on_cpu=on_cpu, port=vllm.port)
+    return command, serve_environment(key=key, on_cpu=on_cpu)
+
+
+def sync_dir(config: VllmConfig, run_directory: Path) -> Path:
+    """Where model files, updates and logs go."""
+    return (run_directory / "vllm" if config.sync_dir is None else Path(config.sync_dir)).resolve()
+
+
+def _launch(
+    config: RolloutConfig,
+    model_config: ModelConfig,
+    policy: AudioLLM,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> VllmProcess:
+    port, on_cpu, dtype = free_port(), policy.device.type == "cpu", next(policy.parameters()).dtype
+    _write(directory / "model", config, model_config, tokenizer, vocab_size=policy.vocab_size, dtype=dtype)
+    command = _command(directory / "model", config, model_config, dtype=dtype, on_cpu=on_cpu, port=port)
+    return VllmProcess(command, port=port, log=directory / "vllm.log", on_cpu=on_cpu)
+
+
+def _write(
+    directory: Path,
+    config: RolloutConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocab_size: int,
+    dtype: torch.dtype,
+) -> None:
+    assert config.vllm is not None
+    original = None if config.vllm.original is None else Path(config.vllm.original)
+    write_model_directory(directory, model_config, tokenizer, vocab_size=vocab_size, dtype=dtype, original=original)
+
+
+def _command(
+    directory: Path,
+    config: RolloutConfig,
+    model_config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    on_cpu: bool,
+    port: int,
+) -> list[str]:
+    assert config.vllm is not None
+    return serve_command(
+        config.vllm,
+        directory,
+        hears=hears(model_config),
+        max_length=model_config.decoder.max_position_embeddings,
+        batch_size=config.batch_size,
+        dtype=dtype,
+        on_cpu=on_cpu,
+        port=port,
+    )

@@ -1,0 +1,93 @@
+"""One vLLM server: what it is, the version of its weights, and an update of them from a directory."""
+
+import re
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from nemo_mapo.http_client import JsonServer, Unreachable
+from nemo_mapo.rollout.vllm.weights import check_update
+
+OLDEST: Final = (0, 32)
+TOO_NEW: Final = (0, 33)
+"""vLLM's releases from OLDEST on and below TOO_NEW have the routes that are used here."""
+
+
+class VllmServer:
+    """A server in development mode (VLLM_SERVER_DEV_MODE=1), which has the routes that take weights."""
+
+    def __init__(self, url: str, *, token: str | None, timeout_seconds: float) -> None:
+        self.http = JsonServer(url, token=token, timeout_seconds=timeout_seconds)
+        self.url = self.http.url
+        self.updates = 0
+        """How often weights were put in; completions asked for before the last time may be of others."""
+        self.updating = threading.Lock()
+        """Held while weights are put in beside requests of other threads."""
+
+    def look(self) -> dict[str, Any]:
+        """The served model's entry of /v1/models.
+
+        Raises:
+            ValueError: the server is of an unsupported version, has no development mode, or serves several models.
+            Refused: it wants another key.
+            Unreachable: it does not answer.
+        """
+        version = str(self.http.get("/version")["version"])
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        if not OLDEST <= numbers < TOO_NEW:
+            raise ValueError(
+                f"{self.url} is vLLM {version}; supported are {_dotted(OLDEST)} and later releases before "
+                f"{_dotted(TOO_NEW)}"
+            )
+        models: list[dict[str, Any]] = self.http.get("/v1/models")["data"]
+        if len(models) != 1:
+            raise ValueError(f"{self.url} serves {', '.join(model['id'] for model in models)}; it has to serve one")
+        return models[0]
+
+    def weight_version(self) -> str:
+        """What the server calls its weights; "default" if it was given none."""
+        return str(self.http.get("/weight_info")["weight_version"])
+
+    def load(self, update: Path, version: str) -> None:
+        """Put the weights of a directory in; the server then calls them `version` unfinished.
+
+        From the first change on the server says a version that nobody asks for, until `name` says that these are they:
+        whatever fails in between, nothing of it is taken for a completion. The old weights are overwritten with zeros
+        first, because vLLM keeps what a directory lacks and only logs it.
+
+        Args:
+            update: of `write_update`, on storage that the server reads.
+            version: of the weights.
+
+        Raises:
+            WeightsError: the directory is not whole; nothing was changed.
+            Refused, Unreachable: a step failed.
+        """
+        check_update(update)
+        self.updates += 1
+        self.http.post("/pause", mode="wait")
+        self.name(f"{version} unfinished")
+        self.http.post("/weight_checker", {"action": "reset"})
+        # A server starts without weights (load format "dummy"), and this one reads files.
+        self._call("update_config", overrides={"load_config": {"load_format": "auto"}})
+        self._call("reload_weights", weights_path=str(update.resolve()))
+        self.forget_caches()
+        self.http.post("/resume")
+
+    def name(self, version: str) -> None:
+        """Have the server call its weights `version`."""
+        self.http.post("/update_weight_version", {"new_version": version})
+
+    def forget_caches(self) -> None:
+        """Drop what was computed with other weights: encoder outputs, keys and values."""
+        for cache in ("mm", "encoder"):
+            self.http.post(f"/reset_{cache}_cache")
+        if not self.http.post("/reset_prefix_cache")["success"]:
+            raise Unreachable(f"{self.url}: requests under way keep the prefix cache from being reset")
+
+    def _call(self, method: str, **arguments: Any) -> None:
+        self.http.post("/collective_rpc", {"method": method, "kwargs": arguments})
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

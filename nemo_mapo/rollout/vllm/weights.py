@@ -1,0 +1,146 @@
+"""The policy's weights in the names that vLLM loads, and an update of them as a directory."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nemo_mapo.config.model import ModelConfig, QwenOmniPerceptionConfig
+from nemo_mapo.models.hf.weights import WeightMap
+from nemo_mapo.models.lora import is_adapter
+from nemo_mapo.models.qwen_omni.weights import ENCODER_RULES
+
+NamedTensors = Iterable[tuple[str, Tensor]]
+
+KEPT_UPDATES: Final = 2
+"""Directories left in place: a server may still be reading the one before the newest."""
+_UNFINISHED = ".unfinished"
+_NAMES = "names.json"
+
+
+class WeightsError(RuntimeError):
+    """An update cannot be written, or is not whole; the message names the file."""
+
+
+def served_weights(tensors: NamedTensors, config: ModelConfig, *, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in Hugging Face's names, one after the other; adapters are merged into the weights they belong to.
+
+    A tied head is a tensor of its own: vLLM, which packs it for its kernels, would keep the old one.
+
+    Args:
+        tensors: of the whole policy in Megatron's names (`policy_tensors`).
+        config: of the policy.
+        prefix: before the thinker's names of a model that vLLM serves with its audio encoder.
+    """
+    whole = isinstance(config.perception, QwenOmniPerceptionConfig)
+    names = WeightMap(config.decoder, rules=ENCODER_RULES if whole else (), prefix=prefix)
+    copies = {first: copy for copy, first in names.copies().items()}
+    scale = None if config.lora is None else config.lora.scale
+    for module, found in groupby(tensors, key=lambda item: item[0].rpartition(".")[0]):
+        if module.startswith("perception.") and not whole:
+            continue
+        for name, tensor in _merged(dict(found), module, scale):
+            source = names.source(name)
+            for theirs, part in zip(source.theirs, source.layout.split(tensor), strict=True):
+                yield theirs, part
+                if theirs in copies:
+                    yield copies[theirs], part
+
+
+def _merged(found: dict[str, Tensor], module: str, scale: float | None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one module without its adapters; W + scale * B A is rounded once, as training merges."""
+    adapters = {name.rpartition(".")[2]: tensor for name, tensor in found.items() if is_adapter(name)}
+    for name, tensor in found.items():
+        if is_adapter(name):
+            continue
+        if name == f"{module}.weight" and adapters:
+            assert scale is not None, f"{module} has adapters and the config none"
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            a, b = (adapters.pop(part).to(dtype) for part in ("lora_a", "lora_b"))
+            tensor = torch.addmm(tensor.to(dtype), b, a, alpha=scale).to(tensor.dtype)
+        yield name, tensor
+    assert not adapters, f"{module}: adapters came apart from their weight"
+
+
+def write_update(directory: Path, version: int, tensors: NamedTensors, *, bucket_bytes: int) -> Path:
+    """Write an update as safetensors; its directory gets its name when all of it is on the disk.
+
+    Returns:
+        The directory. The last two are kept.
+
+    Raises:
+        WeightsError: it cannot be written.
+    """
+    final = directory / f"version_{version:08d}_{uuid.uuid4().hex[:12]}"
+    unfinished = final.with_name(final.name + _UNFINISHED)
+    try:
+        unfinished.mkdir(parents=True)
+        names: dict[str, list[str]] = {}
+        for number, bucket in enumerate(_buckets(tensors, max_bytes=bucket_bytes)):
+            file = f"model-{number:05d}.safetensors"
+            save_file(bucket, unfinished / file, metadata={"format": "pt"})
+            names[file] = list(bucket)
+            _flush(unfinished / file)
+        (unfinished / _NAMES).write_text(json.dumps(names, indent=2))
+        unfinished.rename(final)
+        _flush(directory)
+        _remove_old(directory, newest=final)
+    except OSError as error:
+        raise WeightsError(f"version {version} cannot be written: {error}") from error
+    return final
+
+
+def check_update(update: Path) -> None:
+    """WeightsError unless every tensor that was written is still there: vLLM would keep the old one and only log it."""
+    try:
+        wanted: dict[str, list[str]] = json.loads((update / _NAMES).read_text())
+        for file, names in wanted.items():
+            with safe_open(update / file, framework="pt") as opened:
+                if missing := sorted(set(names) - set(opened.keys())):
+                    raise WeightsError(f"{update / file} lacks {', '.join(missing)}")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(f"{update}: {error}") from error
+
+
+def _buckets(tensors: NamedTensors, *, max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Tensors, in order, up to about `max_bytes` together (a larger one stands alone); copies on the CPU."""
+    bucket: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if bucket and size + tensor.nbytes > max_bytes:
+            yield bucket
+            bucket, size = {}, 0
+        bucket[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += tensor.nbytes
+        # One that was gathered from several ranks goes before the next one is made.
+        del tensor
+    if bucket:
+        yield bucket
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(directory: Path, *, newest: Path) -> None:
+    """Remove updates before the last ones, and what a trainer that died left half written."""
+    found = [path for path in directory.glob("version_*") if path.is_dir() and path != newest]
+    whole = sorted(
+        (path for path in found if not path.name.endswith(_UNFINISHED)), key=lambda path: path.stat().st_mtime
+    )
+    half = [path for path in found if path.name.endswith(_UNFINISHED)]
+    for path in [*half, *whole[: len(whole) - (KEPT_UPDATES - 1)]]:
+        shutil.rmtree(path)

@@ -1,0 +1,42 @@
+"""The trainer's own pass gives the log-probs of the distribution that an engine draws from, in every layout of rows."""
+
+import pytest
+import torch
+
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.scoring import Drawing
+from nemo_mapo.testing.tiny import PAD, tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+
+pytestmark = pytest.mark.integration
+
+SAMPLINGS = {
+    "plain": SamplingConfig(max_new_tokens=12),
+    "the paper's": SamplingConfig(temperature=1.2, top_k=10, top_p=0.9, max_new_tokens=12),
+    "penalty and minimum": SamplingConfig(repetition_penalty=1.3, min_new_tokens=4, max_new_tokens=12),
+}
+LAYOUTS = {
+    "padded": MicroBatching(rows=5),
+    "packed": MicroBatching(rows=5, packed_tokens=128),
+    "shared prompts": MicroBatching(rows=5, packed_tokens=128, shared_prompts=True),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_they_are_those_of_the_sampler(name: str, layout: str) -> None:
+    tiny, sampling = tiny_audio_llm(), SAMPLINGS[name]
+    prompts = tiny_prompt_batch(tiny, num_prompts=4, without_audio=(2,))
+    engine = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=16)
+    rollouts = engine.generate(prompts, sampling, group_size=3, seeds=torch.arange(12))
+    signals = token_signals_in_parts(
+        tiny.model,
+        token_batch(rollouts, pad_id=tiny.token_id(PAD)),
+        head_reduction=None,
+        batching=LAYOUTS[layout],
+        drawing=Drawing.of(sampling, tiny.tokenizer, tiny.model.vocab_size),
+    )
+    assert signals.drawn_log_probs is not None
+    torch.testing.assert_close(signals.drawn_log_probs, rollouts.sampling_log_probs, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,157 @@
+"""Real vLLM servers for tests, in vLLM's own environment, and policies that they serve."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
+from nemo_mapo.config.rollout import VllmConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.rollout.vllm.build import build_vllm
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.types import AudioBatch, Example, PromptBatch
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("NEMO_MAPO_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+"""Interpreter with vLLM: that of `make vllm`, unless the environment names another."""
+SAMPLE_RATE = 16000
+SERVER_SECONDS = 600.0
+"""A loaded machine takes long to start a server."""
+SHARP_STD = 0.1
+"""Of the random weights: logits far enough apart that rounding does not decide an argmax."""
+EMBEDDED = ModelConfig(
+    perception=ConvPerceptionConfig(channels=32),
+    decoder=DecoderConfig(num_layers=6, init_method_std=SHARP_STD),
+    target_layers=(5,),
+)
+"""About the decoder of the embedded run, with layers for two stages; vLLM's attention on a CPU wants heads so wide."""
+TOKENIZER = build_tokenizer()
+
+
+def embedded_policy(seed: int) -> AudioLLM:
+    """Random weights, the same for the same seed."""
+    install_cpu_host()
+    initialize_parallel()
+    return build_audio_llm(
+        EMBEDDED,
+        vocab_size=len(TOKENIZER),
+        special=SpecialTokens.from_tokenizer(TOKENIZER),
+        sample_rate=SAMPLE_RATE,
+        seed=seed,
+    )
+
+
+def noise_prompts(policy: AudioLLM, count: int, *, seed: int = 0) -> PromptBatch:
+    """Prompts of random words about clips of noise of unequal lengths; every fourth has no clip."""
+    special = SpecialTokens.from_tokenizer(TOKENIZER)
+    generator = torch.Generator().manual_seed(seed)
+    rows, clips = [], []
+    audio_row = []
+    for number in range(count):
+        words = torch.randint(20, len(TOKENIZER) - 2, (5 + number % 7,), generator=generator).tolist()
+        if number % 4 == 3:
+            rows.append(words)
+            audio_row.append(-1)
+            continue
+        clips.append(torch.randn(4000 + 900 * (number % 5), generator=generator) * 0.3)
+        placeholders = [special.audio_id] * policy.num_audio_tokens(len(clips[-1]))
+        rows.append([special.audio_start_id, *placeholders, special.audio_end_id, *words])
+        audio_row.append(len(clips) - 1)
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((count, int(lengths.max())), special.pad_id)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.tensor(row)
+    longest = max(map(len, clips))
+    waveforms = torch.stack([torch.nn.functional.pad(clip, (0, longest - len(clip))) for clip in clips])
+    return PromptBatch(
+        tokens=tokens,
+        lengths=lengths,
+        audio=AudioBatch(waveforms=waveforms, lengths=torch.tensor([len(clip) for clip in clips])),
+        audio_row=torch.tensor(audio_row),
+        examples=tuple(Example(id=str(number), question="", choices=(), answer="", task="") for number in range(count)),
+    )
+
+
+def rollout_config(sync_dir: Path, sampling: SamplingConfig | None = None, **changes: Any) -> RolloutConfig:
+    """A server that is started here, unless `changes` name one."""
+    vllm = VllmConfig(
+        **{
+            "python": str(PYTHON),
+            "sync_dir": str(sync_dir),
+            "start_seconds": SERVER_SECONDS,
+            "timeout_seconds": 120.0,
+            "pause_seconds": 0.05,
+            "max_attempts": 3,
+            **changes,
+        }
+    )
+    return RolloutConfig(backend="vllm", batch_size=64, sampling=sampling or SamplingConfig(), vllm=vllm)
+
+
+@contextmanager
+def launched(policy: AudioLLM, sync_dir: Path) -> Iterator[VllmRollout]:
+    """A backend with a server of its own, which is stopped at the end."""
+    backend = build_vllm(
+        rollout_config(sync_dir), EMBEDDED, policy, TOKENIZER, sample_rate=SAMPLE_RATE, directory=sync_dir
+    )
+    try:
+        backend.fleet.wait_for_a_server()
+        yield backend
+    finally:
+        backend.close()
+
+
+def named_tensors(policy: AudioLLM) -> list[tuple[str, Tensor]]:
+    """All weights."""
+    return [(name, value) for name, value in policy.state_dict().items() if isinstance(value, Tensor)]
+
+
+MODEL = (
+    "model.decoder.num_layers=6",
+    "model.decoder.hidden_size=192",
+    "model.decoder.ffn_hidden_size=512",
+    "model.decoder.num_attention_heads=6",
+    "model.decoder.kv_channels=32",
+    "model.target_layers=[5]",
+)
+"""A run whose decoder the shared server has; they stand after those of a tiny run."""
+
+
+def asking(backend: VllmRollout, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a run that asks that backend's server."""
+    process = backend.fleet._process
+    assert process is not None
+    monkeypatch.setenv("VLLM_API_KEY", process.key)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return [
+        *MODEL,
+        "rollout=vllm",
+        "rollout.sampling.max_new_tokens=8",
+        "rollout.vllm.launch=false",
+        f"rollout.vllm.urls=[{process.url}]",
+        "rollout.vllm.max_attempts=3",
+        "rollout.vllm.pause_seconds=0.05",
+    ]
+
+
+def launching(*overrides: str) -> list[str]:
+    """Overrides of a run that starts a server of its own."""
+    return [
+        *MODEL,
+        "rollout=vllm",
+        "rollout.sampling.max_new_tokens=8",
+        f"rollout.vllm.python={PYTHON}",
+        "rollout.vllm.max_attempts=3",
+        "rollout.vllm.pause_seconds=0.05",
+        *overrides,
+    ]

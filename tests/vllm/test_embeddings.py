@@ -1,0 +1,57 @@
+"""vLLM draws from prompt embeddings what the policy would draw itself."""
+
+import pytest
+import torch
+
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.tokenizer import PAD
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.scoring import Drawing
+from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.types import Rollouts
+from tests.vllm.serving import TOKENIZER, embedded_policy, named_tensors, noise_prompts
+
+pytestmark = pytest.mark.vllm
+
+PAPER = SamplingConfig(temperature=1.2, top_k=50, top_p=0.99, repetition_penalty=1.1, max_new_tokens=60)
+GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=60)
+TOLERANCE_NATS = 1e-4
+PROMPTS, GROUP = 16, 4
+
+
+def seeds(prompts: int, group: int = GROUP) -> torch.Tensor:
+    return torch.arange(prompts * group) + 2**40
+
+
+def drawn_by_the_policy(policy: AudioLLM, rollouts: Rollouts, sampling: SamplingConfig) -> torch.Tensor:
+    signals = token_signals_in_parts(
+        policy,
+        token_batch(rollouts, pad_id=TOKENIZER.get_vocab()[PAD]),
+        head_reduction=None,
+        batching=MicroBatching(rows=16),
+        drawing=Drawing.of(sampling, TOKENIZER, policy.vocab_size),
+    )
+    assert signals.drawn_log_probs is not None
+    return signals.drawn_log_probs
+
+
+@pytest.mark.parametrize("update", range(4))
+def test_after_every_update_it_draws_as_the_policy_does(policy: AudioLLM, shared: VllmRollout, update: int) -> None:
+    policy.load_state_dict(embedded_policy(update).state_dict())
+    shared.update_weights(update, named_tensors(policy))
+    many = noise_prompts(policy, 64)
+    greedy = shared.generate(many, GREEDY, group_size=1, seeds=seeds(64, 1))
+    expected = MegatronRollout(policy, TOKENIZER, batch_size=64).generate(
+        many, GREEDY, group_size=1, seeds=seeds(64, 1)
+    )
+    assert torch.equal(greedy.completions, expected.completions)
+    assert greedy.finish_reasons == expected.finish_reasons and greedy.texts == expected.texts
+    prompts = noise_prompts(policy, PROMPTS, seed=1)
+    sampled = shared.generate(prompts, PAPER, group_size=GROUP, seeds=seeds(PROMPTS))
+    assert (greedy.weight_version, sampled.weight_version) == (update, update)
+    assert int(sampled.completion_lengths.sum()) > PROMPTS * GROUP * 20
+    ours = drawn_by_the_policy(policy, sampled, PAPER)
+    torch.testing.assert_close(sampled.sampling_log_probs, ours, rtol=0, atol=TOLERANCE_NATS)

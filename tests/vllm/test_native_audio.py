@@ -1,0 +1,124 @@
+"""Qwen Omni thinkers served whole: vLLM hears the clip itself, and draws what the policy and transformers draw."""
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.hf.convert import ORIGINAL, import_hf
+from nemo_mapo.models.hf.models import read_model
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.scoring import Drawing
+from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.rollout.vllm.build import build_vllm
+from nemo_mapo.testing.tiny import tiny_tokenizer
+from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from tests.integration.qwen_omni_tiny import (
+    FAMILIES,
+    SAMPLE_RATE,
+    Family,
+    TinyHf,
+    clip,
+    hf_greedy,
+    imported_model,
+    prompt_batch,
+    row,
+    save_tiny,
+)
+from tests.vllm.serving import PYTHON, named_tensors, rollout_config
+
+pytestmark = pytest.mark.vllm
+
+SHORT, LONG = 9000, 24123
+NEW_TOKENS = 12
+GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=NEW_TOKENS)
+PAPER = SamplingConfig(temperature=1.2, top_k=20, top_p=0.95, repetition_penalty=1.1, max_new_tokens=NEW_TOKENS)
+HEADS = {
+    "qwen2_5_omni": {"num_attention_heads": 1, "num_key_value_heads": 1},
+    "qwen3_omni_moe": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "moe_intermediate_size": 32},
+}
+"""32 wide, which vLLM's attention on a CPU has; and experts that it need not pad, which it cannot reload."""
+ROPE = {"rope_type": "default", "type": "default", "mrope_section": [8, 4, 4]}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A tiny thinker with two sets of weights, and a server of it."""
+
+    family: Family
+    hfs: tuple[TinyHf, TinyHf]
+    imported: tuple[Path, Path]
+    policy: AudioLLM
+    config: ModelConfig
+    backend: VllmRollout
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    install_cpu_host()
+    initialize_parallel()
+    family: Family = request.param
+    folder = tmp_path_factory.mktemp(family)
+    hfs, imported = [], []
+    for seed in range(2):
+        hf = save_tiny(folder / f"original {seed}", family, seed=seed, **HEADS[family], rope_scaling=ROPE)
+        import_hf(hf.directory, folder / f"imported {seed}")
+        hfs.append(hf)
+        imported.append(folder / f"imported {seed}")
+    script = Path(__file__).parent / "make_processor.py"
+    subprocess.run([str(PYTHON), str(script), str(imported[0] / ORIGINAL), family], check=True)
+    policy = imported_model(imported[0])
+    config = replace(read_model(imported[0] / ORIGINAL).config, target_layers=(2,))
+    rollout = rollout_config(folder / "vllm", original=str(imported[0] / ORIGINAL))
+    backend = build_vllm(rollout, config, policy, tiny_tokenizer(), sample_rate=SAMPLE_RATE, directory=folder / "vllm")
+    try:
+        backend.fleet.wait_for_a_server()
+        yield Served(family, (hfs[0], hfs[1]), (imported[0], imported[1]), policy, config, backend)
+    finally:
+        backend.close()
+
+
+def test_before_and_after_an_update_greedy_tokens_are_ours_and_transformers(served: Served) -> None:
+    tokenizer = tiny_tokenizer()
+    rows = [row(served.family, 3, clip(SHORT), 5), row(served.family, clip(LONG), 6), row(served.family, 9)]
+    # One clip is heard before the update and after it.
+    for version, (hf, imported) in enumerate(zip(served.hfs, served.imported, strict=True)):
+        served.policy.load_state_dict(imported_model(imported).state_dict())
+        served.backend.update_weights(version, named_tensors(served.policy))
+        for prompt in rows:
+            batch = prompt_batch([prompt])
+            greedy = served.backend.generate(batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))
+            ours = MegatronRollout(served.policy, tokenizer, batch_size=4).generate(
+                batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64)
+            )
+            assert torch.equal(greedy.completions, ours.completions)
+            length = int(greedy.completion_lengths[0])
+            if SpecialTokens.from_tokenizer(tokenizer).end_id not in greedy.completions[0]:
+                assert greedy.completions[0, :length].tolist() == hf_greedy(hf, prompt, NEW_TOKENS)
+            sampled = served.backend.generate(batch, PAPER, group_size=4, seeds=torch.arange(4))
+            signals = token_signals_in_parts(
+                served.policy,
+                token_batch(sampled, pad_id=SpecialTokens.from_tokenizer(tokenizer).pad_id),
+                head_reduction=None,
+                batching=MicroBatching(rows=4),
+                drawing=Drawing.of(PAPER, tokenizer, served.policy.vocab_size),
+            )
+            assert signals.drawn_log_probs is not None
+            torch.testing.assert_close(sampled.sampling_log_probs, signals.drawn_log_probs, rtol=0, atol=2e-4)
+
+
+def test_a_prompt_that_vllm_reads_as_another_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.backend.update_weights(9, named_tensors(served.policy))
+    batch = prompt_batch([row(served.family, 3, clip(SHORT), 5)])
+    shorter = replace(batch, audio=replace(batch.audio, lengths=batch.audio.lengths // 2))
+    with pytest.raises(RuntimeError, match=r"vLLM read a prompt of .* another than that of"):
+        served.backend.generate(shorter, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))
