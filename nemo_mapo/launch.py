@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import resource
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from nemo_aligner.utils.distributed import Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch.utils.data import DataLoader
 
+from nemo_mapo import __version__
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
@@ -26,6 +29,7 @@ from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
+from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
@@ -68,12 +72,16 @@ def run(config: RunConfig) -> Path:
         started = time.time()
         parts = Assembly(config, directory)
         _resume(parts.trainer, directory, config)
-        finished = parts.trainer.fit()
         facts: dict[str, Any] = {
             "title": directory.path.name,
             "started": _clock(started),
+            "commit": commit(),
+            "command": shlex.join(["python", *sys.orig_argv[1:]]),
             "pos_tagger": parts.trainer.scorer.tagger.name,
         }
+        if is_main_rank():
+            directory.write_summary(facts)
+        finished = parts.trainer.fit()
         if not finished:
             facts["events"] = [{"step": parts.trainer.step, "message": ENDED_EARLY}]
         if is_main_rank():
@@ -182,9 +190,17 @@ class Assembly:
         evaluation = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
         if is_main_rank():
             self.trainer.samples.file.append(evaluation.records)
+            for question, clips in evaluation.clips.items():
+                write_clips(self.directory.path, question, clips, self.config.data.train_ds.sample_rate)
             right = round(evaluation.accuracy * evaluation.samples)
             warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
         return evaluation.metrics()
+
+    def _keep_clip(self, step: int, prompts: PromptBatch) -> None:
+        """Keep the clips of the sampled question, at the first step and at those that end in a validation."""
+        if step == 1 or step % self.config.trainer.mapo.val_check_interval == 0:
+            rate = self.config.data.train_ds.sample_rate
+            write_clips(self.directory.path, prompts.examples[0].id, prompts.waveforms(0), rate)
 
     def _check_positions(self) -> int:
         """Tokens of the longest prompt; ValueError naming the clip whose prompt leaves no room for a completion."""
@@ -267,7 +283,7 @@ class Assembly:
             prompts,
             self.validate,
             CustomLoggerWrapper(experiment_loggers(config, self.directory)),
-            SampleWriter(self.directory.rollouts, self.tokenizer, config.resolved_objective),
+            SampleWriter(self.directory.rollouts, self.tokenizer, config.resolved_objective, keep_clip=self._keep_clip),
             CheckpointStore(self.directory.checkpoints, keep=config.trainer.mapo.keep_checkpoints),
             Timer(config.trainer.mapo.max_time_per_run),
         )
@@ -300,7 +316,33 @@ def experiment_loggers(config: RunConfig, directory: RunDirectory) -> list[Any]:
             "resume_if_exists": False,
         },
     )
-    return [JsonLinesLogger(directory.metrics), *host.loggers]
+    return [JsonLinesLogger(directory.metrics), *host.loggers, LivePage(directory.path)]
+
+
+class LivePage:
+    """Writes the report at every validation, in the shape that NeMo-Aligner's logger wrapper calls."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """The metrics are in the files already: this logger comes last."""
+        if "val/accuracy" in metrics:
+            write_report(self.run_dir)
+
+    def finalize(self, status: str) -> None:
+        """The report of the finished run is written with its test."""
+
+
+def commit() -> str:
+    """The commit that this package was run from, and whether the files differed; its version outside a checkout."""
+    here = Path(__file__).parent
+    asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+    try:
+        head, changed = (subprocess.run(one, cwd=here, capture_output=True, text=True, check=True) for one in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return head.stdout.strip() + (", with changes" if changed.stdout.strip() else "")
 
 
 def test_summary(before: Evaluation, after: Evaluation) -> dict[str, float]:

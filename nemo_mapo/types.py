@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
@@ -75,6 +77,10 @@ class PromptBatch:
     def clips(self, row: int) -> list[int]:
         """Rows of `audio` that a prompt has, in order."""
         return [clip for clip in self.audio_row[row].reshape(-1).tolist() if clip >= 0]
+
+    def waveforms(self, row: int) -> list[NDArray[np.float32]]:
+        """The clips of a prompt without their padding, in order."""
+        return [self.audio.waveforms[clip, : int(self.audio.lengths[clip])].cpu().numpy() for clip in self.clips(row)]
 
 
 @dataclass(frozen=True, kw_only=True)

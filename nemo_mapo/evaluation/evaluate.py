@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_mapo.attention.session import HeadReduction
@@ -53,6 +55,8 @@ class Evaluation:
     accuracy_by_task: dict[str, float]
     records: tuple[dict[str, Any], ...]
     questions: tuple["QuestionScore", ...]
+    clips: dict[str, list[NDArray[np.float32]]]
+    """Of the questions in `records`, by id."""
 
     @property
     def standard_error(self) -> float:
@@ -85,13 +89,14 @@ class _Found:
     words: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
+    clips: list[tuple[str, list[NDArray[np.float32]]]] = field(default_factory=list)
     profile: PositionProfile = field(default_factory=PositionProfile)
 
     @classmethod
     def merged(cls, parts: "list[_Found]") -> "_Found":
         """What all of them have counted."""
         whole = cls(profile=PositionProfile.merged(part.profile for part in parts))
-        for name in ("correct", "silent", "totals", "tasks", "ids", "choices", "words", "lengths", "records"):
+        for name in ("correct", "silent", "totals", "tasks", "ids", "choices", "words", "lengths", "records", "clips"):
             vars(whole)[name] = [item for part in parts for item in vars(part)[name]]
         return whole
 
@@ -140,6 +145,7 @@ class Evaluator:
             profile=found.profile,
             accuracy_by_task=_by_task(found.tasks, found.correct),
             records=tuple(found.records),
+            clips=dict(found.clips),
             questions=tuple(
                 QuestionScore(id=name, task=task, choices=choices, correct=correct, correct_silent=silent)
                 for name, task, choices, correct, silent in zip(
@@ -161,6 +167,7 @@ class Evaluator:
         found.choices += [len(example.choices) for example in prompts.examples]
         found.words += [reasoning_words(text) for text in rollouts.texts]
         found.lengths += rollouts.completion_lengths.tolist()
+        found.clips += [(prompts.examples[row].id, prompts.waveforms(row)) for row in range(min(2, len(prompts)))]
         found.records += [sample_record(step, split, row, rollouts, table) for row in range(min(2, len(prompts)))]
         deaf = backend.generate(_silenced(prompts), self.sampling, group_size=1, seeds=seeds)
         found.silent += score_rollouts(deaf, self.rewards.accuracy_only).accuracy

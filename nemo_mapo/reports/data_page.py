@@ -1,6 +1,5 @@
 """A page of samples of a corpus: question, choices, player and spectrogram of each, and figures of the whole."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nemo_mapo.reports.clips import data_uri, player_source
 from nemo_mapo.reports.pages import Card, write_page
 from nemo_mapo.reports.theme import MUTED
 
@@ -100,13 +99,6 @@ def _clip(sample: ClipSample) -> dict[str, Any]:
     }
 
 
-def player_source(samples: Float[NDArray[Any], " samples"], sample_rate: int) -> str:
-    """A clip (full scale = 1, Hz) as the source of an audio element: FLAC inside the page."""
-    file = io.BytesIO()
-    soundfile.write(file, samples, sample_rate, format="FLAC", subtype="PCM_16")
-    return _data_uri("audio/flac", file.getvalue())
-
-
 def _picture_source(sample: ClipSample) -> str:
     figure = Figure(figsize=FIGURE_SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
@@ -126,8 +118,4 @@ def _picture_source(sample: ClipSample) -> str:
     axes.spines[:].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=PICTURE_DPI)
-    return _data_uri("image/png", file.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri("image/png", file.getvalue())

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from nemo_mapo.reports import theme
-from nemo_mapo.reports.charts import Level, Line, Profile, Scale, curves, profiles, stacked
+from nemo_mapo.reports.charts import DASHES, Level, Line, Profile, Scale, curves, profiles, stacked
 from nemo_mapo.reports.loading import Record, RunFiles, Series, is_number, section, series
 from nemo_mapo.reports.outcome import chance_accuracy
 from nemo_mapo.reports.pages import Figure
@@ -20,13 +21,20 @@ def is_recorded(panel: Panel, files: RunFiles) -> bool:
     return any(len(series(files.metrics, curve.key)) for curve in panel.curves)
 
 
-def panel_figure(panel: Panel, files: RunFiles) -> Figure | None:
-    """Draw a chart; None where there is nothing to show."""
+def panel_figure(
+    panel: Panel, files: RunFiles, others: Mapping[str, Sequence[Record]] = MappingProxyType({})
+) -> Figure | None:
+    """Draw a chart, the curves of `others` (metrics by name of the run) over it; None if there is nothing to show."""
     lines = [_line(curve, files.metrics, panel.scale) for curve in panel.curves]
     if not any(len(line.series) for line in lines):
         return None
     if panel.only_if_positive and not any((line.series.values > 0).any() for line in lines):
         return None
+    lines += [
+        replace(_line(curve, records, panel.scale), overlay=name, dash=dash)
+        for (name, records), dash in zip(others.items(), cycle(DASHES), strict=False)
+        for curve in panel.curves
+    ]
     chart = curves(lines, panel.scale, _levels(panel.level, files))
     return Figure(title=panel.title, chart=chart, caption=panel.caption)
 

@@ -56,7 +56,7 @@ def write_page(path: Path, template: str, *, title: str, subtitle: str = "", **v
         PosixPath('data.html')
     """
     text = TEMPLATES.get_template(template).render(
-        {"title": title, "subtitle": subtitle, "plotly_js": plotly_js, **values}
+        {"title": title, "subtitle": subtitle, "plotly_js": plotly_js, "refresh_seconds": None, **values}
     )
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

@@ -1,11 +1,11 @@
 """`report.html`: one self-contained page on a run, made from the files in its directory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_mapo.reports.figures import is_recorded, panel_figure, profile_figures, timing_figure
-from nemo_mapo.reports.loading import RunFiles, load_run, section
+from nemo_mapo.reports.loading import Record, RunFiles, load_run, section
 from nemo_mapo.reports.outcome import Change, Outcome, outcome
 from nemo_mapo.reports.pages import Card, Figure, write_page
 from nemo_mapo.reports.panels import SECTIONS, SPEED, Section
@@ -16,6 +16,9 @@ from nemo_mapo.reports.warnings import CHECKED_IN_WORDS, find_warnings
 REPORT_FILE = "report.html"
 
 DEFAULT_TITLE = "MAPO run"
+
+REFRESH_SECONDS = 60
+"""The page of a run that goes on loads itself again this often; it is written at every validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class Block:
     left_out: str
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into `run_dir` and return its path.
+def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
+    """Write `report.html` into `run_dir` and return its path; `overlays` are runs whose curves are laid over its own.
 
     Charts whose metrics were not recorded are left out and named. The page loads nothing: all it needs is inside.
 
@@ -39,17 +42,20 @@ def write_report(run_dir: Path) -> Path:
     """
     files = load_run(run_dir)
     found = outcome(files)
+    others = {path.name: load_run(path).metrics for path in overlays}
     return write_page(
         run_dir / REPORT_FILE,
         "report.html",
         title=str(files.run.get("title") or DEFAULT_TITLE),
         subtitle=_progress(files),
+        refresh_seconds=None if files.run.get("finished") else REFRESH_SECONDS,
+        provenance={name: str(files.run.get(name) or "") for name in ("commit", "command")},
         cards=_cards(found),
         findings=find_warnings(files.metrics, section(files.config, "objective"), chance=found.chance),
         checked=CHECKED_IN_WORDS,
         notes=files.notes,
-        sections=[*(_block(item, files) for item in SECTIONS), _profiles(files), _timing(files)],
-        samples=samples_view(pick_samples(files.rollouts)),
+        sections=[*(_block(item, files, others) for item in SECTIONS), _profiles(files), _timing(files)],
+        samples=samples_view(pick_samples(files.rollouts, run_dir), run_dir),
         facts=_facts(files),
         events=[event for event in files.run.get("events") or () if isinstance(event, dict)],
         config_text=files.config_text,
@@ -105,10 +111,10 @@ def _change_card(name: str, change: Change, text: Callable[[float | None], str],
     return Card(name=name, before=text(change.start).removesuffix(" %"), value=text(change.end), hint=hint)
 
 
-def _block(item: Section, files: RunFiles) -> Block:
+def _block(item: Section, files: RunFiles, others: Mapping[str, Sequence[Record]]) -> Block:
     figures, missing = [], []
     for panel in item.panels:
-        figure = panel_figure(panel, files)
+        figure = panel_figure(panel, files, others)
         if figure is not None:
             figures.append(figure)
         elif not is_recorded(panel, files):

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nemo_mapo.reports.clips import has_clips, kept_clips
 from nemo_mapo.reports.loading import Record, is_number
 from nemo_mapo.reports.theme import ATTENTION, CARD, LINE, MASK, MASS, NU, OMEGA, Colour, channels, mixed
 
@@ -82,8 +84,9 @@ VIEWS = (
 )
 
 
-def pick_samples(rollouts: Sequence[Record]) -> list[Record]:
-    """Choose a few early and late, right and wrong rollouts; ones with token signals and held-out ones preferred.
+def pick_samples(rollouts: Sequence[Record], run_dir: Path) -> list[Record]:
+    """Choose a few early and late, right and wrong rollouts; preferred are ones with token signals, with a clip
+    that was kept, and held-out ones.
 
     They come by step, right ones first.
     """
@@ -103,7 +106,12 @@ def pick_samples(rollouts: Sequence[Record]) -> list[Record]:
             ]
             sign = 1 if early else -1
             pool.sort(
-                key=lambda rollout: (not _has_signals(rollout), rollout.get("split") == "train", sign * rollout["step"])
+                key=lambda rollout: (
+                    not _has_signals(rollout),
+                    not has_clips(run_dir, str(rollout.get("id", ""))),
+                    rollout.get("split") == "train",
+                    sign * rollout["step"],
+                )
             )
             chosen += pool[:PER_GROUP]
     return sorted(chosen, key=lambda rollout: (rollout["step"], not is_right(rollout)))
@@ -149,8 +157,8 @@ class ShownSample:
     answer: str
     tokens: tuple[Token, ...]
     rewards: str
-    audio: str = ""
-    """What the player plays, a data URI; empty without one."""
+    clips: tuple[str, ...]
+    """What the players play, data URIs; empty if the clips were not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +169,8 @@ class ShownSamples:
     items: tuple[ShownSample, ...]
 
 
-def samples_view(samples: Sequence[Record]) -> ShownSamples:
-    """Lay the samples out for the template."""
+def samples_view(samples: Sequence[Record], run_dir: Path) -> ShownSamples:
+    """Lay the samples out for the template, with the clips that the run has kept."""
     tops = {view.field: _top(samples, view) for view in VIEWS}
     views = [view for view in VIEWS if any(_signal(sample, view.field) for sample in samples)]
     return ShownSamples(
@@ -176,7 +184,7 @@ def samples_view(samples: Sequence[Record]) -> ShownSamples:
             )
             for view in views
         ),
-        items=tuple(_sample(sample, tops) for sample in samples),
+        items=tuple(_sample(sample, tops, run_dir) for sample in samples),
     )
 
 
@@ -251,7 +259,7 @@ def _top(samples: Sequence[Record], view: View) -> float:
     return max([view.least_top, *found])
 
 
-def _sample(sample: Record, tops: dict[str, float]) -> ShownSample:
+def _sample(sample: Record, tops: dict[str, float], run_dir: Path) -> ShownSample:
     facts = (f"step {sample['step']}", str(sample.get("split", "")), str(sample.get("task", "")))
     return ShownSample(
         right=is_right(sample),
@@ -261,6 +269,7 @@ def _sample(sample: Record, tops: dict[str, float]) -> ShownSample:
         answer=str(sample.get("answer", "")),
         tokens=_tokens(sample, tops),
         rewards=_rewards(sample),
+        clips=kept_clips(run_dir, str(sample.get("id", ""))),
     )
 
 

@@ -1,6 +1,7 @@
 """Completions to read: rollouts.jsonl, with what the objective thought of each token, and a table for the loggers."""
 
 import html
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.training.actor import objective_inputs
 from nemo_mapo.training.records import JsonLines
 from nemo_mapo.training.scoring import ScoredRollouts
-from nemo_mapo.types import Rollouts
+from nemo_mapo.types import PromptBatch, Rollouts
 
 _DIGITS = 4
 TABLE = "rollouts"
@@ -25,10 +26,19 @@ TABLE = "rollouts"
 class SampleWriter:
     """Appends the best and the worst completion of each step's first prompt; shows its whole group as a table."""
 
-    def __init__(self, file: JsonLines, tokenizer: PreTrainedTokenizerBase, objective: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        file: JsonLines,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: ObjectiveConfig,
+        *,
+        keep_clip: Callable[[int, PromptBatch], None],
+    ) -> None:
+        """`keep_clip` is told of each step's prompts, the sampled question first."""
         self.file = file
         self.tokenizer = tokenizer
         self.objective = objective
+        self.keep_clip = keep_clip
         self._table: list[dict[str, Any]] = []
 
     def write_training(self, step: int, rollouts: Rollouts, scored: ScoredRollouts) -> None:
@@ -37,6 +47,7 @@ class SampleWriter:
         totals = scored.rewards.total[: rollouts.group_size]
         rows = sorted({totals.index(max(totals)), totals.index(min(totals))})
         arrays = self._token_arrays(scored)
+        self.keep_clip(step, rollouts.prompts)
         self.file.append(self._record(step, row, rollouts, scored, arrays) for row in rows)
 
     def log_table(self, logger: CustomLoggerWrapper, step: int) -> None:

@@ -131,6 +131,29 @@ def test_a_run_that_has_only_begun_has_a_page(make_run, tmp_path):
     assert "run.json is missing" in text
 
 
+def test_the_page_of_a_run_that_goes_on_loads_itself_again(page, make_run, tmp_path):
+    run = make_run()
+    del run.run["finished"]
+    assert '<meta http-equiv="refresh" content="60">' in write_report(run.write(tmp_path)).read_text()
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_the_commit_the_command_and_the_config_stand_on_top(make_run, tmp_path):
+    run = make_run()
+    run.run |= {"commit": "abc123, with changes", "command": "python examples/train_mapo.py 'model.lora={rank: 4}'"}
+    text = write_report(run.write(tmp_path)).read_text()
+    top = text[: text.index('<section id="learning">')]
+    assert (
+        "abc123, with changes" in top and "train_mapo.py &#39;model.lora={rank: 4}&#39;" in top and "tau_base:" in top
+    )
+
+
+def test_other_runs_are_laid_over_the_curves(make_run, tmp_path):
+    runs = [make_run(seed=seed).write(tmp_path / name) for seed, name in enumerate(("one", "two"))]
+    text = write_report(runs[0], runs[1:]).read_text()
+    assert "with audio of two from 0.4" in text and '"legendgroup":"two"' in text
+
+
 def test_an_empty_metrics_file_has_a_page(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     text = write_report(tmp_path).read_text()

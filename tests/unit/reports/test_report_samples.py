@@ -1,9 +1,16 @@
 """Samples: chosen from both ends of the run, coloured by value, readable, and never trusted as HTML."""
 
+import base64
+import io
 import itertools
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
+from nemo_mapo.reports.clips import CLIPS, write_clips
 from nemo_mapo.reports.pages import TEMPLATES
 from nemo_mapo.reports.samples import (
     LEVELS,
@@ -17,10 +24,13 @@ from nemo_mapo.reports.samples import (
 )
 from nemo_mapo.reports.theme import CARD
 
+NOWHERE = Path("no such directory")
+CLIP = 0.5 * np.sin(np.arange(800))
+
 
 def samples_html(samples):
     """The part of the page that shows samples, as templates/report.html includes it."""
-    return TEMPLATES.get_template("samples.html").module.samples(samples_view(samples))
+    return TEMPLATES.get_template("samples.html").module.samples(samples_view(samples, NOWHERE))
 
 
 def sample(**changes):
@@ -42,7 +52,7 @@ def sample(**changes):
 
 
 def test_early_and_late_right_and_wrong_are_all_shown(make_run):
-    chosen = pick_samples(make_run().rollouts)
+    chosen = pick_samples(make_run().rollouts, NOWHERE)
     cells = {(record["step"] < 20, is_right(record)) for record in chosen}
     assert cells == {(True, True), (True, False), (False, True), (False, False)}
     assert len(chosen) == 8
@@ -51,13 +61,32 @@ def test_early_and_late_right_and_wrong_are_all_shown(make_run):
 
 def test_a_run_of_one_step_shows_each_sample_once(make_run):
     rollouts = [record for record in make_run().rollouts if record["step"] == 0]
-    chosen = pick_samples(rollouts)
+    chosen = pick_samples(rollouts, NOWHERE)
     assert len(chosen) == 4
     assert len({record["id"] for record in chosen}) == 4
 
 
+def test_a_sample_is_heard_beside_its_text_if_its_clips_were_kept(tmp_path):
+    write_clips(tmp_path, "../clip", [CLIP, CLIP[:400]], 16000)
+    view = samples_view([sample(id="../clip"), sample(id="other")], tmp_path)
+    page = TEMPLATES.get_template("samples.html").module.samples(view)
+    players = re.findall(r'<audio controls preload="none" src="data:audio/flac;base64,([^"]+)">', page)
+    played = [soundfile.read(io.BytesIO(base64.b64decode(content))) for content in players]
+    assert [(len(samples), rate) for samples, rate in played] == [(800, 16000), (400, 16000)]
+    np.testing.assert_allclose(played[0][0], CLIP, atol=1e-4)
+    # Whatever an id holds, its clips stay in their directory.
+    assert {path.parent for path in tmp_path.rglob("*.flac")} == {tmp_path / CLIPS}
+
+
+def test_samples_with_a_clip_are_preferred(make_run, tmp_path):
+    rollouts = [record | {"split": "validation"} for record in make_run().rollouts if "tokens" in record]
+    write_clips(tmp_path, "clip-0002", [CLIP], 16000)
+    right = [record for record in pick_samples(rollouts, tmp_path) if is_right(record)]
+    assert [record["id"] for record in right].count("clip-0002") == 4
+
+
 def test_no_rollouts_no_samples():
-    assert pick_samples([]) == []
+    assert pick_samples([], NOWHERE) == []
 
 
 def test_the_largest_weight_gets_the_darkest_level_and_zero_the_lightest():

@@ -45,7 +45,9 @@ def writer(tmp_path):
         by_reward={"accuracy": [1.0, 0.0, 0.0, 0.0], "consistency": [None, 1.0, 1.0, 1.0]}, total=[4.0, 1.0, 1.0, 1.0]
     )
     signals = TokenSignals(log_probs=zeros, entropy_nats=zeros, audio_mass=None)
-    writer = SampleWriter(JsonLines(tmp_path / "rollouts.jsonl"), tiny.tokenizer, PLAIN)
+    writer = SampleWriter(
+        JsonLines(tmp_path / "rollouts.jsonl"), tiny.tokenizer, PLAIN, keep_clip=lambda step, prompts: None
+    )
     writer.write_training(7, rollouts, ScoredRollouts(batch=batch, rewards=rewards, signals=signals, metrics={}))
     return writer
 
