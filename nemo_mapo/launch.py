@@ -4,7 +4,6 @@ import contextlib
 import logging
 import resource
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from nemo_aligner.utils.distributed import Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch.utils.data import DataLoader
 
-from nemo_mapo import __version__
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
@@ -42,8 +40,8 @@ from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
-from nemo_mapo.training.records import JsonLinesLogger
-from nemo_mapo.training.run_directory import RunDirectory, open_run_directory
+from nemo_mapo.training.records import JsonLinesLogger, LivePage
+from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_directory
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
@@ -317,32 +315,6 @@ def experiment_loggers(config: RunConfig, directory: RunDirectory) -> list[Any]:
         },
     )
     return [JsonLinesLogger(directory.metrics), *host.loggers, LivePage(directory.path)]
-
-
-class LivePage:
-    """Writes the report at every validation, in the shape that NeMo-Aligner's logger wrapper calls."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """The metrics are in the files already: this logger comes last."""
-        if "val/accuracy" in metrics:
-            write_report(self.run_dir)
-
-    def finalize(self, status: str) -> None:
-        """The report of the finished run is written with its test."""
-
-
-def commit() -> str:
-    """The commit that this package was run from, and whether the files differed; its version outside a checkout."""
-    here = Path(__file__).parent
-    asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
-    try:
-        head, changed = (subprocess.run(one, cwd=here, capture_output=True, text=True, check=True) for one in asked)
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
-    return head.stdout.strip() + (", with changes" if changed.stdout.strip() else "")
 
 
 def test_summary(before: Evaluation, after: Evaluation) -> dict[str, float]:

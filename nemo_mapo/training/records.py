@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.reports.report import write_report
+
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
@@ -75,3 +77,18 @@ class JsonLinesLogger:
 
     def finalize(self, status: str) -> None:
         """Nothing is buffered."""
+
+
+class LivePage:
+    """Writes the report at every validation, in the shape that NeMo-Aligner's logger wrapper calls."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """The metrics are in the files already: this logger comes last."""
+        if "val/accuracy" in metrics:
+            write_report(self.run_dir)
+
+    def finalize(self, status: str) -> None:
+        """The report of the finished run is written with its test."""

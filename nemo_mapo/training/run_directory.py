@@ -1,6 +1,7 @@
 """The directory that holds everything about a run; opened once, never shared by two different runs."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from nemo_mapo import __version__
 from nemo_mapo.config.load import as_plain
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.rewards.templates import prompt_wording
@@ -174,3 +176,14 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return flat
+
+
+def commit() -> str:
+    """The commit that this package was run from, and whether the files differed; its version outside a checkout."""
+    here = Path(__file__).parent
+    asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+    try:
+        head, changed = (subprocess.run(one, cwd=here, capture_output=True, text=True, check=True) for one in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return head.stdout.strip() + (", with changes" if changed.stdout.strip() else "")
