@@ -37,6 +37,20 @@ class Fault:
 
 FAULTS = (
     Fault(
+        name="baselines: CISPO's weight carries a gradient",
+        file="nemo_mapo/objective/cispo.py",
+        right="0.0)).detach().exp()",
+        wrong="0.0)).exp()",
+        tests=("tests/unit/objective/test_cispo.py",),
+    ),
+    Fault(
+        name="baselines: the entropy mask counts padding",
+        file="nemo_mapo/objective/entropy_mask.py",
+        right="lengths = response_mask.sum(-1, keepdim=True)",
+        wrong="lengths = torch.ones_like(response_mask).sum(-1, keepdim=True)",
+        tests=("tests/unit/objective/test_entropy_mask.py",),
+    ),
+    Fault(
         name="answers: a denied statement counts",
         file="nemo_mapo/rewards/answers.py",
         right="        if DENIAL.search(CLAUSE_END",

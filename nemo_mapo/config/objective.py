@@ -15,8 +15,11 @@ Positive = Annotated[float, Field(gt=0)]
 class ObjectiveConfig:
     """L = L_PG(mask) + beta * L_KL + eta * L_attn (paper Eq. 5)."""
 
-    mask: Literal["relevance", "none"] = "relevance"
-    """`relevance` weights the policy gradient by Eq. 1; `none` gives every token weight 1 (plain GRPO)."""
+    mask: Literal["relevance", "entropy", "none"] = "relevance"
+    """`relevance` weights the policy gradient by Eq. 1; `entropy` keeps the `entropy_share` of a completion's tokens at
+    which the policy is least certain; `none` gives every token weight 1 (plain GRPO)."""
+    entropy_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of tokens that `mask=entropy` keeps (arXiv 2506.01939 keeps 20 %)."""
     eta: NonNegative = 0.1
     """Weight of the attention loss; 0 is exactly mask-only."""
     beta: NonNegative = 0.002
@@ -43,6 +46,9 @@ class ObjectiveConfig:
     """epsilon, the lower (and by default upper) clip of the importance ratio."""
     clip_ratio_high: Positive | None = None
     """Upper clip when it differs from `clip_ratio` (clip-higher, DAPO)."""
+    surrogate: Literal["ppo", "cispo"] = "ppo"
+    """`ppo` clips the objective; `cispo` caps the detached importance weight at 1 + `clip_ratio_high` and keeps every
+    token's gradient (arXiv 2506.13585)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound c of the dual clip: for negative advantages the loss is at most c * |A|. None switches it off."""
     behaviour_clip: Annotated[float, Field(ge=1)] | None = None
@@ -57,6 +63,9 @@ class ObjectiveConfig:
     """Constant length of `dr_grpo`; required there."""
     ratio: Literal["token", "sequence"] = "token"
     """`sequence` takes GSPO's length-normalised sequence ratio."""
+    advantages: Literal["total", "per_reward"] = "total"
+    """What is compared within a group: the total reward, or each reward on its own, normalised before they are added
+    and then over the rollout batch (GDPO, arXiv 2601.05242)."""
     advantage_std: bool = True
     """Divide centred rewards by the group's standard deviation."""
     advantage_epsilon: Positive = 1e-4
@@ -85,6 +94,16 @@ class ObjectiveConfig:
                 f"behaviour_clip={self.behaviour_clip} weights tokens one by one, which does not go with "
                 "ratio=sequence: set it to null, or ratio=token"
             )
+        if self.surrogate == "cispo" and (self.ratio == "sequence" or self.dual_clip is not None):
+            raise ValueError(
+                f"surrogate=cispo weights tokens one by one and has no clipped objective: set ratio=token (is "
+                f"{self.ratio}) and dual_clip=null (is {self.dual_clip})"
+            )
+        if self.advantages == "per_reward" and (self.overlong_buffer > 0 or not self.advantage_std):
+            raise ValueError(
+                f"advantages=per_reward divides every reward by its deviation: set advantage_std=true (is "
+                f"{self.advantage_std}) and overlong_buffer=0 (is {self.overlong_buffer}), which is not a reward"
+            )
         if self.clip_ratio_high is not None and self.clip_ratio_high < self.clip_ratio:
             raise ValueError(f"clip_ratio_high={self.clip_ratio_high} is below clip_ratio={self.clip_ratio}")
 
@@ -96,4 +115,4 @@ class ObjectiveConfig:
     @property
     def uses_text_reference(self) -> bool:
         """Whether any consumer asks for the differential entropy (and the gate)."""
-        return self.mask == "relevance" or self.eta > 0 or self.log_grounding
+        return self.mask != "none" or self.eta > 0 or self.log_grounding

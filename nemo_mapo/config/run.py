@@ -200,6 +200,7 @@ class RunConfig:
         self._check_tars()
         if self.rollout.engine is not None:
             self.rollout.engine.check(self)
+        self._check_advantages()
         self._check_dynamic_sampling()
         self._check_asynchronous()
         if self.warm_start is not None and self.model.restored_encoder is not None:
@@ -261,6 +262,20 @@ class RunConfig:
             raise ValueError(
                 "rewards.tars reads hidden states of all layers: set model.pipeline_model_parallel_size=1 and "
                 "model.sequence_parallel=false"
+            )
+
+    def _check_advantages(self) -> None:
+        """Refuse what leaves no reward of every completion to normalise on its own."""
+        if self.objective.advantages == "total":
+            return
+        others = {
+            "rewards.tars": self.rewards.tars is not None,
+            "trainer.mapo.dynamic_sampling": self.trainer.mapo.dynamic_sampling is not None,
+            "a reward by a judge, whose verdict may be missing": self.rewards.asks_judge,
+        }
+        if set_too := [name for name, given in others.items() if given]:
+            raise ValueError(
+                f"objective.advantages=per_reward does not go with {', '.join(set_too)}: set objective.advantages=total"
             )
 
     def _check_dynamic_sampling(self) -> None:

@@ -9,6 +9,7 @@ from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.aggregation import aggregate, loss_denominator, row_losses
 from nemo_mapo.objective.attention_loss import attention_loss
 from nemo_mapo.objective.behaviour import behaviour_weights
+from nemo_mapo.objective.cispo import cispo_surrogate
 from nemo_mapo.objective.kl import k3_kl
 from nemo_mapo.objective.metrics import LossTerms, objective_metrics
 from nemo_mapo.objective.surrogate import Surrogate, clipped_surrogate
@@ -23,7 +24,7 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
 
     Eq. 5: L = L_PG + beta L_KL + eta L_attn, where
 
-    - L_PG is the clipped surrogate, its tokens weighted by the relevance mask omega (Eq. 1, Eq. 2); with
+    - L_PG is the clipped surrogate (or CISPO's), its tokens weighted by the mask omega (Eq. 1, Eq. 2); with
       `behaviour_clip` a token's loss is multiplied by its truncated importance weight as well,
     - L_KL is the k3 estimate, aggregated as L_PG is but without omega,
     - L_attn is the attention loss (Eq. 4), a mean over completions under every aggregation.
@@ -86,13 +87,18 @@ def _check(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> None:
 
 
 def _surrogate(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Surrogate:
+    clip_high = cfg.clip_ratio if cfg.clip_ratio_high is None else cfg.clip_ratio_high
+    if cfg.surrogate == "cispo":
+        return cispo_surrogate(
+            inputs.log_probs, inputs.old_log_probs, inputs.advantages, inputs.response_mask, clip_high=clip_high
+        )
     return clipped_surrogate(
         inputs.log_probs,
         inputs.old_log_probs,
         inputs.advantages,
         inputs.response_mask,
         clip_low=cfg.clip_ratio,
-        clip_high=cfg.clip_ratio if cfg.clip_ratio_high is None else cfg.clip_ratio_high,
+        clip_high=clip_high,
         dual_clip=cfg.dual_clip,
         ratio=cfg.ratio,
     )
@@ -137,7 +143,7 @@ def _aggregate(
 
 def _needs_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> bool:
     """Plain GRPO does without them, unless the curves have what they need."""
-    return cfg.mask == "relevance" or cfg.eta > 0 or inputs.text_ref_entropy_nats is not None
+    return cfg.mask != "none" or cfg.eta > 0 or inputs.text_ref_entropy_nats is not None
 
 
 def _attention_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig, weights: Weights | None) -> Float[Tensor, ""] | None:

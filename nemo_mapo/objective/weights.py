@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.attention_loss import attention_prefactor
+from nemo_mapo.objective.entropy_mask import entropy_mask
 from nemo_mapo.objective.masks import effective_gate, inverse_relevance, relevance_mask
 from nemo_mapo.objective.temporal import temporal_weight
 from nemo_mapo.types import ObjectiveInputs
@@ -19,7 +20,7 @@ class Weights:
     delta_h_nats: Float[Tensor, "batch time"]
     """Differential entropy H(text reference) - H(policy)."""
     omega: Float[Tensor, "batch time"] | None
-    """Relevance mask; None where every token counts the same."""
+    """The mask of `objective.mask`; None if every token counts the same."""
     nu: Float[Tensor, "batch time"]
     """Inverse relevance."""
     gate: Bool[Tensor, "batch time"]
@@ -29,7 +30,7 @@ class Weights:
 
 
 def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
-    """Eq. 1, Eq. 3, the temporal weight and the first factor of Eq. 4, without gradient.
+    """Eq. 1 (or another mask), Eq. 3, the temporal weight and the first factor of Eq. 4, without gradient.
 
     Raises:
         ValueError: without the text-only reference's entropies.
@@ -41,6 +42,8 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
     omega = None
     if cfg.mask == "relevance":
         omega = relevance_mask(delta_h, kept, tau_base=tau_base, clip=clip, normalize=normalize)
+    elif cfg.mask == "entropy":
+        omega = entropy_mask(inputs.entropy_nats, kept, share=cfg.entropy_share)
     return Weights(
         delta_h_nats=delta_h,
         omega=omega,

@@ -20,6 +20,7 @@ from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
+from nemo_mapo.objective.decoupled import batch_scale, decoupled_advantages
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.judge import OpenAIClient
 from nemo_mapo.rewards.judged import RewardsUnavailable
@@ -27,6 +28,7 @@ from nemo_mapo.rewards.registry import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.ranks import mean_over_data_parallel
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
 from nemo_mapo.types import RolloutBatch, Rollouts, TokenBatch
@@ -104,12 +106,7 @@ class RolloutScorer:
             ref_log_probs=ref_log_probs,
             text_ref_entropy_nats=text_entropy,
             pos_gate=gate,
-            advantages=group_advantages(
-                totals,
-                rollouts.group_size,
-                use_std=self.objective.advantage_std,
-                epsilon=self.objective.advantage_epsilon,
-            ),
+            advantages=self._advantages(totals, table, rollouts.group_size),
             accuracy_rewards=torch.tensor(table.accuracy),
             finished=_finished(rollouts),
             behaviour_log_probs=None if self.objective.behaviour_clip is None else rollouts.sampling_log_probs,
@@ -131,6 +128,15 @@ class RolloutScorer:
         return alignment(
             rollouts, sequences, table.accuracy, actor.policy, config, batching=actor.batching, embedder=embedder
         )
+
+    def _advantages(self, totals: Float[Tensor, " batch"], table: RewardTable, group_size: int) -> Tensor:
+        cfg = self.objective
+        if cfg.advantages == "total":
+            return group_advantages(totals, group_size, use_std=cfg.advantage_std, epsilon=cfg.advantage_epsilon)
+        there = {name: [value for value in values if value is not None] for name, values in table.by_reward.items()}
+        advantages = decoupled_advantages(there, self.rewards.weights, group_size, epsilon=cfg.advantage_epsilon)
+        mean_square = mean_over_data_parallel({"square": float((advantages**2).mean())}, maxima=())["square"]
+        return advantages / batch_scale(mean_square, epsilon=cfg.advantage_epsilon)
 
     def _refuse_too_few_verdicts(self, table: RewardTable) -> None:
         """RewardsUnavailable on all ranks when more verdicts are missing on any of them than the config allows."""

@@ -108,7 +108,7 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("objective.eta=high", ["objective.eta='high'", "valid number"]),
         ("model.decoder.num_layers=2.5", ["model.decoder.num_layers=2.5", "valid integer"]),
         ("model.decoder.qk_layernorm=maybe", ["model.decoder.qk_layernorm='maybe'", "valid boolean"]),
-        ("objective.mask=sharp", ["objective.mask='sharp'", "'relevance' or 'none'"]),
+        ("objective.mask=sharp", ["objective.mask='sharp'", "'relevance', 'entropy' or 'none'"]),
         # Values out of range.
         ("trainer.mapo.num_rollouts_per_prompt=1", ["trainer.mapo.num_rollouts_per_prompt=1", "equal to 2"]),
         ("objective.eta=-0.1", ["objective.eta=-0.1", "greater than or equal to 0"]),
@@ -299,3 +299,20 @@ def test_full_recompute_needs_a_layer_below_the_target_layers():
 def test_the_path_of_a_bad_encoder_key_is_the_one_the_user_wrote():
     with pytest.raises(ConfigError, match=r"model\.perception\.mel_bins='many'"):
         run_config("model.perception.mel_bins=many")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["objective.surrogate=cispo", "objective.ratio=sequence"], r"surrogate=cispo .* set ratio=token"),
+        (["objective.surrogate=cispo", "objective.dual_clip=3"], r"surrogate=cispo .* dual_clip=null"),
+        (["objective.advantages=per_reward", "objective.overlong_buffer=20"], r"overlong_buffer=0 \(is 20\)"),
+        (
+            ["objective.advantages=per_reward", "trainer.mapo.dynamic_sampling={}"],
+            r"does not go with trainer\.mapo\.dyn",
+        ),
+    ],
+)
+def test_baselines_that_do_not_compose_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_config(*overrides)

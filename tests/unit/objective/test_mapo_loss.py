@@ -52,6 +52,29 @@ def test_policy_gradient_by_hand_follows_the_relevance_mask(make_inputs: Build) 
     )
 
 
+def test_policy_gradient_by_hand_follows_the_entropy_mask(make_inputs: Build) -> None:
+    # One token of each completion learns: its row's mean is its own -A, its gradient -A, over 2 completions.
+    inputs = make_inputs(entropy_nats=torch.tensor([[1.0, 3.0, 2.0], [2.0, 1.0, 9.0]], dtype=torch.float64))
+    output = mapo_loss(inputs, ObjectiveConfig(mask="entropy", entropy_share=0.2, eta=0.0, beta=0.0))
+    expected = torch.tensor([[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(grad(output.loss, inputs.log_probs), expected, rtol=1e-14, atol=0)
+
+
+def test_an_entropy_mask_of_all_tokens_is_exactly_grpo(make_inputs: Build) -> None:
+    whole = mapo_loss(make_inputs(), ObjectiveConfig(mask="entropy", entropy_share=1.0, eta=0.0))
+    assert torch.equal(whole.loss, mapo_loss(make_inputs(), ObjectiveConfig(mask="none", eta=0.0)).loss)
+
+
+@pytest.mark.parametrize("mask", ["relevance", "entropy", "none"])
+def test_on_policy_cispo_has_the_gradient_of_the_clipped_surrogate(make_inputs: Build, mask: str) -> None:
+    gradients = []
+    for surrogate in ("ppo", "cispo"):
+        inputs = make_inputs()
+        cfg = ObjectiveConfig(mask=mask, surrogate=surrogate, entropy_share=0.5)  # type: ignore[arg-type]
+        gradients.append(grad(mapo_loss(inputs, cfg).loss, inputs.log_probs))
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-16)
+
+
 def test_eta_zero_needs_no_audio_mass(make_inputs: Build) -> None:
     with_mass = make_inputs()
     without = make_inputs(audio_mass=None)
@@ -102,7 +125,7 @@ def test_overlong_filter_takes_rows_out_of_the_policy_gradient_only(make_inputs:
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "dr_grpo"])
-@pytest.mark.parametrize("mask", ["relevance", "none"])
+@pytest.mark.parametrize("mask", ["relevance", "entropy", "none"])
 def test_an_empty_completion_adds_nothing(make_inputs: Build, aggregation: str, mask: str) -> None:
     length = 10 if aggregation == "dr_grpo" else None
     cfg = ObjectiveConfig(aggregation=aggregation, dr_grpo_length=length, mask=mask)  # type: ignore[arg-type]

@@ -1,0 +1,34 @@
+"""Token weights built on the policy's own entropy: only the forking tokens learn (arXiv 2506.01939)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def entropy_mask(
+    entropy_nats: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"], *, share: float
+) -> Float[Tensor, "batch time"]:
+    """Weight 1 on the tokens of a completion at which the policy is least certain, 0 on the others.
+
+    omega_t = 1[rank of H_t among the T tokens of its completion <= k],  k = max(1, ceil(share T)).
+
+    The paper takes the quantile over a batch; over a completion (as VPPO's entropy variant does, arXiv 2510.09285) no
+    weight depends on how a batch is split. Of equal entropies the earlier token ranks first.
+
+    Args:
+        entropy_nats: H of the policy; read on completion tokens only.
+        response_mask: True on completion tokens.
+        share: of a completion's tokens that learn, above 0 and at most 1; 1 is plain GRPO.
+
+    Returns:
+        Detached weights, 0 on padding. `entropy_mask(torch.tensor([[0.1, 2.0]]), kept, share=0.5)` is `[[0., 1.]]`.
+    """
+    lengths = response_mask.sum(-1, keepdim=True)
+    # In float64, or 0.2 of 5 tokens would be more than one.
+    counts = (lengths.to(torch.float64) * share - torch.finfo(torch.float32).eps).ceil().clamp(min=1)
+    scores = entropy_nats.detach().masked_fill(~response_mask, -torch.inf)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order).contiguous()
+    )
+    return ((ranks < counts) & response_mask).to(entropy_nats.dtype)
