@@ -17,7 +17,9 @@ quiet_upstream()
 
 from nemo_mapo.models.hf.adapters import export_adapters  # noqa: E402
 from nemo_mapo.models.hf.convert import export_hf  # noqa: E402
+from nemo_mapo.models.salm import is_salm  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
+from nemo_mapo.training.salm import export_salm  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,6 +36,13 @@ def main() -> None:
             checkpoint, original = arguments.checkpoint, arguments.original
             count = export_adapters(checkpoint, original, arguments.output, lora_alpha=arguments.lora_alpha)
             print(f"adapters of {count} modules written to {arguments.output}")
+            return
+        if is_salm(arguments.original):
+            dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
+            done = export_salm(
+                arguments.checkpoint, arguments.original, arguments.output, dtype=dtype, lora_alpha=arguments.lora_alpha
+            )
+            print(f"{done.tensors} tensors of a NeMo SALM written to {arguments.output}")
             return
         done = export_hf(
             arguments.checkpoint,

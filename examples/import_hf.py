@@ -1,8 +1,8 @@
 """Bring a Hugging Face model in: it becomes a Megatron checkpoint. config.json tells the family.
 
-Qwen2.5-Omni and Qwen3-Omni (the thinker) are policies to train from; text LLMs (Llama, Qwen2.5, Qwen3, dense or with
-experts) are decoders, to which examples/assemble.py gives an encoder. Reads safetensors of a local directory, one shard
-in memory at a time, and downloads nothing.
+Qwen2.5-Omni and Qwen3-Omni (the thinker), and NeMo's SALM, are policies to train from; text LLMs (Llama, Qwen2.5,
+Qwen3, dense or with experts) are decoders, to which examples/assemble.py gives an encoder. Reads safetensors of a local
+directory, one shard in memory at a time, and downloads nothing.
 """
 
 import argparse
@@ -14,20 +14,23 @@ from nemo_mapo.platform import hide_cuda_devices
 hide_cuda_devices()
 quiet_upstream()
 
-from nemo_mapo.models.hf.convert import CHECKPOINT, TOKENIZER, import_hf  # noqa: E402
+from nemo_mapo.models.hf.convert import CHECKPOINT, TOKENIZER, Converted, import_hf  # noqa: E402
+from nemo_mapo.models.salm import is_salm  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
+from nemo_mapo.training.salm import import_salm  # noqa: E402
 
 
 def main() -> None:
     """Convert, then print how to train from it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of the Hugging Face model")
+    parser.add_argument("--llm", type=Path, help="of a NeMo SALM: directory of the text LLM that it was made of")
     parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
     arguments = parser.parse_args()
     install_cpu_host()
     initialize_parallel()
     try:
-        done = import_hf(arguments.model, arguments.output)
+        done = _import(arguments.model, arguments.llm, arguments.output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     output = arguments.output
@@ -39,6 +42,12 @@ def main() -> None:
     print("train from it with:")
     print(f"  python examples/train_mapo.py --config-dir {output}/conf model=imported '~warm_start' \\")
     print(f"    data.tokenizer={output}/{TOKENIZER} pretrained_checkpoint.restore_from_path={output}/{CHECKPOINT} ...")
+
+
+def _import(model: Path, llm: Path | None, output: Path) -> Converted:
+    if is_salm(model) != (llm is not None):
+        raise ValueError(f"{model}: --llm is for a NeMo SALM, and only for it: config.json names its pretrained_llm")
+    return import_hf(model, output) if llm is None else import_salm(model, llm, output)
 
 
 if __name__ == "__main__":

@@ -323,6 +323,13 @@ FAULTS = (
         tests=("tests/unit/data/test_dataset.py", "-k", "further"),
     ),
     Fault(
+        name="SALM: an adapter is added with weight 1",
+        file="nemo_mapo/models/salm.py",
+        right="torch.addmm(weight.to(dtype), b, a, alpha=self.lora_scale)",
+        wrong="torch.addmm(weight.to(dtype), b, a)",
+        tests=("tests/unit/models/test_salm.py",),
+    ),
+    Fault(
         name="from parts: new tokens begin with the rows that fill the vocabulary up",
         file="nemo_mapo/training/assemble.py",
         right="    grown[list(new_ids)] = mean\n",

@@ -40,6 +40,9 @@ class NemoPerceptionConfig:
     """NeMo's AudioPerceptionModule."""
     module: dict[str, Any]
     """The module's own config, as in NeMo's speech-LLM examples; its output_dim is set to the decoder's hidden size."""
+    features: Literal["nemo_2_3", "nemo_2_5"] = "nemo_2_3"
+    """Whose mel features: those of NeMo up to 2.3, or those since 2.5, which fill the edges of a clip up with zeros
+    instead of mirrored samples and count one frame less."""
     restore_from_path: str | None = None
     """A .nemo file of an ASR model: a run starts with its preprocessor and encoder, and with the rest of
     pretrained_checkpoint, if that is given."""

@@ -4,8 +4,9 @@ from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, USER
+from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, SALM_AUDIO, USER
 
+_CLIP: Final = "CLIP"
 _WITH_CLIPS: Final = (
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
@@ -14,11 +15,7 @@ _WITH_CLIPS: Final = (
     "{%- else -%}"
     "{%- set turn = namespace(text='') -%}"
     "{%- for part in message.content -%}"
-    "{%- set turn.text = turn.text + ('"
-    + AUDIO_START
-    + AUDIO
-    + AUDIO_END
-    + "' if part.type == 'audio' else part.text) -%}"
+    "{%- set turn.text = turn.text + ('" + _CLIP + "' if part.type == 'audio' else part.text) -%}"
     "{%- endfor -%}"
     "{%- set flat.messages = flat.messages + [dict(message, content=turn.text)] -%}"
     "{%- endif -%}"
@@ -27,6 +24,15 @@ _WITH_CLIPS: Final = (
 )
 """Before a template that takes a message's content as text: clips become their placeholder."""
 _PROBE: Final = "Probe"
+SALM_TEMPLATES: Final = {
+    "qwen": (
+        "{%- for message in messages -%}"
+        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+    )
+}
+"""NeMo's prompt formats as chat templates."""
 
 
 def with_audio_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -38,22 +44,36 @@ def with_audio_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         ValueError: a template whose answers do not end with a token at which generation can stop.
     """
+    if tokenizer.chat_template is not None:
+        return _with_template(tokenizer, [AUDIO_START, AUDIO, AUDIO_END])
+    new = _added(tokenizer, [PAD, END, USER, ASSISTANT, AUDIO_START, AUDIO, AUDIO_END])
+    tokenizer.pad_token, tokenizer.eos_token = PAD, END
+    return new
+
+
+def with_salm_tokens(tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> list[int]:
+    """Add the placeholder of NeMo's SALM, with the id that NeMo gives it, and lay turns out as its prompt format does.
+
+    Returns the ids that are new.
+    """
+    tokenizer.chat_template = SALM_TEMPLATES[prompt_format]
+    return _with_template(tokenizer, [SALM_AUDIO])
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase, clip: list[str]) -> list[int]:
+    tokenizer.eos_token = _end_of_turn(tokenizer)
+    lacks_padding = tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token
+    new = _added(tokenizer, [*clip, *([PAD] if lacks_padding else [])])
+    if lacks_padding:
+        tokenizer.pad_token = PAD
+    tokenizer.chat_template = _WITH_CLIPS.replace(_CLIP, "".join(clip)) + str(tokenizer.chat_template)
+    return new
+
+
+def _added(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[int]:
     before = len(tokenizer)
-    tokens = [AUDIO_START, AUDIO, AUDIO_END]
-    if tokenizer.chat_template is None:
-        tokens = [PAD, END, USER, ASSISTANT, *tokens]
-    else:
-        tokenizer.eos_token = _end_of_turn(tokenizer)
-        if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-            tokens = [PAD, *tokens]
     kept = list(tokenizer.additional_special_tokens)
     tokenizer.add_special_tokens({"additional_special_tokens": [*kept, *(t for t in tokens if t not in kept)]})
-    if PAD in tokens:
-        tokenizer.pad_token = PAD
-    if tokenizer.chat_template is None:
-        tokenizer.eos_token = END
-    else:
-        tokenizer.chat_template = _WITH_CLIPS + str(tokenizer.chat_template)
     return list(range(before, len(tokenizer)))
 
 

@@ -57,8 +57,9 @@ def encode_prompt(
     else:
         ids = _templated(text, tokenizer, system=wording.system, clips=len(counts))
     special = SpecialTokens.from_tokenizer(tokenizer)
-    marks = (special.audio_start_id, special.audio_id, special.audio_end_id)
-    if sum(ids.count(token) for token in marks) != 3 * len(counts):
+    # Without markers all three are the placeholder.
+    marks = dict.fromkeys((special.audio_start_id, special.audio_id, special.audio_end_id))
+    if sum(ids.count(token) for token in marks) != len(marks) * len(counts):
         names = ", ".join(tokenizer.convert_ids_to_tokens(list(marks)))
         raise ValueError(
             f"{example.id}: question or choices contain one of {names}, which stand for audio: {text!r}; remove it "

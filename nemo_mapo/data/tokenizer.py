@@ -19,6 +19,8 @@ AUDIO_START = "<|audio_start|>"
 AUDIO = "<|audio|>"
 """Placeholder; its embedding is replaced by one of the audio's."""
 AUDIO_END = "<|audio_end|>"
+SALM_AUDIO = "<|audioplaceholder|>"
+"""Placeholder of NeMo's SALM."""
 THINK_TAGS = ("<think>", "</think>")
 
 _CONTROL_TOKENS = (PAD, END, USER, ASSISTANT, AUDIO_START, AUDIO, AUDIO_END)
@@ -42,10 +44,13 @@ class SpecialTokens:
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
         """Look the ids up, in the first family that the tokenizer has; ValueError names the tokens that it lacks.
 
-        A text LLM's tokenizer to which `with_audio_tokens` added those of audio has its own padding and end of a turn.
+        A text LLM's tokenizer to which tokens of audio were added has its own padding and end of a turn; a SALM's has a
+        placeholder and no markers, for which the placeholder stands here.
         """
         own = (tokenizer.pad_token, tokenizer.eos_token, AUDIO, AUDIO_START, AUDIO_END)
-        families = [*SPECIAL_TOKENS.values(), *([own] if None not in own and own[0] != own[1] else [])]
+        salm = (tokenizer.pad_token, tokenizer.eos_token, SALM_AUDIO, SALM_AUDIO, SALM_AUDIO)
+        ends_apart = None not in own and tokenizer.pad_token != tokenizer.eos_token
+        families = [*SPECIAL_TOKENS.values(), *([own, salm] if ends_apart else [])]
         for tokens in families:
             ids = [found for token in tokens if (found := token_id(tokenizer, token)) is not None]
             if len(ids) == len(tokens):

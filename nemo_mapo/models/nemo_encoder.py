@@ -14,7 +14,7 @@ PARTS: Final = ("preprocessor.", "encoder.")
 ASR_FILE, MODULE_CONFIG, MODULE_WEIGHTS = "asr.nemo", "perception.yaml", "perception.pt"
 _DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
 _ADAPTER_LAYERS: Final = 2
-_ADAPTER = "nemo.collections.multimodal.speech_llm.modules.modality_adapters.IdentityConnectors"
+IDENTITY_ADAPTER: Final = "nemo.collections.multimodal.speech_llm.modules.modality_adapters.IdentityConnectors"
 
 
 def module_config(asr: Path) -> dict[str, Any]:
@@ -36,9 +36,14 @@ def module_config(asr: Path) -> dict[str, Any]:
         raise ValueError(f"{asr}: encoder.d_model is missing; only encoders of the Conformer family are supported")
     return {
         "preprocessor": {**preprocessor, "dither": 0.0},
-        "encoder": {**_without_several_contexts(encoder), **dict.fromkeys(_DROPOUTS, 0.0)},
-        "modality_adapter": {"_target_": _ADAPTER, "d_model": encoder["d_model"]},
+        "encoder": without_randomness(encoder),
+        "modality_adapter": {"_target_": IDENTITY_ADAPTER, "d_model": encoder["d_model"]},
     }
+
+
+def without_randomness(encoder: dict[str, Any]) -> dict[str, Any]:
+    """A Conformer's config without dropout and skipped layers, and with the first of several attention contexts."""
+    return {**_without_several_contexts(encoder), **dict.fromkeys(_DROPOUTS, 0.0)}
 
 
 def conformer_adapter(encoder: dict[str, Any], *, subsampling: int) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Perception: waveform in, embeddings of the decoder's width out, one per audio placeholder token."""
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
+from nemo.collections.asr.parts.preprocessing.features import FilterbankFeatures
 from torch import Tensor, nn
 
 from nemo_mapo.config.model import (
@@ -106,8 +108,15 @@ class NemoPerception(nn.Module):
         _refuse_randomness(config.module)
         module_config = OmegaConf.create(dict(config.module))
         module_config.output_dim = hidden_size
-        self.module = AudioPerceptionModule(module_config)
+        # NeMo's encoders compute with values while they are built, which tensors without storage do not have.
+        without_storage = torch.get_default_device().type == "meta"
+        with torch.device("cpu") if without_storage else nullcontext():
+            self.module = AudioPerceptionModule(module_config)
         self._tokens: dict[int, int] = {}
+        self._trims = config.features == "nemo_2_5"
+        if self._trims:
+            # In place: the module was built by NeMo, which knows its own features only.
+            self.module.preprocessor.featurizer.__class__ = NewerFeatures
 
     def train(self, mode: bool = True) -> "NemoPerception":
         """Switch as usual; batch norms keep the statistics they have, or a clip would depend on its batch."""
@@ -125,9 +134,7 @@ class NemoPerception(nn.Module):
             parameter = next(self.module.parameters())
             silence = torch.zeros(1, num_samples, device=parameter.device)
             with torch.no_grad():
-                _, lengths = self.module(
-                    input_signal=silence, input_signal_length=torch.tensor([num_samples], device=parameter.device)
-                )
+                _, lengths = self._encode(silence, torch.tensor([num_samples], device=parameter.device))
             self.module.train(was_training)
             self._tokens[num_samples] = int(lengths[0])
         return self._tokens[num_samples]
@@ -144,11 +151,46 @@ class NemoPerception(nn.Module):
         encoded: dict[int, Float[Tensor, "frames hidden"]] = {}
         for samples in sorted(set(lengths.tolist())):
             rows = (lengths == samples).nonzero().flatten()
-            frames, counts = self.module(input_signal=waveforms[rows, :samples], input_signal_length=lengths[rows])
+            frames, counts = self._encode(waveforms[rows, :samples], lengths[rows])
             encoded |= {int(row): frames[i, : int(counts[i])] for i, row in enumerate(rows)}
         in_order = [encoded[row] for row in range(len(lengths))]
         frame_lengths = torch.tensor([len(frames) for frames in in_order], device=lengths.device)
         return nn.utils.rnn.pad_sequence(in_order, batch_first=True), frame_lengths
+
+    def _encode(
+        self, waveforms: Float[Tensor, "same samples"], lengths: Int[Tensor, " same"]
+    ) -> tuple[Float[Tensor, "same frames hidden"], Int[Tensor, " same"]]:
+        """Clips of one length through NeMo's module."""
+        if not self._trims:
+            encoded: tuple[Tensor, Tensor] = self.module(input_signal=waveforms, input_signal_length=lengths)
+            return encoded
+        features, frames = self.module.preprocessor(input_signal=waveforms, length=lengths)
+        # NeMo 2.5 masks what lies behind a clip's frames before each convolution; here it is not there at all.
+        encoded = self.module(processed_signal=features[..., : int(frames.max())], processed_signal_length=frames)
+        return encoded
+
+
+class NewerFeatures(FilterbankFeatures):  # type: ignore[misc]
+    """NeMo's mel features as since its release 2.5."""
+
+    def stft(self, x: Float[Tensor, "audio samples"]) -> Tensor:
+        """Zeros at the edges of a clip."""
+        spectrum: Tensor = torch.stft(
+            x,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            win_length=self.win_length,
+            center=not self.exact_pad,
+            window=self.window.to(dtype=torch.float),
+            return_complex=True,
+            pad_mode="constant",
+        )
+        return spectrum
+
+    def get_seq_len(self, seq_len: Int[Tensor, " audio"]) -> Int[Tensor, " audio"]:
+        """Frames of clips of so many samples."""
+        longer: Tensor = super().get_seq_len(seq_len)
+        return longer - 1
 
 
 def _refuse_randomness(module: dict[str, Any]) -> None:

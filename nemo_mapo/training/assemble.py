@@ -35,7 +35,7 @@ from nemo_mapo.models.perception import build_perception
 from nemo_mapo.models.tensors import Entry
 
 _PERCEPTION = "perception."
-_ROWS_PER_TOKEN = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
+ROWS_PER_TOKEN = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ def assemble(encoder: Encoder, decoder: Path, output: Path, *, seed: int) -> Ass
     decoder_names = [name for name, entry in state.items() if isinstance(entry, Entry) and not _is_heard(name)]
     sources = model.weights.sources(decoder_names, files.tensors)
     check_copies(model.weights, files)
-    rows = _vocab_size(read_model(decoder))
+    rows = vocab_size_of(read_model(decoder))
     for name, source in sources.items():
-        grown = rows if name in _ROWS_PER_TOKEN else None
+        grown = rows if name in ROWS_PER_TOKEN else None
         state[name] = checked(state[name], name, source, files, rows=grown)
     for name, entry in state.items():
         if _is_heard(name) and isinstance(entry, Entry):
@@ -86,7 +86,7 @@ def assemble(encoder: Encoder, decoder: Path, output: Path, *, seed: int) -> Ass
             found: Tensor = heard[name.removeprefix(_PERCEPTION)]
             return found
         tensor = _read(sources[name], files)
-        return _with_rows(tensor, _vocab_size(model), new_ids) if name in _ROWS_PER_TOKEN else tensor
+        return with_rows(tensor, vocab_size_of(model), new_ids) if name in ROWS_PER_TOKEN else tensor
 
     with finished_or_gone(output) as folder:
         _write_side_files(decoder, folder, model, tokenizer, f"{encoder.source.name} and {decoder.name}")
@@ -109,26 +109,27 @@ def _grown(decoder: Path, encoder: Encoder) -> tuple[HfModel, PreTrainedTokenize
     if model.has_perception:
         raise ValueError(f"{decoder} has an encoder of its own; import it with examples/import_hf.py")
     tokenizer = load_tokenizer(decoder)
-    if len(tokenizer) > _vocab_size(model):
+    known = vocab_size_of(model)
+    if len(tokenizer) > known:
         raise ValueError(
-            f"{decoder}: the tokenizer has {len(tokenizer)} tokens, config.json says vocab_size={_vocab_size(model)}; "
+            f"{decoder}: the tokenizer has {len(tokenizer)} tokens, config.json says vocab_size={known}: "
             "take both from one model"
         )
     new_ids = with_audio_tokens(tokenizer)
-    rows = max(_vocab_size(model), len(tokenizer))
+    rows = max(known, len(tokenizer))
     config = ModelConfig(perception=encoder.perception, decoder=replace(model.config.decoder, vocab_size=rows))
     grown = replace(model, config=config, has_perception=True, sample_rate=encoder.sample_rate)
     return grown, tokenizer, new_ids
 
 
-def _with_rows(
+def with_rows(
     rows: Float[Tensor, "tokens hidden"], count: int, new_ids: Sequence[int]
 ) -> Float[Tensor, "more_tokens hidden"]:
     """More rows, for new tokens; each new one is the mean of those that the model knew.
 
     Rows of the new ids are the mean even if the model had such rows to fill its vocabulary up.
     """
-    known = rows[: min(new_ids)]
+    known = rows[: min([*new_ids, len(rows)])]
     mean = known.double().mean(0).to(rows.dtype)
     grown = torch.cat([rows, mean.expand(count - len(rows), -1)])
     grown[list(new_ids)] = mean
@@ -147,7 +148,7 @@ def _write_side_files(
     for path in side_files(decoder):
         shutil.copy2(path, original / path.name)
     values = json.loads((original / "config.json").read_text())
-    values["vocab_size"] = _vocab_size(model)
+    values["vocab_size"] = vocab_size_of(model)
     (original / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     perception = json.dumps(asdict(model.config)["perception"], indent=2)
     (original / PERCEPTION_CONFIG).write_text(perception + "\n")
@@ -156,7 +157,8 @@ def _write_side_files(
     write_model_config(folder, model, f"{title}; made by examples/assemble.py.")
 
 
-def _vocab_size(model: HfModel) -> int:
+def vocab_size_of(model: HfModel) -> int:
+    """Rows of the model's embedding."""
     size = model.config.decoder.vocab_size
     assert size is not None, "config.json says it"
     return size

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import torch
+import yaml
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 from transformers import (
     LlamaConfig,
@@ -14,8 +16,24 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, USER, build_tokenizer
+from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.data.tokenizer import (
+    ASSISTANT,
+    AUDIO,
+    AUDIO_END,
+    AUDIO_START,
+    END,
+    PAD,
+    USER,
+    SpecialTokens,
+    build_tokenizer,
+    load_tokenizer,
+)
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.training.checkpoint import load_checkpoint
 
+RATE = 16000
 SPARE_ROWS = 1
 """Of the decoder's vocabulary beyond its tokenizer: one of the new tokens finds a row, the others need more."""
 CHAT = (
@@ -84,4 +102,20 @@ def save_whisper(directory: Path) -> WhisperForConditionalGeneration:
     )
     model.save_pretrained(directory)
     WhisperFeatureExtractor(feature_size=16).save_pretrained(directory)
+    return model.eval()
+
+
+def load_policy(policy: Path, checkpoint: Path) -> AudioLLM:
+    """A checkpoint as the model that stands in `conf` beside it."""
+    values = yaml.safe_load((policy / "conf" / "model" / "imported.yaml").read_text())
+    config = TypeAdapter(ModelConfig).validate_python({name: values[name] for name in ("perception", "decoder")})
+    tokenizer = load_tokenizer(policy / "tokenizer")
+    model = build_audio_llm(
+        config,
+        vocab_size=len(tokenizer),
+        special=SpecialTokens.from_tokenizer(tokenizer),
+        sample_rate=RATE,
+        seed=99,
+    )
+    load_checkpoint(checkpoint, model)
     return model.eval()

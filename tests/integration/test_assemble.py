@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from integration.parts_tiny import save_chat_model, save_whisper
+from integration.parts_tiny import RATE, load_policy, save_chat_model, save_whisper
 from integration.qwen_omni_tiny import save_tiny
-from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from nemo_mapo.config.model import ModelConfig, ProjectorConfig, WhisperPerceptionConfig
-from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
+from nemo_mapo.config.model import ProjectorConfig, WhisperPerceptionConfig
+from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.encoders import load_weights, read_any_encoder
 from nemo_mapo.models.hf.convert import export_hf
@@ -26,15 +24,12 @@ from nemo_mapo.models.projector import Projector
 from nemo_mapo.models.whisper import WhisperPerception
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.assemble import assemble
-from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.types import AudioBatch
 from tests.integration.tiny_run import ROOT, environment, metrics, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 
-RATE = 16000
-TOKENS = ("<|pad|>", "<|audio_start|>", "<|audio|>", "<|audio_end|>")
+TOKENS = ("<|audio_start|>", "<|audio|>", "<|audio_end|>", "<|pad|>")
 NO_AUDIO = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.long))
 
 
@@ -48,21 +43,6 @@ class Made:
     model: AudioLLM
 
 
-def loaded(policy: Path) -> AudioLLM:
-    values = yaml.safe_load((policy / "conf" / "model" / "imported.yaml").read_text())
-    config = TypeAdapter(ModelConfig).validate_python({name: values[name] for name in ("perception", "decoder")})
-    tokenizer = load_tokenizer(policy / "tokenizer")
-    model = build_audio_llm(
-        config,
-        vocab_size=len(tokenizer),
-        special=SpecialTokens.from_tokenizer(tokenizer),
-        sample_rate=RATE,
-        seed=99,
-    )
-    load_checkpoint(policy / "checkpoint", model)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     install_cpu_host()
@@ -73,7 +53,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     assemble(
         read_any_encoder(folder / "whisper", projector="mlp", stack=None), folder / "llama", folder / "policy", seed=0
     )
-    return Made(folder / "whisper", encoder, folder / "llama", llama, folder / "policy", loaded(folder / "policy"))
+    return Made(
+        folder / "whisper",
+        encoder,
+        folder / "llama",
+        llama,
+        folder / "policy",
+        load_policy(folder / "policy", folder / "policy" / "checkpoint"),
+    )
 
 
 @torch.no_grad()

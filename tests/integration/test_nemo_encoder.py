@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from integration.parts_tiny import load_policy, save_chat_model
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
 from omegaconf import OmegaConf
@@ -13,7 +14,8 @@ from nemo_mapo.config.model import NemoPerceptionConfig
 from nemo_mapo.models.encoders import load_weights, read_any_encoder
 from nemo_mapo.models.nemo_encoder import load_encoder, module_config, save_encoder
 from nemo_mapo.models.perception import build_perception
-from nemo_mapo.platform import install_cpu_host
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.training.assemble import assemble
 from tests.integration.tiny_run import ROOT, command, environment, metrics, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
@@ -91,7 +93,7 @@ def clips():
 
 @pytest.mark.parametrize(("projector", "stack"), [("linear", None), ("adapter", 2)])
 @torch.no_grad()
-def test_an_audio_llm_from_parts_takes_it_with_its_weights(asr, perception, projector, stack):
+def test_an_audio_llm_from_parts_takes_it_with_its_weights(asr, perception, projector, stack, tmp_path):
     encoder = read_any_encoder(asr, projector=projector, stack=stack)
     built = build_perception(encoder.perception, HIDDEN, encoder.sample_rate)
     load_weights(built, encoder)
@@ -101,6 +103,11 @@ def test_an_audio_llm_from_parts_takes_it_with_its_weights(asr, perception, proj
     # Half of 33 is 17 in a striding convolution.
     assert counts.tolist() == [built.num_tokens(SAMPLES)] * 2 == [{"linear": 33, "adapter": 17}[projector]] * 2
     assert frames.shape[2] == HIDDEN
+    initialize_parallel()
+    save_chat_model(tmp_path / "llama")
+    assemble(encoder, tmp_path / "llama", tmp_path / "policy", seed=0)
+    own = load_policy(tmp_path / "policy", tmp_path / "policy" / "checkpoint").perception.module.state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in theirs if name.startswith("encoder."))
 
 
 @torch.no_grad()

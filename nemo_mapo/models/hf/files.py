@@ -186,4 +186,4 @@ def _stored(file: str, piece: Any) -> Stored:
     return Stored(file, tuple(piece.get_shape()), dtype)
 
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}

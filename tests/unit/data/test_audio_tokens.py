@@ -14,7 +14,7 @@ EXAMPLE = Example(id="1", question="is it low?", choices=("low", "high"), answer
 def test_the_template_stays_the_decoders_with_a_place_for_a_clip(tmp_path):
     plain, grown = chat_tokenizer(), chat_tokenizer()
     new = with_audio_tokens(grown)
-    assert grown.convert_ids_to_tokens(new) == ["<|pad|>", "<|audio_start|>", "<|audio|>", "<|audio_end|>"]
+    assert grown.convert_ids_to_tokens(new) == ["<|audio_start|>", "<|audio|>", "<|audio_end|>", "<|pad|>"]
     assert new == list(range(len(plain), len(plain) + 4))
     grown.save_pretrained(str(tmp_path))
     again = load_tokenizer(tmp_path)
