@@ -14,8 +14,11 @@ from nemo_mapo.models.hf.files import side_files
 
 
 def hears(config: ModelConfig) -> bool:
-    """Whether vLLM serves the model with its audio encoder; else it gets the prompts' embeddings."""
-    return isinstance(config.perception, QwenOmniPerceptionConfig)
+    """Whether vLLM serves the model with its audio encoder; else it gets the prompts' embeddings.
+
+    An encoder with a projector of ours behind it belongs to an audio LLM from parts, which vLLM does not know.
+    """
+    return isinstance(config.perception, QwenOmniPerceptionConfig) and config.perception.projector is None
 
 
 def write_model_directory(

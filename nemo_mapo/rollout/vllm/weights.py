@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemo_mapo.config.model import ModelConfig, QwenOmniPerceptionConfig
+from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.hf.weights import WeightMap
 from nemo_mapo.models.lora import is_adapter
 from nemo_mapo.models.qwen_omni.weights import ENCODER_RULES
+from nemo_mapo.rollout.vllm.model_directory import hears
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -41,7 +42,7 @@ def served_weights(tensors: NamedTensors, config: ModelConfig, *, prefix: str) -
         config: of the policy.
         prefix: before the thinker's names of a model that vLLM serves with its audio encoder.
     """
-    whole = isinstance(config.perception, QwenOmniPerceptionConfig)
+    whole = hears(config)
     names = WeightMap(config.decoder, rules=ENCODER_RULES if whole else (), prefix=prefix)
     copies = {first: copy for copy, first in names.copies().items()}
     scale = None if config.lora is None else config.lora.scale
