@@ -225,6 +225,27 @@ FAULTS = (
         tests=(GATHERED, "-k", "experts and expert and 2 and not pipeline"),
     ),
     Fault(
+        name="untrusted: a manifest may name a command",
+        file="nemo_mapo/data/sources.py",
+        right="    if kind not in allowed:\n",
+        wrong="    if kind not in (*allowed, 'command'):\n",
+        tests=("tests/unit/test_untrusted.py", "-k", "manifest"),
+    ),
+    Fault(
+        name="untrusted: a checkpoint is opened before it is looked at",
+        file="nemo_mapo/training/checkpoint.py",
+        right="    refuse_code(path)\n",
+        wrong="    pass\n",
+        tests=("tests/unit/test_untrusted.py", "-k", "common_part"),
+    ),
+    Fault(
+        name="untrusted: a NeMo config may reach another module through one of NeMo's",
+        file="nemo_mapo/models/nemo_files.py",
+        right='found.__module__.startswith("nemo.")',
+        wrong="True",
+        tests=("tests/unit/test_untrusted.py", "-k", "class_of_nemo"),
+    ),
+    Fault(
         name="shared prompts: a completion sees its neighbours",
         file="nemo_mapo/attention/shared.py",
         right="    return SharedPrompt(start=start, prompt=prompt, completions=lengths)\n",

@@ -32,6 +32,7 @@ from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, clips_of, example_from_cut
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import audio_rows
+from nemo_mapo.data.sources import refuse_unsafe_recording
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
 
@@ -131,11 +132,13 @@ def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
     """Decode the audio of a mono cut: float32, full scale = 1.
 
     Raises:
+        ValueError: the manifest names a command, a download or the like instead of a file.
         UnreadableClip: naming cut and path, when the stream is damaged or shorter than the cut, is not mono, or holds
             NaN or infinity.
     """
     paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
     where = f"cut {cut.id} ({', '.join(paths) or 'from an archive'})"
+    refuse_unsafe_recording(cut.recording, where)
     _refuse_missing_audio()
     try:
         samples = cut.load_audio()

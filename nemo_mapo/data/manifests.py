@@ -22,6 +22,7 @@ from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_fil
 from tqdm import tqdm
 
 from nemo_mapo.config.data import DatasetConfig
+from nemo_mapo.data.sources import refuse_unsafe_path, refuse_unsafe_source
 from nemo_mapo.types import Example
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def _entries(item: Mapping[str, Any], where: str) -> Iterator[_Entry]:
                 if not record.get("_skipme", False):
                     yield _nemo_entry(record, place, path)
             else:
-                yield _lhotse_entry(record, place, path)
+                yield _lhotse_entry(record, place, path, in_archive=kind == "lhotse_shar")
 
 
 def _manifest_files(kind: str, location: Path, where: str) -> list[Path]:
@@ -251,7 +252,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}: unreadable after line {number} ({error}): write the manifest again") from error
 
 
-def _lhotse_entry(record: dict[str, Any], place: str, manifest: Path) -> _Entry:
+def _lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archive: bool) -> _Entry:
     name = record.get("id")
     if not isinstance(name, str):
         raise ValueError(f"{place}: field 'id' is {name!r}: every cut needs a text id")
@@ -262,7 +263,7 @@ def _lhotse_entry(record: dict[str, Any], place: str, manifest: Path) -> _Entry:
             f"{where}: type {record.get('type')!r} with channel {channel!r} is not a cut of one channel of one "
             "recording: save mixed and multi-channel cuts as mono audio first (CutSet.save_audios)"
         )
-    sources = recording.get("sources", [])
+    sources = _sources(recording, where, allowed={"file", "shar"} if in_archive else {"file"})
     files = [source["source"] for source in sources if source["type"] == "file"]
     return _Entry(
         where=where,
@@ -278,12 +279,22 @@ def _lhotse_entry(record: dict[str, Any], place: str, manifest: Path) -> _Entry:
     )
 
 
+def _sources(recording: Mapping[str, Any], where: str, *, allowed: set[str]) -> list[dict[str, Any]]:
+    """The audio sources of a recording; ValueError for one that is not a plain file (or, in Shar, in the archive)."""
+    sources = recording.get("sources", [])
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        raise ValueError(f"{where}: field 'sources' is {sources!r}: give a list of audio sources")
+    for source in sources:
+        refuse_unsafe_source(source, where, allowed=allowed)
+    return sources
+
+
 def _further_entries(entry: _Entry, *, kind: str) -> Iterator[_Entry]:
     """The clips after the first, as entries of their own."""
     for name in further_clips(entry.fields, entry.where):
         where, recording = f"{entry.where}: {name}", entry.fields[name]
-        sources = recording.get("sources") if isinstance(recording, dict) else None
-        if kind != "lhotse" or not sources or any(source.get("type") != "file" for source in sources):
+        sources = _sources(recording, where, allowed={"file"}) if isinstance(recording, dict) else None
+        if kind != "lhotse" or not sources:
             raise ValueError(
                 f"{where}: {recording!r} is not a recording in a file: several clips need a Lhotse manifest "
                 "(type lhotse) with recordings in audio_2, audio_3, ..."
@@ -333,6 +344,7 @@ def _check_audio(entry: _Entry, sample_rate: int) -> None:
         )
     if entry.audio is None:
         return
+    refuse_unsafe_path(str(entry.audio), entry.where)
     if not entry.audio.is_file():
         raise UnreadableClip(
             f"{entry.where}: no audio file at {entry.audio}: restore it or correct the manifest "

@@ -122,7 +122,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-            str(directory), local_files_only=True
+            str(directory), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"data.tokenizer={str(path)!r} holds no usable Hugging Face tokenizer: {error}") from error

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from nemo_mapo.models.nemo_files import refuse_code
 from nemo_mapo.models.perception import NemoPerception
 
 PARTS: Final = ("preprocessor.", "encoder.")
@@ -132,6 +133,7 @@ def _restored(asr: Path, **options: Any) -> Any:
     if not asr.is_file():
         raise ValueError(f"{asr}: no such file; give a .nemo file of an ASR model")
     try:
+        refuse_code(asr)
         return ASRModel.restore_from(str(asr), **options)
     except (tarfile.TarError, FileNotFoundError) as error:
         raise ValueError(f"{asr} is not a .nemo file: {error}") from error

@@ -18,6 +18,7 @@ from nemo_mapo.config.model import (
     QwenOmniPerceptionConfig,
     WhisperPerceptionConfig,
 )
+from nemo_mapo.models.nemo_files import refuse_foreign_classes
 from nemo_mapo.models.qwen_omni.encoder import QwenOmniPerception
 from nemo_mapo.models.whisper import WhisperPerception
 
@@ -108,6 +109,7 @@ class NemoPerception(nn.Module):
         _refuse_randomness(config.module)
         module_config = OmegaConf.create(dict(config.module))
         module_config.output_dim = hidden_size
+        refuse_foreign_classes(config.module, "model.perception.module")
         # NeMo's encoders compute with values while they are built, which tensors without storage do not have.
         without_storage = torch.get_default_device().type == "meta"
         with torch.device("cpu") if without_storage else nullcontext():

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.ranks import is_main_rank
+from nemo_mapo.training.untrusted import refuse_code
 
 _STATE_FILE = "trainer_state.json"
 _UNFINISHED = ".unfinished"
@@ -105,7 +106,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint directory.
 
     Raises:
-        ValueError: if it is not a whole nemo-mapo checkpoint.
+        ValueError: if it is not a whole nemo-mapo checkpoint, or holds what could run code (`refuse_code`).
     """
     state_file = path / _STATE_FILE
     if path.name.endswith(_UNFINISHED) or not state_file.is_file():
@@ -113,11 +114,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} is not a complete nemo-mapo checkpoint (no {_STATE_FILE}); "
             "point to a directory such as RUN/checkpoints/step_000100"
         )
+    refuse_code(path)
     return Checkpoint(path=path, state=json.loads(state_file.read_text()))
 
 
 def refuse_adapters(path: Path) -> None:
     """ValueError for a checkpoint with LoRA adapters: a model without them would silently load its base alone."""
+    read_checkpoint(path)
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
     if adapters := sorted(key for key in keys if key.endswith(".lora_a")):
         raise ValueError(

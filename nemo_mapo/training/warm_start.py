@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
+from nemo_mapo.data.dataset import load_waveform
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import response_mask
@@ -156,7 +157,7 @@ class _BatchMaker:
         The first come without audio, as the text-only reference reads them; the next hear a clip of silence.
         """
         chosen = self.rng.choice(len(self.cuts), size=stage.batch_size, replace=False)
-        clips = [torch.from_numpy(self.cuts[index].load_audio()[0]) for index in chosen]
+        clips = [load_waveform(self.cuts[index]) for index in chosen]
         prompts, completions = [], []
         for index, clip in zip(chosen, clips, strict=True):
             example = example_from_cut(self.cuts[index])

@@ -10,6 +10,7 @@ import soundfile
 from lhotse.audio import AudioLoadingError, info, read_audio
 
 from nemo_mapo.data.importers.base import InvalidRecord
+from nemo_mapo.data.sources import refuse_unsafe_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class AudioStore:
         """
         name = str(audio) if isinstance(audio, Path) else "audio in the table"
         if isinstance(audio, Path):
+            refuse_unsafe_path(str(audio), where)
             if audio in self._known:
                 return self._known[audio]
             if not audio.is_file():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_mapo.data.importers.base import Drop, Importer, Question, Row, Source, each, split_of_name
 from nemo_mapo.data.importers.multiple_choice import question_of
+from nemo_mapo.data.sources import refuse_unsafe_recording
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
@@ -36,6 +37,7 @@ def _question(row: Row, *, source: Source, place: Path) -> Question:
     cut = row.fields["cut"]
     if not isinstance(cut, MonoCut) or cut.recording is None or len(cut.recording.sources) != 1:
         raise row.wrong("cut", "only cuts of one channel of one recording are supported", "not a mono cut")
+    refuse_unsafe_recording(cut.recording, row.where)
     audio = replace(row, fields={**row.fields, "audio": cut.recording.sources[0].source})
     return replace(
         question_of(audio, source=source, manifest=place, split=split_of_name(place.name)),

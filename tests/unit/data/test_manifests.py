@@ -234,7 +234,7 @@ def test_further_clips_are_checked_like_the_first(corpus):
         rf"cuts_train.jsonl.gz:2: cut {name}: audio_2: no audio file at .*absent.flac", refusal(lhotse(corpus))
     )
     edit_cuts(corpus, by_command)
-    assert "is not a recording in a file" in refusal(lhotse(corpus))
+    assert "audio source of type 'command': only file is read here" in refusal(lhotse(corpus))
     edit_nemo(corpus, lambda records: records[0].update(audio_2="b.wav"))
     assert "several clips need a Lhotse manifest" in refusal(nemo(corpus))
 

@@ -1,0 +1,87 @@
+"""What a `.nemo` file or a NeMo module's config may hold: weights, and classes of NeMo.
+
+NeMo unpickles the weights it finds and builds whatever class a config names, and both can run code. So both are read
+here first.
+"""
+
+import importlib
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import torch
+import yaml
+
+_TARGETS: Final = ("_target_", "target", "cls")
+"""Keys under which NeMo and Hydra look for a class to build."""
+_NEMO: Final = ("nemo.collections.", "nemo.core.")
+_WEIGHTS: Final = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def refuse_code(archive: Path) -> None:
+    """ValueError, naming file and member, if restoring a `.nemo` file could run code or write outside its folder.
+
+    refuse_code(Path("parakeet.nemo"))
+    """
+    with tarfile.open(archive) as members:
+        for member in members:
+            where = f"{archive}: {member.name}"
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                raise ValueError(f"{where} is a link, a device, or lies outside the archive: do not use this file")
+            content = members.extractfile(member)
+            if content is None:
+                continue
+            if path.suffix in _WEIGHTS:
+                _refuse_pickled_code(io.BytesIO(content.read()), where)
+            elif path.suffix in (".yaml", ".yml"):
+                refuse_foreign_classes(_plain_yaml(content.read(), where), where)
+
+
+def refuse_foreign_classes(config: Any, where: str) -> None:
+    """ValueError if a config, or anything inside it, names something to build other than a class of NeMo."""
+    for path, name in _targets(config):
+        if not _is_class_of_nemo(name):
+            raise ValueError(f"{where}: {path} is {name!r}, which is no class of NeMo's collections and is not built")
+
+
+def _is_class_of_nemo(name: Any) -> bool:
+    """Whether the name is that of a class that NeMo defines: a module's other names may lead anywhere."""
+    if not isinstance(name, str) or not name.startswith(_NEMO):
+        return False
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = vars(importlib.import_module(module)).get(attribute)
+    except ImportError:
+        return False
+    return isinstance(found, type) and found.__module__.startswith("nemo.")
+
+
+def _targets(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in items:
+        here = f"{path}.{key}" if path else str(key)
+        if key in _TARGETS and isinstance(value, str):
+            yield here, value
+        yield from _targets(value, here)
+
+
+def _plain_yaml(content: bytes, where: str) -> Any:
+    try:
+        return yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not plain YAML: {error}") from error
+
+
+def _refuse_pickled_code(content: io.BytesIO, where: str) -> None:
+    try:
+        torch.load(content, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
+        raise ValueError(
+            f"{where} holds more than tensors, or is damaged, and is not read: "
+            f"{named[0] if named else str(error).splitlines()[0]}"
+        ) from error

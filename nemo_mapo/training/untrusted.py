@@ -1,0 +1,123 @@
+"""What a checkpoint may hold: tensors, plain values and Megatron's description of them, and nothing that runs code.
+
+Megatron and torch unpickle parts of a checkpoint as they find them, and a pickle can call any function. So every file
+is read here first by an unpickler that knows a fixed list of classes; whatever else it names is refused.
+"""
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+
+_METADATA: Final = ".metadata"
+_COMMON: Final = "common.pt"
+_BACKENDS: Final = "metadata.json"
+_READABLE: Final = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+"""The formats that are looked at here; Megatron reads others when the checkpoint names them."""
+_CHECKPOINT: Final = "torch.distributed.checkpoint"
+_ALLOWED: Final = frozenset(
+    {
+        *(
+            f"{_CHECKPOINT}.metadata.{name}"
+            for name in (
+                "Metadata",
+                "MetadataIndex",
+                "TensorStorageMetadata",
+                "BytesStorageMetadata",
+                "ChunkStorageMetadata",
+                "TensorProperties",
+                "StorageMeta",
+                "_MEM_FORMAT_ENCODING",
+            )
+        ),
+        *(f"{_CHECKPOINT}.planner.{name}" for name in ("WriteItem", "WriteItemType", "TensorWriteData", "SavePlan")),
+        f"{_CHECKPOINT}.filesystem._StorageInfo",
+        "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan",
+        "torch.serialization._get_layout",
+        "torch.Size",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "collections.OrderedDict",
+    }
+)
+"""What the description of a checkpoint is made of; torch's number types come on top."""
+
+
+def refuse_code(checkpoint: Path) -> None:
+    """ValueError, naming file and class, if reading `checkpoint` could run code or read files outside of it.
+
+    refuse_code(Path("runs/mine/checkpoints/step_000100"))
+    """
+    _refuse_other_formats(checkpoint / _BACKENDS)
+    metadata = _read_metadata(checkpoint / _METADATA)
+    _refuse_unsafe_pickle(checkpoint / _COMMON)
+    for index, place in metadata.storage_data.items():
+        name = str(place.relative_path)
+        if Path(name).name != name or place.transform_descriptors is not None:
+            raise ValueError(f"{checkpoint / _METADATA}: {index.fqn} lies in {name!r}, not in a file of the checkpoint")
+        if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
+            with (checkpoint / name).open("rb") as file:
+                file.seek(place.offset)
+                _refuse_unsafe_pickle(checkpoint / name, io.BytesIO(file.read(place.length)))
+
+
+def _refuse_other_formats(path: Path) -> None:
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from error
+    for key, wanted in _READABLE.items():
+        if not isinstance(named, dict) or named.get(key) != wanted:
+            raise ValueError(f"{path}: {key} must be {wanted}, the format that this project writes")
+
+
+def _read_metadata(path: Path) -> Metadata:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not a complete checkpoint: {path.name} is missing")
+    with path.open("rb") as file:
+        try:
+            metadata = _DescriptionUnpickler(file, path).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"{path} holds a {type(metadata).__name__}, not the description of a checkpoint")
+    return metadata
+
+
+class _DescriptionUnpickler(pickle.Unpickler):
+    """Finds the classes of a checkpoint's description and nothing else."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        super().__init__(file)
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up a class; ValueError for one that no description holds."""
+        of_torch = vars(torch).get(name) if module == "torch" else None
+        if isinstance(of_torch, torch.dtype):
+            return of_torch
+        if f"{module}.{name}" not in _ALLOWED:
+            raise ValueError(
+                f"{self.path} names {module}.{name}, which no checkpoint of this project holds and which could run "
+                "code: do not use this file"
+            )
+        return super().find_class(module, name)
+
+
+def _refuse_unsafe_pickle(path: Path, content: io.BytesIO | None = None) -> None:
+    """Have torch read it as weights: tensors and plain values only."""
+    if content is None and not path.is_file():
+        raise ValueError(f"{path.parent} is not a complete checkpoint: {path.name} is missing")
+    try:
+        torch.load(path if content is None else content, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line]
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, or is damaged, and is not read: "
+            f"{named[0] if named else reason}"
+        ) from error
