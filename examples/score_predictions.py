@@ -3,12 +3,14 @@
 import argparse
 import json
 from pathlib import Path
+from typing import get_args
 
 from nemo_mapo.config.evaluation import BenchmarkConfig, StatisticsConfig
 from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.evaluation.benchmarks.assemble import build_scorer, read_benchmark, scoring_notes
 from nemo_mapo.evaluation.benchmarks.predictions import read_predictions
 from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
+from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate
 from nemo_mapo.evaluation.benchmarks.tables import build_results, comparison_markdown
 from nemo_mapo.rewards.judge import JudgeError
 from nemo_mapo.statistics import compare_paired
@@ -72,7 +74,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, required=True, help=".json, .jsonl or .parquet with id, prediction")
     parser.add_argument("--compare", type=Path, help="second predictions: paired tests, first minus second")
     parser.add_argument("--field", help="key of the predictions (default: the benchmark's; `completion` in our files)")
-    parser.add_argument("--template", choices=("none", "think", "reasoning"), default="none", help="around the answer")
+    parser.add_argument("--template", choices=get_args(AnswerTemplate), default="none",
+                        help="around the answer")  # fmt: skip
     parser.add_argument("--map", action="append", default=[], type=_pair, metavar="NAME=KEY", help=_MAP_HELP)
     parser.add_argument(
         "--keep-defective", action="store_true", help="keep items whose answer is not among the choices"

@@ -151,7 +151,7 @@ def test_withheld_answers_end_in_a_file_to_submit(place):
     directory = evaluated(place, "withheld", f"benchmark.items_path={place / 'withheld.json'}")
     submitted = json.loads((directory / "submission.json").read_text())
     assert [record["id"] for record in submitted] == [f"item-{number}" for number in range(ITEMS)]
-    assert all(isinstance(record["model_prediction"], str) for record in submitted)
+    assert all(isinstance(record["model_output"], str) for record in submitted)
     assert not (directory / "results.json").exists()
 
 

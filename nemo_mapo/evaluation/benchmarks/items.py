@@ -34,13 +34,19 @@ class Layout:
     fields: Mapping[str, str | None]
     """Key in the file by our name; a group that is mapped to None is left out of the tables."""
     choices: tuple[str, ...] = ("choices",)
-    """One field with a list of texts, or one field per choice (there, null is an empty slot)."""
+    """One field with a list of texts, or one field per choice; null or an empty text is an empty slot."""
     groups: tuple[str, ...]
     """Fields that tables group by."""
     tables: tuple[tuple[str, ...], ...]
     """The tables to print, each the fields it groups by."""
     sizes: Mapping[str, int]
     """Items of the published sets, by name."""
+    other_predictions: tuple[str, ...] = ()
+    """Keys under which the benchmark's own script or pages had the prediction at other times."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What a published file is called, by the SHA-256 of its contents."""
+    string_match: bool = False
+    """Whether the benchmark's own script scores by `official_string_match`."""
     parts: Mapping[str, Part] = field(default_factory=dict)
     """Value of the field `part` to the part of the benchmark; every other value is the closed part."""
 
@@ -113,6 +119,18 @@ class Benchmark:
     def is_withheld(self) -> bool:
         """Whether the answers are kept back by the benchmark's authors."""
         return any(item.part == "closed" and item.answer is None for item in self.items)
+
+    @property
+    def version(self) -> str:
+        """The publication that the file is, by its contents."""
+        return self.layout.versions.get(self.digest, f"not a known publication (SHA-256 {self.digest[:16]}...)")
+
+    @property
+    def with_empty_choices(self) -> tuple[str, ...]:
+        """Ids of items that were published with an empty choice in their list; it is shown to no model."""
+        if len(self.layout.choices) > 1:
+            return ()
+        return tuple(item.id for item in self.items if None in item.slots)
 
     @property
     def defective(self) -> tuple[str, ...]:
@@ -209,9 +227,9 @@ class _Reader:
         if values is not None and not isinstance(values, list):
             raise self._wrong(self.layout.choices[0], values, "a list of texts")
         for value in values or ():
-            if not isinstance(value, str) or not value.strip():
-                raise self._wrong(self.layout.choices[0], values, "a list of non-empty texts")
-            yield value
+            if not isinstance(value, str):
+                raise self._wrong(self.layout.choices[0], values, "a list of texts")
+            yield value if value.strip() else None
 
     def _audio(self) -> Iterator[str]:
         value = self._value("audio")

@@ -35,7 +35,7 @@ def read_predictions(path: Path, benchmark: Benchmark, *, field: str | None = No
     Args:
         path: the file. Besides the id and the prediction, `finished` and `shown_choices` are read where they are there.
         benchmark: whose items the ids must name.
-        field: key of the prediction; None is the layout's.
+        field: key of the prediction; None is the one that the benchmark's own script reads.
 
     Returns:
         Predictions of the items that have one: a record whose prediction is absent or null is a missing prediction.
@@ -44,12 +44,11 @@ def read_predictions(path: Path, benchmark: Benchmark, *, field: str | None = No
         ValueError: naming file, item and field: an id used twice or not of this benchmark, a value of another type, no
             prediction in the whole file.
     """
-    key = field or benchmark.layout.key("prediction")
+    records = list(named_records(path, benchmark.layout.key("id")))
+    key = field or _official_key(path, [record for _, record in records], benchmark)
     items = {item.id: item for item in benchmark.items}
     found: dict[str, Prediction] = {}
-    empty = True
-    for where, record in named_records(path, benchmark.layout.key("id")):
-        empty = False
+    for where, record in records:
         name = str(record[benchmark.layout.key("id")])
         if name not in items:
             raise ValueError(
@@ -57,17 +56,32 @@ def read_predictions(path: Path, benchmark: Benchmark, *, field: str | None = No
             )
         if record.get(key) is not None:
             found[name] = _prediction(record, key, items[name], where)
-    if not found and not empty:
+    if not found and records:
         raise ValueError(f"{path}: no item has the field {key!r}; name the one that holds the predictions")
     return found
+
+
+def _official_key(path: Path, records: list[dict[str, Any]], benchmark: Benchmark) -> str:
+    """The key of the predictions among those that the benchmark has used; ValueError if two of them disagree."""
+    keys = (benchmark.layout.key("prediction"), *benchmark.layout.other_predictions)
+    used = [key for key in keys if any(key in record for record in records)]
+    for other in used[1:]:
+        if any(record.get(used[0]) != record.get(other) for record in records):
+            raise ValueError(
+                f"{path}: has both {used[0]!r} and {other!r}, which differ; name the one that holds the predictions "
+                "(--field)"
+            )
+    return used[0] if used else keys[0]
 
 
 def submission(
     records: Iterable[Mapping[str, Any]], benchmark: Benchmark, answers: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The published records with the predictions added, as the benchmark's authors take them; empty where missing."""
+    """The published records with the predictions added under every key that is asked for; empty if missing."""
     layout = benchmark.layout
-    return [{**record, layout.key("prediction"): answers.get(str(record[layout.key("id")]), "")} for record in records]
+    keys = (layout.key("prediction"), *layout.other_predictions)
+    answered = [(record, answers.get(str(record[layout.key("id")]), "")) for record in records]
+    return [{**record, **dict.fromkeys(keys, answer)} for record, answer in answered]
 
 
 def _prediction(record: Mapping[str, Any], key: str, item: Item, where: str) -> Prediction:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nemo_mapo.evaluation.benchmarks.instructions import count_sentences, follows_instruction, needs_sentences
 from nemo_mapo.evaluation.benchmarks.items import Benchmark, Item
+from nemo_mapo.evaluation.benchmarks.official import official_string_match
 from nemo_mapo.evaluation.benchmarks.open_ended import OpenEndedJudge
 from nemo_mapo.evaluation.benchmarks.predictions import Prediction
 from nemo_mapo.rewards.answers import normalise_answer, resolve_choice
@@ -29,6 +30,8 @@ class Score:
     """1 or 0 for closed questions and instructions, the judge's overall rating / 5 for open ones."""
     status: Status
     """`missing`: there is no prediction. `unparsable`: it holds no answer, or one that names no choice. Both are 0."""
+    official: bool | None = None
+    """Whether it is right by the rule of the benchmark's own script; None if that has another rule."""
 
 
 NamesChoice = Callable[[str, Item, tuple[str, ...] | None], str | None]
@@ -140,7 +143,14 @@ class Scorer:
                 follows = follows_instruction(answer, item.rule, item.arguments, item.question)
                 scores[item.id] = Score(id=item.id, value=float(follows), status="answered")
         scores |= self._closed(closed) | self._open(judged)
-        return [scores[item.id] for item in self.benchmark.items]
+        answers = {item.id: answer for item, answer, _ in closed}
+        return [self._with_official(scores[item.id], item, answers.get(item.id)) for item in self.benchmark.items]
+
+    def _with_official(self, score: Score, item: Item, answer: str | None) -> Score:
+        if not self.benchmark.layout.string_match:
+            return score
+        right = answer is not None and official_string_match(answer, item.answer or "", item.choices)
+        return replace(score, official=right)
 
     def _closed(self, answers: Sequence[tuple[Item, str, tuple[str, ...] | None]]) -> dict[str, Score]:
         with ThreadPoolExecutor(self._concurrency) as pool:

@@ -44,6 +44,10 @@ class Results:
     overall: Row
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
+    version: str
+    """The publication that the items are of, by the contents of the file."""
+    official_string_match: float | None
+    """Score by the rule of the benchmark's own script, over the same items; None if that has another rule."""
 
     def as_plain(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -69,8 +73,25 @@ def build_results(
         benchmark=benchmark.layout.title,
         overall=_row((OVERALL,), [score for _, score in pairs], statistics),
         tables=tables,
-        notes=(*notes, *_notes(benchmark)),
+        notes=(*notes, *_official_note(scores), f"data: {benchmark.version}", *_notes(benchmark)),
+        version=benchmark.version,
+        official_string_match=_official_score(scores),
     )
+
+
+def _official_score(scores: Sequence[Score]) -> float | None:
+    official = [score.official for score in scores if score.official is not None]
+    return sum(official) / len(official) if official else None
+
+
+def _official_note(scores: Sequence[Score]) -> Iterator[str]:
+    share = _official_score(scores)
+    if share is not None:
+        differ = sum(bool(score.value) != score.official for score in scores)
+        yield (
+            f"official_string_match: {100 * share:.2f} % by the words that an answer contains, as the benchmark's own "
+            f"script scores; the two rules differ on {differ} of {len(scores)} items"
+        )
 
 
 def comparison_markdown(comparison: PairedComparison) -> str:
@@ -127,6 +148,8 @@ def _notes(benchmark: Benchmark) -> Iterator[str]:
     if len(benchmark.items) not in sizes.values():
         published = ", ".join(f"{size} ({name})" for name, size in sizes.items())
         yield f"not a published set: {len(benchmark.items)} items, published are {published}"
+    if repaired := benchmark.with_empty_choices:
+        yield f"items published with an empty choice, which is left out: {len(repaired)} ({', '.join(repaired)})"
     if benchmark.defective:
         yield (
             f"items whose published answer is not among two or more choices, right only where it is spelled out: "

@@ -117,7 +117,10 @@ def test_answers_outside_the_choices_are_refused_or_counted(tmp_path):
         ({"audio_id": []}, "(id 'b'): field 'audio_id' is []: it must be a path"),
         ({"choices": "Dog, Cat"}, "(id 'b'): field 'choices' is 'Dog, Cat': it must be a list of texts"),
         ({"choices": ["Dog", 3]}, "(id 'b'): field 'choices' is ['Dog', 3]"),
-        ({"choices": ["Dog", " "]}, "(id 'b'): field 'choices' is ['Dog', ' ']"),
+        (
+            {"choices": ["Dog", " "]},
+            "(id 'b'): field 'answer' is 'Dog', which is not among two or more choices ['Dog']",
+        ),
         ({"answer": ["Dog"]}, "(id 'b'): field 'answer' is ['Dog']"),
         ({"answer": None}, "(id 'b'): field 'answer' is empty, though other items have an answer"),
         ({"task": {"a": 1}}, "(id 'b'): field 'task' is {'a': 1}"),

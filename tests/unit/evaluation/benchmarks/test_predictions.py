@@ -54,7 +54,7 @@ def test_what_is_wrong_is_named_by_file_item_and_field(tmp_path, benchmark, reco
 
 def test_a_file_without_the_field_is_refused_rather_than_all_missing(tmp_path, benchmark):
     path = write_json(tmp_path / "theirs.json", [{"id": "a", "output": "Dog"}])
-    with pytest.raises(ValueError, match="no item has the field 'model_prediction'"):
+    with pytest.raises(ValueError, match="no item has the field 'model_output'"):
         read_predictions(path, benchmark)
     assert set(read_predictions(path, benchmark, field="output")) == {"a"}
 
@@ -62,4 +62,5 @@ def test_a_file_without_the_field_is_refused_rather_than_all_missing(tmp_path, b
 def test_a_submission_is_the_published_file_with_predictions(tmp_path, benchmark):
     records = [mmau_record(name, answer="") for name in "ab"]
     made = submission(records, benchmark, {"a": "Dog"})
-    assert made == [{**records[0], "model_prediction": "Dog"}, {**records[1], "model_prediction": ""}]
+    keys = ("model_output", "model_prediction")
+    assert made == [records[0] | dict.fromkeys(keys, "Dog"), records[1] | dict.fromkeys(keys, "")]
