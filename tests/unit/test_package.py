@@ -49,6 +49,19 @@ def test_no_source_file_is_longer_than_the_limit() -> None:
     assert not {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MAX_FILE_LINES}
 
 
+def test_interpreter_lines_of_the_pages_work_as_printed_in_the_environment() -> None:
+    """`python examples/...`, with the environment active as README and index say; every script is there."""
+    assert "source .venv/bin/activate" in (ROOT / "README.md").read_text()
+    assert "source .venv/bin/activate" in (ROOT / "docs" / "index.md").read_text()
+    wrong = []
+    for page in PAGES:
+        for line in (ROOT / page).read_text().splitlines():
+            for interpreter, script in re.findall(r"(\S*python\S*) ((?:examples|benchmarks|tests)/\S+\.py)", line):
+                if interpreter.lstrip("`") != "python" or not (ROOT / script).is_file():
+                    wrong.append(f"{page}: {line.strip()}")
+    assert not wrong
+
+
 def test_a_wrong_shape_is_refused_while_testing() -> None:
     with pytest.raises(TypeCheckError, match="lengths"):
         AudioBatch(waveforms=torch.zeros(2, 16000), lengths=torch.tensor([16000]))
