@@ -8,9 +8,9 @@ from typing import Any
 
 HEARD = {"full": "its clip", "exchanged": "another clip", "silence": "silence", "text_only": "text alone"}
 """What the model was given, by name in the file."""
-NEEDED = {"checkpoint", "split", "items", "items_in_split", "ids", "chance", "scores", "settings", "accuracy",
-          "needs_ears", "profile", "heads", "collapse", "untagged_completions", "parts_of_speech", "evidence", "acs",
-          "length"}  # fmt: skip
+NEEDED = {"checkpoint", "split", "items", "items_in_split", "ids", "chance", "examples", "scores", "settings",
+          "accuracy", "needs_ears", "profile", "heads", "collapse", "untagged_completions", "parts_of_speech",
+          "evidence", "acs", "length"}  # fmt: skip
 """What a page reads of an analysis."""
 
 
@@ -20,6 +20,8 @@ class Analysis:
 
     label: str
     results: Mapping[str, Any]
+    run_dir: Path
+    """Where its clips are kept."""
 
 
 def read_analysis(path: Path, label: str) -> Analysis:
@@ -31,7 +33,7 @@ def read_analysis(path: Path, label: str) -> Analysis:
     if not isinstance(results, dict) or (missing := sorted(NEEDED - results.keys())):
         raise ValueError(f"{path}: {', '.join(missing) if isinstance(results, dict) else 'everything'} missing; "
                          "make it again with examples/analyse.py")  # fmt: skip
-    return Analysis(label=label, results=results)
+    return Analysis(label=label, results=results, run_dir=path.parent.parent)
 
 
 def newest_analysis(run_dir: Path) -> Path:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nemo_mapo.reports.analyses import HEARD, Analysis, refuse_incomparable
 from nemo_mapo.reports.charts import Level, Profile, Scale, profiles
+from nemo_mapo.reports.clips import kept_clips
 from nemo_mapo.reports.estimate_charts import Bars, Group, Point, Points, bars, groups, heads, points
 from nemo_mapo.reports.grounding_tables import (
     SELECTIONS,
@@ -46,6 +48,7 @@ def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str
         subtitle=_asked(analyses[0]),
         origins=[_origin(analysis) for analysis in analyses],
         sections=[*_listening_blocks(analyses), *_effect_blocks(analyses)],
+        examples=_examples(analyses),
     )
 
 
@@ -97,6 +100,19 @@ def _effect_blocks(analyses: Sequence[Analysis]) -> list[Block]:
             tables=[length_table(analyses)],
         ),
     ]
+
+
+def _examples(analyses: Sequence[Analysis]) -> list[dict[str, Any]]:
+    """The first questions with their clips, and what every run said to them."""
+    shown = []
+    for number, example in enumerate(analyses[0].results["examples"]):
+        said = [
+            {"run": one.label, **answer, "heard": HEARD[answer["heard"]]}
+            for one in analyses
+            for answer in one.results["examples"][number]["said"]
+        ]
+        shown.append({**example, "said": said, "clips": kept_clips(analyses[0].run_dir, example["id"])})
+    return shown
 
 
 def _asked(analysis: Analysis) -> str:

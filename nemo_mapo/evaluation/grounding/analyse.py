@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -43,6 +45,9 @@ NO_WORD = "(mark)"
 """Group of the tokens that belong to no word: markup, punctuation, end of turn."""
 _WORDS = UNIVERSAL_TAGS - {"."}
 
+EXAMPLES = 6
+"""Questions whose answers are kept to be read and heard."""
+
 Scores = list[float]
 
 
@@ -67,6 +72,10 @@ class _Found:
     """What is collected while batches are analysed; lists run over questions in their order."""
 
     ids: list[str] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """What was said to the first questions, by what the model heard."""
+    clips: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+    """Of those questions."""
     chances: list[float] = field(default_factory=list)
     """Accuracy of guessing, by question."""
     accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
@@ -85,8 +94,10 @@ class _Found:
 
 
 @torch.no_grad()
-def analyse(subject: Subject, batches: Iterable[PromptBatch], config: AnalysisConfig) -> dict[str, Any]:
-    """Analyse; returns what analysis.json holds (docs/grounding.md says what each figure is).
+def analyse(
+    subject: Subject, batches: Iterable[PromptBatch], config: AnalysisConfig
+) -> tuple[dict[str, Any], dict[str, list[NDArray[np.float32]]]]:
+    """Analyse; returns what analysis.json holds (docs/grounding.md says what each metric is), and clips by question.
 
     Raises:
         ValueError: the model is cut over ranks; a batch's clips cannot be exchanged.
@@ -96,7 +107,7 @@ def analyse(subject: Subject, batches: Iterable[PromptBatch], config: AnalysisCo
     pad_id = SpecialTokens.from_tokenizer(subject.tokenizer).pad_id
     for prompts in tqdm(never_alone(batches, pad_id), desc="grounding analysis", unit="batch", dynamic_ncols=True):
         _analyse_batch(prompts, subject, config, found)
-    return _results(subject, config, found)
+    return _results(subject, config, found), found.clips
 
 
 def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
@@ -117,10 +128,27 @@ def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfi
     for ratio in config.ratios:
         for selection in SELECTIONS:
             heard[masking(selection, ratio)] = silence_frames(prompts, listening, ratio, selection, seed=config.seed)
-    for name, changed in heard.items():
-        found.accuracy[name] += _correct(ask(changed), subject.rewards)
+    answers = {"full": rollouts} | {name: ask(changed) for name, changed in heard.items()}
+    for name in heard:
+        found.accuracy[name] += _correct(answers[name], subject.rewards)
+    _add_examples(prompts, answers, found)
     _add_signals(rollouts, listening, subject, found)
     _add_lengths(prompts, subject, config, found)
+
+
+def _add_examples(prompts: PromptBatch, answers: dict[str, Rollouts], found: _Found) -> None:
+    """Keep what was said to the first questions, whether right or wrong, and their clips."""
+    first = len(found.accuracy["full"]) - len(prompts)
+    for row, example in enumerate(prompts.examples[: EXAMPLES - len(found.examples)]):
+        said = [
+            {"heard": name, "text": answers[name].texts[row], "correct": found.accuracy[name][first + row]}
+            for name in ("full", "exchanged", "silence", "text_only")
+        ]
+        found.examples.append(
+            {"id": example.id, "question": example.question, "choices": list(example.choices),
+             "answer": example.answer, "said": said}
+        )  # fmt: skip
+        found.clips[example.id] = prompts.waveforms(row)
 
 
 def _asker(subject: Subject) -> Callable[[PromptBatch], Rollouts]:
@@ -198,6 +226,7 @@ def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[st
         "items": len(found.ids),
         "ids": found.ids,
         "chance": _mean(found.chances),
+        "examples": found.examples,
         "settings": asdict(config),
         "pos_tagger": subject.tagger.name,
         "accuracy": {name: effects.accuracy(name) for name in plain},

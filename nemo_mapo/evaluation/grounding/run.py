@@ -17,6 +17,7 @@ from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.reports.analyses import Analysis, comparable, read_analysis
+from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.grounding_page import write_grounding_page
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -57,7 +58,10 @@ def analyse_run(
     ids = question_ids(dataset, prompts)
     chosen = _choose(ids, config)
     batches = build_dataloader(dataset, prompt_dataset=prompts, only=frozenset(chosen))
-    results = {**analyse(subject, batches, config), "items_in_split": len(ids)}
+    results, clips = analyse(subject, batches, config)
+    results["items_in_split"] = len(ids)
+    for question, waveforms in clips.items():
+        write_clips(run_dir, question, waveforms, dataset.sample_rate)
     written = run_dir / "analysis" / f"{name}-{split}.json"
     written.parent.mkdir(exist_ok=True)
     partial = written.with_suffix(".json.partial")

@@ -3,9 +3,11 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from nemo_mapo.reports.analyses import newest_analysis, read_analysis
+from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.grounding_page import write_grounding_page
 
 INTERVAL = {"mean": 0.5, "low": 0.25, "high": 0.75}
@@ -27,6 +29,15 @@ def results(**changes):
         "items_in_split": 2,
         "ids": ["q0", "q1"],
         "chance": 0.25,
+        "examples": [
+            {
+                "id": "q0",
+                "question": "Which <sound>?",
+                "choices": ["x", "y"],
+                "answer": "x",
+                "said": [{"heard": name, "text": "<think>", "correct": 1.0} for name in HEARD],
+            }
+        ],
         "scores": {name: [1.0, 0.0] for name in HEARD},
         "settings": SETTINGS,
         "accuracy": dict.fromkeys(HEARD, INTERVAL),
@@ -85,6 +96,14 @@ def test_the_page_says_how_many_questions_were_drawn_and_what_guessing_gives(wri
     page = write_grounding_page([write("a", items_in_split=600)], tmp_path / "page.html", title="Grounding").read_text()
     assert "2 of the split&#39;s 600 questions, drawn at random with seed 0 · chance 25.0 %" in page
     assert ">chance" in page or '"chance"' in page
+
+
+def test_what_was_said_can_be_read_and_heard(write, tmp_path):
+    analysis = write("a")
+    write_clips(analysis.run_dir, "q0", [np.zeros(100)], 16000)
+    page = write_grounding_page([analysis], tmp_path / "page.html", title="Grounding").read_text()
+    assert page.count('src="data:audio/flac;base64,') == 1
+    assert "Which &lt;sound&gt;?" in page and "a, another clip: &lt;think&gt;" in page
 
 
 def test_runs_are_compared_question_by_question(write, tmp_path):
