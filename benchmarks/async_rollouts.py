@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, write_corpus
-from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.http_client import JsonServer, Unreachable
 from nemo_mapo.rollout.vllm.process import free_port
 

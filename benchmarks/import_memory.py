@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5OmniForConditionalGeneration, WhisperFeatureExtractor
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniConfig
 
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.hf.files import shard_layout
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

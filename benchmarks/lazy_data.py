@@ -18,8 +18,9 @@ quiet_upstream()
 from nemo_mapo.config.data import DatasetConfig  # noqa: E402
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt, skip_batches  # noqa: E402
 from nemo_mapo.data.manifests import validate_manifest  # noqa: E402
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus  # noqa: E402
+from nemo_mapo.data.splits import manifest_path, tokenizer_path  # noqa: E402
 from nemo_mapo.data.tokenizer import load_tokenizer  # noqa: E402
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus  # noqa: E402
 from nemo_mapo.types import Wording  # noqa: E402
 
 MOST_SECONDS, MOST_GIB = 10.0, 1.0

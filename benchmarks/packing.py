@@ -14,7 +14,8 @@ import torch
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.data.sequences import response_mask
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor

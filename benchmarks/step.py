@@ -17,8 +17,9 @@ from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, plan_split
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, plan_split
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout

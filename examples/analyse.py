@@ -12,6 +12,7 @@ quiet_upstream()
 from pydantic import ValidationError  # noqa: E402
 
 from nemo_mapo.config.analysis import AnalysisConfig  # noqa: E402
+from nemo_mapo.embedded.warm_start import start_embedded  # noqa: E402
 from nemo_mapo.evaluation.grounding.run import START, analyse_run  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
 
@@ -28,7 +29,12 @@ def main() -> None:
     try:
         config = AnalysisConfig(**settings)
         page = analyse_run(
-            arguments.run, arguments.checkpoint, split=arguments.split, config=config, cuts=arguments.cuts
+            arguments.run,
+            arguments.checkpoint,
+            split=arguments.split,
+            config=config,
+            warm_starter=start_embedded,
+            cuts=arguments.cuts,
         )
     except (ValueError, ValidationError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from nemo_mapo.data.synthetic import SPLITS, SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
-from nemo_mapo.data.synthetic_export import export_questions
+from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.embedded.synthetic_export import export_questions
 
 _EPILOG = """
 The result depends on the arguments alone: run again with the same ones, and nothing is done; with others, the corpus is

@@ -10,7 +10,7 @@ quiet_upstream()
 from nemo_mapo.data.importers.base import Source  # noqa: E402
 from nemo_mapo.data.importers.prepare import PrepareOptions, prepare  # noqa: E402
 from nemo_mapo.data.importers.registry import IMPORTERS  # noqa: E402
-from nemo_mapo.data.synthetic import SPLITS, manifest_path  # noqa: E402
+from nemo_mapo.data.splits import SPLITS, manifest_path  # noqa: E402
 
 _EPILOG = """
 What must lie in INPUT:

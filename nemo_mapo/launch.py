@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -23,7 +23,8 @@ from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
-from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator
+from nemo_mapo.embedded.warm_start import start_embedded
+from nemo_mapo.evaluation.evaluate import Evaluator, test_records, test_summary
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
@@ -36,15 +37,18 @@ from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.early_signs import warn_below_chance
+from nemo_mapo.training.loop import TrainingLoop
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
 from nemo_mapo.training.records import JsonLinesLogger, LivePage
+from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_directory
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.training.start_check import check_start_fits, check_start_given
 from nemo_mapo.training.trainer import MapoTrainer
 from nemo_mapo.types import PromptBatch
 
@@ -53,13 +57,19 @@ logger = logging.getLogger(__name__)
 ENDED_EARLY = "ended before its last step; continue with exp_manager.resume_if_exists=true"
 
 
-def run(config: RunConfig) -> Path:
+def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     """Train as `config` says, evaluate on the test split, write the report; return the run directory.
+
+    `assembly` says what a run is made of; None is a MAPO run.
 
     Raises:
         ValueError: what the user can mend: config, data, run directory.
         RewardsUnavailable, RolloutUnavailable: a server is out of reach; the run has saved and can be resumed.
     """
+    assembly = assembly or Assembly
+    if config.supervised is not assembly.supervised:
+        raise ValueError("trainer.sft is for examples/sft.py, and needed there: use that, or examples/train_mapo.py")
+    check_start_given(config)
     _set_up_host(config)
     if is_main_rank():
         directory = open_run_directory(config)
@@ -67,15 +77,16 @@ def run(config: RunConfig) -> Path:
         directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
     with directory.locked() if is_main_rank() else contextlib.nullcontext():
         _check_data(config)
+        check_start_fits(config)
         started = time.time()
-        parts = Assembly(config, directory)
+        parts = assembly(config, directory)
         _resume(parts.trainer, directory, config)
         facts: dict[str, Any] = {
             "title": directory.path.name,
             "started": _clock(started),
             "commit": commit(),
             "command": shlex.join(["python", *sys.orig_argv[1:]]),
-            "pos_tagger": parts.trainer.scorer.tagger.name,
+            **parts.trainer.facts(),
         }
         if is_main_rank():
             directory.write_summary(facts)
@@ -86,6 +97,8 @@ def run(config: RunConfig) -> Path:
             directory.write_summary(facts | _cost(directory))
             # Written before the test as well: a clip that cannot be read there must not cost the report.
             write_report(directory.path)
+        if finished:
+            parts.finish()
         if finished and config.data.test_ds is not None:
             facts["test"] = parts.test()
             if is_main_rank():
@@ -96,12 +109,12 @@ def run(config: RunConfig) -> Path:
     return directory.path
 
 
-def _resume(trainer: MapoTrainer, directory: RunDirectory, config: RunConfig) -> None:
+def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -> None:
     """Continue from the newest checkpoint, if the run is to be resumed and has one; drop what came after it."""
     checkpoint = trainer.checkpoints.latest() if config.exp_manager.resume_if_exists else None
     if checkpoint is None:
         steps = directory.metrics.last_step()
-        if steps > config.trainer.mapo.save_interval:
+        if steps > config.trainer.loop.save_interval:
             raise ValueError(
                 f"exp_manager.explicit_log_dir={directory.path} has {steps} recorded steps but no checkpoint to "
                 "continue from; choose another directory, or delete this one"
@@ -122,9 +135,9 @@ def _check_data(config: RunConfig) -> None:
         ValueError: naming split, file, line and value; also where a split that is scored would lose clips, because
             then its accuracy would not be that of the split.
     """
-    for name, split in _splits(config):
+    for name, split in splits_of(config):
         try:
-            checked = validate_manifest(split)
+            checked = validate_manifest(split, open_ended=config.supervised)
         except ValueError as error:
             raise ValueError(f"data.{name}.{error}") from error
         if split.check_cuts is not None:
@@ -139,7 +152,7 @@ def _check_data(config: RunConfig) -> None:
             logger.info(f"data.{name}: {left_out} of {checked.found} clips are left out for their duration")
 
 
-def _splits(config: RunConfig) -> Iterator[tuple[str, DatasetConfig]]:
+def splits_of(config: RunConfig) -> Iterator[tuple[str, DatasetConfig]]:
     """Every split that is read, with its path in the config; each phase of a curriculum is one."""
     for name, split in config.data.splits.items():
         for number, phase in enumerate(split.in_phases()):
@@ -156,6 +169,10 @@ def _cost(directory: RunDirectory) -> dict[str, Any]:
 class Assembly:
     """Every part of a run, built once and in order."""
 
+    supervised: ClassVar[bool] = False
+    """Whether it trains on targets (`launch_sft`) in place of rollouts."""
+    trainer: TrainingLoop
+
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
         self.config = config
         self.directory = directory
@@ -165,8 +182,8 @@ class Assembly:
         self.policy = build_policy(config, self.tokenizer)
         self.longest_prompt = self._check_positions()
         self.rollout = self._rollout_engine()
-        load_start_weights(self.policy, config, self.tokenizer)
-        self.reference = freeze_start(self.policy, config, self.tokenizer, batching=self.batching)
+        load_start_weights(self.policy, config, self.tokenizer, start_embedded)
+        self.reference = self._reference()
         self.validator = self._evaluator(config.data.validation_ds)
         self.trainer = self._build_trainer()
 
@@ -187,7 +204,7 @@ class Assembly:
         """Evaluate the policy on the validation split."""
         evaluation = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
         if is_main_rank():
-            self.trainer.samples.file.append(evaluation.records)
+            self.directory.rollouts.append(evaluation.records)
             for question, clips in evaluation.clips.items():
                 write_clips(self.directory.path, question, clips, self.config.data.train_ds.sample_rate)
             right = round(evaluation.accuracy * evaluation.samples)
@@ -200,13 +217,21 @@ class Assembly:
             rate = self.config.data.train_ds.sample_rate
             write_clips(self.directory.path, prompts.examples[0].id, prompts.waveforms(0), rate)
 
+    def finish(self) -> None:
+        """After the last step, before the test."""
+
+    @staticmethod
+    def finite(split: DatasetConfig) -> DatasetConfig:
+        """One pass over the split."""
+        return replace(split, infinite=False)
+
     def _check_positions(self) -> int:
         """Tokens of the longest prompt; ValueError naming the clip whose prompt leaves no room for a completion."""
         decoder, longest = self.config.model.decoder, 0
         room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
-        for name, split in _splits(self.config):
+        for name, split in splits_of(self.config):
             looked_at = None if split.check_cuts is None else split.check_cuts * len(split.input_cfg)
-            clip, length = longest_prompt(self._dataloader(replace(split, infinite=False)), limit=looked_at)
+            clip, length = longest_prompt(self._dataloader(self.finite(split)), limit=looked_at)
             if length > room:
                 raise ValueError(
                     f"data.{name}: the prompt of {clip} has {length} tokens (audio included), which leaves no room for "
@@ -216,6 +241,10 @@ class Assembly:
                 )
             longest = max(longest, length)
         return longest
+
+    def _reference(self) -> FrozenReference:
+        """The frozen start, once the policy has its start weights; gives it adapters, freezes what is not trained."""
+        return freeze_start(self.policy, self.config, self.tokenizer, batching=self.batching)
 
     def _rollout_engine(self) -> RolloutBackend:
         """What makes the rollouts that are trained on; ValueError where it cannot do what they need."""
@@ -240,6 +269,7 @@ class Assembly:
             prompt_wording(self.config.data.prompt, self.config.rewards.template),
             rows=rows,
             replace_unreadable=split.max_unreadable > 0,
+            open_ended=self.supervised,
         )
         return build_dataloader(split, prompt_dataset=dataset, drop_last=drop_last)
 
@@ -265,7 +295,7 @@ class Assembly:
         ]
         return PromptStream(phases, split.batch_size, max_unreadable=split.max_unreadable)
 
-    def _build_trainer(self) -> MapoTrainer:
+    def _build_trainer(self) -> TrainingLoop:
         config = self.config
         prompts = self._prompt_stream(config.data.train_ds)
         policy = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
@@ -282,8 +312,8 @@ class Assembly:
             self.validate,
             CustomLoggerWrapper(experiment_loggers(config, self.directory)),
             SampleWriter(self.directory.rollouts, self.tokenizer, config.resolved_objective, keep_clip=self._keep_clip),
-            CheckpointStore(self.directory.checkpoints, keep=config.trainer.mapo.keep_checkpoints),
-            Timer(config.trainer.mapo.max_time_per_run),
+            CheckpointStore(self.directory.checkpoints, keep=config.trainer.loop.keep_checkpoints),
+            Timer(config.trainer.loop.max_time_per_run),
         )
 
 
@@ -315,33 +345,6 @@ def experiment_loggers(config: RunConfig, directory: RunDirectory) -> list[Any]:
         },
     )
     return [JsonLinesLogger(directory.metrics), *host.loggers, LivePage(directory.path)]
-
-
-def test_summary(before: Evaluation, after: Evaluation) -> dict[str, float]:
-    """Start and end on the test split."""
-    return {
-        "start_accuracy": before.accuracy,
-        "start_accuracy_silent": before.accuracy_silent,
-        "start_audio_mass_late": before.profile.thirds()["audio_mass_late"],
-        "start_completion_tokens": before.completion_tokens,
-        "accuracy": after.accuracy,
-        "accuracy_silent": after.accuracy_silent,
-        "audio_mass_late": after.profile.thirds()["audio_mass_late"],
-        "completion_tokens": after.completion_tokens,
-        "standard_error": after.standard_error,
-        "samples": float(after.samples),
-        **{f"accuracy_{task}": value for task, value in after.accuracy_by_task.items()},
-    }
-
-
-def test_records(step: int, before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
-    """One record per question of the test split, what both policies made of it."""
-    assert [one.id for one in before.questions] == [one.id for one in after.questions]
-    return [
-        {"step": step, "id": end.id, "task": end.task, "choices": end.choices, "start_correct": start.correct,
-         "start_silent": start.correct_silent, "correct": end.correct, "silent": end.correct_silent}
-        for start, end in zip(before.questions, after.questions, strict=True)
-    ]  # fmt: skip
 
 
 def peak_rss_gb() -> float:

@@ -14,16 +14,16 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One multiple-choice question about one audio clip, as the manifest states it."""
+    """One question about one audio clip, as the manifest states it."""
 
     id: str
     question: str
     choices: tuple[str, ...]
     answer: str
-    """The text of the right choice; always one of `choices`."""
+    """The right choice, one of `choices`; without choices (supervised training only) the text to give."""
     task: str
     reasoning: str | None = None
-    """Reference reasoning, for people and analyses; nothing trains on it."""
+    """Reference reasoning, or a whole completion; what supervised training learns."""
     caption: str | None = None
     """What is to be heard in the clip; some optional rewards and metrics ask for it."""
 

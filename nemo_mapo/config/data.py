@@ -1,15 +1,20 @@
 """The data of a run: splits, mixtures, phases."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+TARGET_FIELDS = frozenset({"question", "caption", "answer"})
+"""What the templates of `TargetConfig` may name in braces."""
 
 
 @config_class
@@ -101,6 +106,33 @@ class PromptConfig:
 
 
 @config_class
+class TargetConfig:
+    """What supervised training has the model say about a clip (docs/own_data.md); MAPO reads none of it."""
+
+    form: Literal["template", "plain", "verbatim"] = "template"
+    """`template`: reasoning and answer in the tags of `rewards.template`; `plain`: the answer alone, for any question
+    with an answer; `verbatim`: the manifest's `reasoning`, tags, answer and all."""
+    from_caption: Annotated[str, Field(min_length=1)] = "{caption} So the answer is {answer}."
+    """Reasoning for a cut without `reasoning` that has a `caption`; {question}, {caption}, {answer} are filled in."""
+    from_answer: Annotated[str, Field(min_length=1)] | None = "The answer seems to be {answer}."
+    """Reasoning for a cut that has neither; null refuses such cuts."""
+    text_only_share: Share = 0.0
+    """Share of each batch whose clip is dropped, so that the text-only reference of MAPO stays in distribution."""
+    silent_clip_share: Share = 0.0
+    """Share of each batch whose clip is silence, so that a silent clip leaves a guess among the choices."""
+
+    def __post_init__(self) -> None:
+        if (total := self.text_only_share + self.silent_clip_share) > 1:
+            raise ValueError(f"text_only_share + silent_clip_share = {total:g} is more than all samples")
+        for name, given, allowed in (
+            ("from_caption", self.from_caption, TARGET_FIELDS),
+            ("from_answer", self.from_answer or "", TARGET_FIELDS - {"caption"}),
+        ):
+            if unknown := sorted(set(re.findall(r"\{(.*?)\}", given)) - allowed):
+                raise ValueError(f"{name}={given!r}: {unknown} is none of {{{'}, {'.join(sorted(allowed))}}}")
+
+
+@config_class
 class DataConfig:
     """Splits and how questions become prompts."""
 
@@ -116,6 +148,7 @@ class DataConfig:
     tokenizer: str
     """Directory of a Hugging Face tokenizer."""
     prompt: PromptConfig = PromptConfig()
+    target: TargetConfig = TargetConfig()
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():

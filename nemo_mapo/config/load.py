@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from nemo_mapo.config.data import DatasetConfig, PromptConfig
+from nemo_mapo.config.data import DatasetConfig, PromptConfig, TargetConfig
 from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
@@ -19,8 +19,8 @@ from nemo_mapo.config.run import (
     PretrainedConfig,
     RolloutConfig,
     RunConfig,
-    TrainerConfig,
 )
+from nemo_mapo.config.trainer import TrainerConfig
 
 
 class ConfigError(ValueError):
@@ -50,7 +50,8 @@ def register_defaults() -> None:
     )
     split = {field.name: field.default for field in dataclasses.fields(DatasetConfig) if field.name != "input_cfg"}
     splits = {"train_ds": split, "validation_ds": split, "test_ds": split}
-    store.store(group="data", name="split_defaults", node={"prompt": dataclasses.asdict(PromptConfig()), **splits})
+    words = {"prompt": dataclasses.asdict(PromptConfig()), "target": dataclasses.asdict(TargetConfig())}
+    store.store(group="data", name="split_defaults", node={**words, **splits})
 
 
 def validate(composed: DictConfig | dict[str, Any]) -> RunConfig:

@@ -196,6 +196,8 @@ class ModelConfig:
 
     perception: PerceptionConfig = ConvPerceptionConfig()
     decoder: DecoderConfig = DecoderConfig()
+    from_scratch: bool = False
+    """Start from random weights if the run has neither warm start nor checkpoint; false refuses such a run."""
     target_layers: tuple[int, ...] | None = None
     """0-based decoder layers whose audio mass is measured; null is the last five (or all, if fewer)."""
     micro_batch_size: Count = 32

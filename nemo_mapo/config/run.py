@@ -11,6 +11,7 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.rollout import TrtllmConfig, VllmConfig
+from nemo_mapo.config.trainer import TrainerConfig
 from nemo_mapo.config.warm_start import WarmStartConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -74,79 +75,6 @@ class RolloutConfig:
 
 
 @config_class
-class DynamicSamplingConfig:
-    """Other prompts take the place of those whose completions all have the same reward (docs/rollouts.md)."""
-
-    max_generation_rounds: Count = 3
-    """Further rounds of generation for a rollout batch, at most; what has equal rewards then stays."""
-
-
-@config_class
-class AsynchronousConfig:
-    """The next rollout batch is generated while this one is trained on (docs/rollouts.md)."""
-
-    max_staleness: Annotated[int, Field(ge=0, le=1)] = 1
-    """Rollout batches that the weights sampled from may be behind those that are trained; 0 is the synchronous run."""
-
-
-@config_class
-class MapoTrainerConfig:
-    """NeMo-Aligner's trainer section."""
-
-    max_epochs: Count = 1
-    """Passes over the training split, unless `max_steps` ends the run earlier."""
-    max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Rollout batches to train on; -1 is whole epochs."""
-    val_check_interval: Annotated[int, Field(ge=0)] = 20
-    """Validate every this many steps (and at the end); 0 is never."""
-    save_interval: Annotated[int, Field(ge=0)] = 20
-    """Checkpoint every this many steps and at the end; 0 is never."""
-    gradient_clip_val: Annotated[float, Field(gt=0)] = 1.0
-    """Global gradient norm is clipped to this."""
-    num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
-    """G, the group size; group advantages need at least 2."""
-    max_time_per_run: Annotated[str, Field(pattern=r"^\d+:\d{1,2}:\d{1,2}:\d{1,2}$")] | None = None
-    """DD:HH:MM:SS after which the run saves and stops."""
-    keep_checkpoints: Count = 2
-    """Newest checkpoints kept."""
-    max_skipped_steps: Count = 5
-    """Updates in a row that may be skipped because a gradient is not finite; then the run stops."""
-    dynamic_sampling: DynamicSamplingConfig | None = None
-    """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""
-    asynchronous: AsynchronousConfig | None = None
-    """Generate a batch ahead on vLLM servers; null waits for each batch, sampled from the newest weights."""
-
-    def __post_init__(self) -> None:
-        if self.val_check_interval and self.save_interval % self.val_check_interval:
-            raise ValueError(
-                f"save_interval={self.save_interval} must be a multiple of val_check_interval="
-                f"{self.val_check_interval} (NeMo-Aligner validates before it saves)"
-            )
-
-
-@config_class
-class TrainerConfig:
-    """Lightning-style host section."""
-
-    num_nodes: Count = 1
-    """Machines."""
-    devices: Count = 1
-    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node."""
-    accelerator: Literal["cpu", "gpu"] = "cpu"
-    """`gpu` has not been run yet."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them."""
-    num_threads: Count | None = None
-    """torch threads on a CPU host; null leaves torch's choice."""
-    mapo: MapoTrainerConfig = MapoTrainerConfig()
-
-    @property
-    def world_size(self) -> int:
-        """Processes of the run."""
-        return self.num_nodes * self.devices
-
-
-@config_class
 class ExpManagerConfig:
     """NeMo's experiment manager (the part that a run directory needs)."""
 
@@ -187,13 +115,14 @@ class RunConfig:
     data: DataConfig
 
     def __post_init__(self) -> None:
-        completions = self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt
+        completions = self.data.train_ds.batch_size * self.completions_per_prompt
         if completions % self.model.global_batch_size:
+            factor = "" if self.supervised else " x trainer.mapo.num_rollouts_per_prompt"
             raise ValueError(
-                f"model.global_batch_size={self.model.global_batch_size} must divide the rollout batch: "
-                f"data.train_ds.batch_size={self.data.train_ds.batch_size} x trainer.mapo.num_rollouts_per_prompt="
-                f"{self.trainer.mapo.num_rollouts_per_prompt} = {completions} completions"
+                f"model.global_batch_size={self.model.global_batch_size} must divide the batch: "
+                f"data.train_ds.batch_size={self.data.train_ds.batch_size}{factor} = {completions} completions"
             )
+        self._check_supervised()
         self._check_ranks()
         self._check_backend()
         self._check_length()
@@ -233,14 +162,32 @@ class RunConfig:
 
     def _check_length(self) -> None:
         """ValueError where the training split and the trainer disagree on when the run ends."""
-        split, steps = self.data.train_ds, self.trainer.mapo.max_steps
+        split, steps, loop = self.data.train_ds, self.trainer.loop.max_steps, self.trainer.loop_name
         if split.infinite and not split.phases and steps < 0:
-            raise ValueError("data.train_ds.infinite=true has no epochs; set trainer.mapo.max_steps")
+            raise ValueError(f"data.train_ds.infinite=true has no epochs; set {loop}.max_steps")
         planned = sum(phase.steps for phase in split.phases)
         if split.phases and steps > planned:
             raise ValueError(
-                f"trainer.mapo.max_steps={steps} exceeds the {planned} steps of data.train_ds.phases; lengthen a "
+                f"{loop}.max_steps={steps} exceeds the {planned} steps of data.train_ds.phases; lengthen a "
                 "phase, or set it to -1 to run them all"
+            )
+
+    def _check_supervised(self) -> None:
+        """ValueError if supervised training is asked for together with what only rollouts have."""
+        if not self.supervised:
+            return
+        for name, value, wanted in (
+            ("rollout.backend", self.rollout.backend, "megatron"),
+            ("rewards.tars", self.rewards.tars, None),
+            ("trainer.mapo.dynamic_sampling", self.trainer.mapo.dynamic_sampling, None),
+            ("trainer.mapo.asynchronous", self.trainer.mapo.asynchronous, None),
+        ):
+            if value != wanted:
+                raise ValueError(f"trainer.sft samples no rollouts: {name}={value} must be {wanted or 'null'}")
+        if self.data.target.form == "template" and self.rewards.template == "mpar2":
+            raise ValueError(
+                "data.target.form=template has no way to write rewards.template=mpar2 from a manifest: write whole "
+                "completions into the manifest's `reasoning` and set data.target.form=verbatim, or use template=think"
             )
 
     def _check_tars(self) -> None:
@@ -369,11 +316,11 @@ class RunConfig:
                 f"model.expert_model_parallel_size={model.expert_model_parallel_size} exchanges unequal numbers of "
                 "tokens, which gloo, the library of trainer.accelerator=cpu, cannot do: set one of them to 1"
             )
-        group = self.trainer.mapo.num_rollouts_per_prompt
+        group = self.completions_per_prompt
         if replicas > 1 and model.global_batch_size % (replicas * group):
             raise ValueError(
                 f"model.global_batch_size={model.global_batch_size} must be a multiple of {replicas} data-parallel "
-                f"ranks x trainer.mapo.num_rollouts_per_prompt={group} = {replicas * group}: groups stay on one rank"
+                f"ranks x {group} completions per prompt = {replicas * group}: groups stay on one rank"
             )
         if replicas > 1 and model.global_batch_size // replicas % model.micro_batch_size:
             raise ValueError(
@@ -382,6 +329,16 @@ class RunConfig:
             )
 
     @property
+    def supervised(self) -> bool:
+        """Whether targets are learned in place of rollouts."""
+        return self.trainer.sft is not None
+
+    @property
+    def completions_per_prompt(self) -> int:
+        """Completions that are trained on for each prompt of a batch."""
+        return 1 if self.supervised else self.trainer.mapo.num_rollouts_per_prompt
+
+    @property
     def steps_per_generation(self) -> int:
-        """Optimiser steps per rollout batch."""
-        return self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt // self.model.global_batch_size
+        """Optimiser steps per batch of the training split."""
+        return self.data.train_ds.batch_size * self.completions_per_prompt // self.model.global_batch_size

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import DatasetConfig
-from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, clips_of, example_from_cut
+from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, clips_of, example_from_cut, example_id
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.data.sources import refuse_unsafe_recording
@@ -66,16 +66,19 @@ class PromptDataset(Dataset[PromptBatch]):
         *,
         rows: list[int] | None = None,
         replace_unreadable: bool = False,
+        open_ended: bool = False,
     ) -> None:
         """Lay out all cuts of a batch, or only those numbered `rows` (a data-parallel rank's share).
 
-        With `replace_unreadable`, another clip of the batch stands in for one that cannot be read.
+        With `open_ended`, questions need no choices. With `replace_unreadable`, another clip of the batch stands in for
+        one that cannot be read.
         """
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
         self.wording = wording
         self.rows = rows
         self.replace_unreadable = replace_unreadable
+        self.open_ended = open_ended
         self.unreadable = set()
         self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
 
@@ -88,7 +91,7 @@ class PromptDataset(Dataset[PromptBatch]):
         """
         batch = list(cuts)
         read = [self._read(batch, row) for row in (range(len(batch)) if self.rows is None else self.rows)]
-        examples = tuple(example_from_cut(cut) for cut, _ in read)
+        examples = tuple(example_from_cut(cut, open_ended=self.open_ended) for cut, _ in read)
         clips = [waveforms for _, waveforms in read]
         waveforms = [waveform for of_row in clips for waveform in of_row]
         prompts = [
@@ -223,7 +226,7 @@ def build_dataloader(
             return sampler
         # Lhotse filters before it maps: repetitions do not have their own ids back yet.
         repeated = _REPETITION if dataset_config.infinite else _NEVER
-        return sampler.filter(lambda cut: repeated.sub("", example_from_cut(cut).id) in allowed)
+        return sampler.filter(lambda cut: repeated.sub("", example_id(cut)) in allowed)
 
     # torch draws a seed per pass; from its own generator, so that reading data does not move the global one.
     generator = torch.Generator().manual_seed(dataset_config.seed)
@@ -242,14 +245,18 @@ def num_batches_per_epoch(dataloader: PromptLoader, *, limit: int | None = None)
 
 def longest_prompt(dataloader: PromptLoader, *, limit: int | None = None) -> tuple[str, int]:
     """Id and number of tokens of the longest prompt of the split (or of `limit` cuts of it); no audio is read."""
+    rows = rows_of_split(dataloader, limit=limit)
+    return max(((example.id, len(prompt)) for example, prompt in rows), key=lambda found: found[1], default=("", 0))
+
+
+def rows_of_split(dataloader: PromptLoader, *, limit: int | None = None) -> Iterator[tuple[Example, list[int]]]:
+    """Example and prompt of each cut of the chosen epoch (or of `limit` of them); no audio is read."""
     dataset = dataloader.dataset
     assert isinstance(dataset, PromptDataset)
     cuts = islice((cut for batch in _epoch_sampler(dataloader) for cut in batch), limit)
-    longest = ("", 0)
     for cut in tqdm(cuts, desc="measuring prompts", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
-        prompt = dataset.encode(example_from_cut(cut), [clip.num_samples for clip in clips_of(cut)])
-        longest = max(longest, (str(cut.id), len(prompt)), key=lambda found: found[1])
-    return longest
+        example = example_from_cut(cut, open_ended=dataset.open_ended)
+        yield example, dataset.encode(example, [clip.num_samples for clip in clips_of(cut)])
 
 
 def _epoch_sampler(dataloader: PromptLoader) -> EpochSampler:
@@ -303,7 +310,7 @@ def question_ids(config: DatasetConfig, dataset: PromptDataset) -> list[str]:
     unshuffled = {**_nemo_config(config, epoch=0, drop_last=False), **plain}
     ids: list[str] = []
     for cuts in _nemo_sampler(unshuffled, dataset, rank=0, world_size=1):
-        ids.extend(example_from_cut(cut).id for cut in cuts)
+        ids.extend(example_id(cut) for cut in cuts)
         if config.max_samples is not None and len(ids) >= config.max_samples:
             break
     return ids[: config.max_samples]

@@ -72,11 +72,12 @@ class CheckedSplit(NamedTuple):
     """Of these, what max_samples leaves."""
 
 
-def validate_manifest(config: DatasetConfig) -> CheckedSplit:
+def validate_manifest(config: DatasetConfig, *, open_ended: bool = False) -> CheckedSplit:
     """Check the lines of a split (all, or `check_cuts` of each item) before anything is built; return what was found.
 
     Reads manifests and the headers of the audio files, but decodes nothing: a stream that breaks off in the middle of a
-    file is found when the clip is read. Up to `max_unreadable` missing, unreadable or too short files are logged.
+    file is found when the clip is read. With `open_ended`, questions need no choices. Up to `max_unreadable` missing,
+    unreadable or too short files are logged.
 
     Raises:
         ValueError: on the first of: unknown or incomplete `input_cfg`, missing or unreadable manifest, line that is not
@@ -95,7 +96,7 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
                     "make ids unique over the split (NeMo manifests: add an 'id' to each line)"
                 )
             places[entry.id] = entry.where
-            parse_example(entry.id, {**entry.fields, **item.get("tags", {})}, entry.where)
+            parse_example(entry.id, {**entry.fields, **item.get("tags", {})}, entry.where, open_ended=open_ended)
             try:
                 for clip in (entry, *_further_entries(entry, kind=item["type"])):
                     _check_audio(clip, config.sample_rate)
@@ -113,6 +114,13 @@ def validate_manifest(config: DatasetConfig) -> CheckedSplit:
         )
     kept = used if config.max_samples is None else min(used, config.max_samples)
     return CheckedSplit(found=len(places), admissible=used, used=kept)
+
+
+def cut_ids(config: DatasetConfig) -> set[str]:
+    """Ids of the cuts of a split (or of the first `check_cuts` of each item), whose lines are sound."""
+    items = enumerate(config.input_cfg)
+    found = (islice(_entries(item, f"input_cfg[{index}]"), config.check_cuts) for index, item in items)
+    return {entry.id for entries in found for entry in entries}
 
 
 def load_cuts(path: str | Path) -> CutSet:
@@ -148,18 +156,39 @@ def further_clips(fields: Mapping[str, Any], where: str) -> list[str]:
     return found
 
 
-def example_from_cut(cut: Cut) -> Example:
+def example_from_cut(cut: Cut, *, open_ended: bool = False) -> Example:
     """Read the question of a cut from its custom fields; ValueError names cut, field and value."""
-    custom = cut.custom or {}
-    return parse_example(str(custom.get("id", cut.id)), custom, f"cut {cut.id}")
+    return parse_example(example_id(cut), cut.custom or {}, f"cut {cut.id}", open_ended=open_ended)
 
 
-def parse_example(example_id: str, fields: Mapping[str, Any], where: str) -> Example:
+def example_id(cut: Cut) -> str:
+    """The id of a cut's question: its own, or the cut's."""
+    return str((cut.custom or {}).get("id", cut.id))
+
+
+def parse_example(name: str, fields: Mapping[str, Any], where: str, *, open_ended: bool = False) -> Example:
     """Build an `Example` from the fields question, choices, answer, task and (optional) reasoning and caption.
 
-    `where` begins the message of the ValueError that is raised when a field is missing or contradicts another.
+    With `open_ended`, a question without the field choices has none. `where` begins the message of the ValueError that
+    is raised when a field is missing or contradicts another.
     """
     question, answer, task = (_text(fields, name, where) for name in ("question", "answer", "task"))
+    choices = () if open_ended and fields.get("choices") is None else _choices(fields, answer, where)
+    reasoning, caption = (
+        _text(fields, name, where) if fields.get(name) is not None else None for name in ("reasoning", "caption")
+    )
+    return Example(
+        id=name,
+        question=question,
+        choices=choices,
+        answer=answer,
+        task=task,
+        reasoning=reasoning,
+        caption=caption,
+    )
+
+
+def _choices(fields: Mapping[str, Any], answer: str, where: str) -> tuple[str, ...]:
     choices = fields.get("choices")
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
         raise ValueError(f"{where}: field 'choices' is {choices!r}: give a list of at least two texts")
@@ -167,18 +196,7 @@ def parse_example(example_id: str, fields: Mapping[str, Any], where: str) -> Exa
         raise ValueError(f"{where}: field 'choices' is {list(choices)}: give distinct, non-empty texts")
     if answer not in choices:
         raise ValueError(f"{where}: field 'answer' is {answer!r}, which is not among the choices {list(choices)}")
-    reasoning, caption = (
-        _text(fields, name, where) if fields.get(name) is not None else None for name in ("reasoning", "caption")
-    )
-    return Example(
-        id=example_id,
-        question=question,
-        choices=tuple(choices),
-        answer=answer,
-        task=task,
-        reasoning=reasoning,
-        caption=caption,
-    )
+    return tuple(choices)
 
 
 def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
@@ -227,7 +245,7 @@ def _manifest_files(kind: str, location: Path, where: str) -> list[Path]:
     if missing:
         raise ValueError(
             f"{where}: no manifest at {', '.join(missing)}: correct {_LOCATION_KEY[kind]} "
-            "(python examples/make_synthetic_corpus.py --output data/synthetic makes that of the embedded run)"
+            "(python examples/prepare_data.py makes manifests; make_synthetic_corpus.py those of the embedded run)"
         )
     return paths
 

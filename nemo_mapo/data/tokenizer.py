@@ -1,14 +1,10 @@
-"""Tokenizers: the small one of the embedded corpus, loading of any other, and the special tokens they must have."""
+"""Tokenizers of Hugging Face: loading them, and the special tokens that they must have."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from nemo_mapo.data.synthetic_text import template_texts
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 PAD = "<|pad|>"
 END = "<|end|>"
@@ -23,11 +19,7 @@ SALM_AUDIO = "<|audioplaceholder|>"
 """Placeholder of NeMo's SALM."""
 THINK_TAGS = ("<think>", "</think>")
 
-_CONTROL_TOKENS = (PAD, END, USER, ASSISTANT, AUDIO_START, AUDIO, AUDIO_END)
-_VOCABULARY_LIMIT = 1024
-"""Never reached: training stops when every word of the templates is one token, near half of it."""
-_WORD_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
-"""Words and runs of punctuation, each with the blank before it."""
+CONTROL_TOKENS = (PAD, END, USER, ASSISTANT, AUDIO_START, AUDIO, AUDIO_END)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,40 +69,6 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
     return None if found == tokenizer.unk_token_id and token != tokenizer.unk_token else found
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer of the embedded corpus: byte-level BPE in which every word of the templates is one token.
-
-    The blank before a word belongs to it. The result depends on the templates alone. Any text can be encoded: other
-    words fall apart into pieces and bytes.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY_LIMIT,
-        min_frequency=1,
-        special_tokens=list(_CONTROL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_trained_words(), trainer)
-    # Not "special": decoding keeps the tags, which rewards parse.
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in THINK_TAGS])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[token for token in _CONTROL_TOKENS if token not in (PAD, END)],
-        padding_side="right",
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the Hugging Face tokenizer in directory `path`; ValueError when there is none."""
     directory = Path(path)
@@ -118,7 +76,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not (directory / "tokenizer_config.json").is_file():
         raise ValueError(
             f"data.tokenizer={str(path)!r}: no tokenizer_config.json there; give a Hugging Face tokenizer's directory "
-            "(examples/make_synthetic_corpus.py writes the one of the embedded corpus)"
+            "(of a model that was brought in, or of the corpus that examples/make_synthetic_corpus.py makes)"
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
@@ -135,13 +93,3 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     kept = [token for token in ids if token not in (special.pad_id, special.end_id)]
     text: str = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
-
-
-def _trained_words() -> list[str]:
-    """Return the template texts, each word once: equal counts make merges follow what words share, not how often."""
-    splitter = pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated")
-    words: dict[str, None] = {}
-    for text in template_texts():
-        for part in re.split("|".join(THINK_TAGS), text):
-            words.update((word, None) for word, _ in splitter.pre_tokenize_str(part))
-    return list(words)

@@ -16,7 +16,7 @@ from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.rewards.templates import reasoning_words
+from nemo_mapo.rewards.templates import reasoning_words, split_completion
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.ranks import data_parallel_share, gather_over_data_parallel, shares_experts
 from nemo_mapo.training.references import FrozenReference
@@ -46,6 +46,8 @@ class Evaluation:
     accuracy_silent: float
     """With every clip replaced by silence of the same length; chance when the task needs ears."""
     reward: float
+    format: float
+    """Share of completions that follow `rewards.template` in everything."""
     completion_tokens: float
     reasoning_words: float
     samples: int
@@ -69,6 +71,7 @@ class Evaluation:
             "val/accuracy": self.accuracy,
             "val/accuracy_silent": self.accuracy_silent,
             "val/reward": self.reward,
+            "val/format": self.format,
             "val/completion_tokens": self.completion_tokens,
             "val/reasoning_words": self.reasoning_words,
             **{f"val/{name}": value for name, value in self.profile.thirds().items()},
@@ -83,6 +86,7 @@ class _Found:
     correct: list[float] = field(default_factory=list)
     silent: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
+    in_format: list[float] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
@@ -96,7 +100,8 @@ class _Found:
     def merged(cls, parts: "list[_Found]") -> "_Found":
         """What all of them have counted."""
         whole = cls(profile=PositionProfile.merged(part.profile for part in parts))
-        for name in ("correct", "silent", "totals", "tasks", "ids", "choices", "words", "lengths", "records", "clips"):
+        counted = ("correct", "silent", "totals", "in_format", "tasks", "ids", "choices", "words", "lengths")
+        for name in (*counted, "records", "clips"):
             vars(whole)[name] = [item for part in parts for item in vars(part)[name]]
         return whole
 
@@ -138,6 +143,7 @@ class Evaluator:
             accuracy=_mean(found.correct),
             accuracy_silent=_mean(found.silent),
             reward=_mean(found.totals),
+            format=_mean(found.in_format),
             completion_tokens=_mean(found.lengths),
             reasoning_words=_mean(found.words),
             samples=len(found.correct),
@@ -162,6 +168,7 @@ class Evaluator:
         table = score_rollouts(rollouts, self.rewards)
         found.correct += table.accuracy
         found.totals += table.total
+        found.in_format += [float(split_completion(text, self.rewards.template) is not None) for text in rollouts.texts]
         found.tasks += [example.task for example in prompts.examples]
         found.ids += [example.id for example in prompts.examples]
         found.choices += [len(example.choices) for example in prompts.examples]
@@ -189,6 +196,40 @@ class Evaluator:
     def _signals(self, policy: AudioLLM, sequences: TokenBatch, reduction: HeadReduction) -> TokenSignals:
         batching = self.reference.batching
         return token_signals_in_parts(policy, sequences, head_reduction=reduction, batching=batching)
+
+
+def test_summary(before: Evaluation | None, after: Evaluation) -> dict[str, float]:
+    """Start (if it was evaluated) and end on the test split."""
+    start = (
+        {}
+        if before is None
+        else {
+            "start_accuracy": before.accuracy,
+            "start_accuracy_silent": before.accuracy_silent,
+            "start_audio_mass_late": before.profile.thirds()["audio_mass_late"],
+            "start_completion_tokens": before.completion_tokens,
+        }
+    )
+    return start | {
+        "accuracy": after.accuracy,
+        "accuracy_silent": after.accuracy_silent,
+        "format": after.format,
+        "audio_mass_late": after.profile.thirds()["audio_mass_late"],
+        "completion_tokens": after.completion_tokens,
+        "standard_error": after.standard_error,
+        "samples": float(after.samples),
+        **{f"accuracy_{task}": value for task, value in after.accuracy_by_task.items()},
+    }
+
+
+def test_records(step: int, before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
+    """One record per question of the test split, what both policies made of it."""
+    assert [one.id for one in before.questions] == [one.id for one in after.questions]
+    return [
+        {"step": step, "id": end.id, "task": end.task, "choices": end.choices, "start_correct": start.correct,
+         "start_silent": start.correct_silent, "correct": end.correct, "silent": end.correct_silent}
+        for start, end in zip(before.questions, after.questions, strict=True)
+    ]  # fmt: skip
 
 
 def _captured(signals: TokenSignals) -> Tensor:

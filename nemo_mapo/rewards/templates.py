@@ -99,6 +99,25 @@ def split_completion(text: str, template: Template) -> Completion | None:
     return Completion(reasoning=match["reasoning"].strip(), answer=match["answer"].strip())
 
 
+def join_completion(reasoning: str, answer: str, template: Template) -> str:
+    """A completion in the tags of a template, `split_completion`'s inverse; ValueError for `mpar2`, which has more."""
+    if template == "think":
+        return f"<think> {reasoning}</think> {answer}"
+    if template == "reasoning":
+        return f"<reasoning>{reasoning}</reasoning><answer>{answer}</answer>"
+    raise ValueError(f"template {template} is more than reasoning and answer: give whole completions")
+
+
+def opening_tag(template: Template) -> str:
+    """The tag that a completion in `template` begins with."""
+    return _OWN_TAGS[template][0]
+
+
+def has_tags(text: str) -> bool:
+    """Whether a text contains a tag of any template."""
+    return any(tag in text for tag in _ALL_TAGS)
+
+
 def mpar2_parts(text: str) -> Mpar2Parts | None:
     """Take an MPAR2 completion apart, or return None where it departs from the template in anything.
 

@@ -119,17 +119,23 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 class MainWeightAdamW:
     """AdamW on float32 main weights; the model's own where they are float32, copies beside narrower ones.
 
-    Gradients are those of Megatron's buffers (float32). Vectors (norms, biases) have no weight decay.
+    Gradients are those of Megatron's buffers (float32). Vectors (norms, biases) have no weight decay,
+    unless `decay_vectors` says so.
     """
 
-    def __init__(self, policy: DistributedDataParallel, config: OptimizerConfig) -> None:
+    def __init__(
+        self, policy: DistributedDataParallel, config: OptimizerConfig, *, decay_vectors: bool = False
+    ) -> None:
         self.policy = policy
         self.parameters = dict(trainable_parameters(policy.module))
         self.main = {name: _main_weight(parameter) for name, parameter in self.parameters.items()}
         weights = self.main.values()
         groups = [
             {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for p in weights if p.dim() <= 1],
+                "weight_decay": config.weight_decay if decay_vectors else 0.0,
+            },
         ]
         self.adamw = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 

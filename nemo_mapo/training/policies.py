@@ -1,6 +1,7 @@
 """The policy of a run and its frozen start, from the run's config: for training and for whoever looks at it later."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,15 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.lora import add_lora, freeze
+from nemo_mapo.models.lora import add_lora, freeze, merged_state_dict
 from nemo_mapo.models.nemo_encoder import load_encoder
 from nemo_mapo.models.perception import NemoPerception
-from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint, load_part, read_checkpoint, refuse_adapters
-from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.references import FrozenReference, OwnReference
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.training.warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,13 @@ def build_policy(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Audio
     )
 
 
-def load_start_weights(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+WarmStarter = Callable[[AudioLLM, RunConfig, PreTrainedTokenizerBase], None]
+"""Gives a fresh policy the weights that `warm_start` of the config describes."""
+
+
+def load_start_weights(
+    policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, warm_starter: WarmStarter
+) -> None:
     """Give a fresh policy what the run starts from: a checkpoint, or the warm start (made if it is not cached)."""
     start = config.pretrained_checkpoint.restore_from_path
     encoder = config.model.restored_encoder
@@ -50,10 +55,9 @@ def load_start_weights(policy: AudioLLM, config: RunConfig, tokenizer: PreTraine
     elif start is not None:
         load_checkpoint(Path(start), policy)
     elif config.warm_start is not None:
-        said = prompt_wording(config.data.prompt, config.rewards.template)
-        warm_start(policy, config.warm_start, config.model, tokenizer, said, model_seed=config.warm_start.seed)
+        warm_starter(policy, config, tokenizer)
     else:
-        logger.warning("no warm start and no pretrained_checkpoint.restore_from_path: training starts from noise")
+        logger.warning("model.from_scratch=true: training starts from random weights")
 
 
 def freeze_start(
@@ -75,3 +79,22 @@ def freeze_start(
         adapted=config.model.lora is not None,
         offload=config.model.offload_reference,
     )
+
+
+def prepare_for_targets(
+    policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, batching: MicroBatching
+) -> FrozenReference:
+    """Give a policy that learns targets its adapters, freeze what is not trained; returns it as its own reference."""
+    if config.model.lora is not None:
+        add_lora(policy.language_model, config.model.lora, seed=config.seed)
+    freeze(policy, config.model.resolved_freeze)
+    return OwnReference(policy, SpecialTokens.from_tokenizer(tokenizer), batching=batching)
+
+
+def merged_policy(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> AudioLLM:
+    """The same policy in a new model, its adapters added to the weights."""
+    merged = build_policy(config, tokenizer)
+    merged.language_model.load_state_dict(merged_state_dict(policy.language_model))
+    if policy.pre_process:
+        merged.perception.load_state_dict(policy.perception.state_dict())
+    return merged

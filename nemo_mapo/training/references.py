@@ -98,6 +98,20 @@ class FrozenReference:
             return token_signals_in_parts(model, sequences, head_reduction=None, batching=self.batching)
 
 
+class OwnReference(FrozenReference):
+    """The policy as it is now in place of its start: what it would say without the audio."""
+
+    def __init__(self, policy: AudioLLM, special: SpecialTokens, *, batching: MicroBatching) -> None:
+        """Nothing is copied or frozen."""
+        super().__init__(policy, special, keep_placeholders=False, batching=batching, adapted=True)
+
+    @contextmanager
+    def start_policy(self) -> Iterator[AudioLLM]:
+        """The policy itself, adapters and all, without gradient."""
+        with torch.no_grad():
+            yield self.model
+
+
 def drop_audio(sequences: TokenBatch, special: SpecialTokens) -> TokenBatch:
     """Rows without audio placeholders and markers; completions keep their length and follow their prompts."""
     lengths = sequences.prompt_lengths + sequences.completion_lengths

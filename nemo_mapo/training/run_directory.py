@@ -17,7 +17,12 @@ from nemo_mapo.config.run import RunConfig
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.records import JsonLines, replace_text
 
+_LOOPS = ("trainer.mapo", "trainer.sft")
+_LENGTH = tuple(f"{loop}.{name}" for loop in _LOOPS for name in ("max_epochs", "max_steps"))
+_INTERVALS = ("val_check_interval", "save_interval", "max_time_per_run", "keep_checkpoints")
 _MAY_CHANGE = (
+    *_LENGTH,
+    *(f"{loop}.{name}" for loop in _LOOPS for name in _INTERVALS),
     "exp_manager",
     "trainer.num_threads",
     "trainer.num_nodes",
@@ -30,12 +35,6 @@ _MAY_CHANGE = (
     "model.packed_tokens",
     "model.decoder.recompute_granularity",
     "model.decoder.recompute_modules",
-    "trainer.mapo.max_epochs",
-    "trainer.mapo.max_steps",
-    "trainer.mapo.val_check_interval",
-    "trainer.mapo.save_interval",
-    "trainer.mapo.max_time_per_run",
-    "trainer.mapo.keep_checkpoints",
     "warm_start.cache_dir",
     "rollout.vllm",
     "rollout.trtllm",
@@ -45,7 +44,6 @@ _MAY_CHANGE = (
 """Keys that a resumed run may set differently: how long, how often, how fast and in which layout. (Another number of
 threads or another layout may change sums in their last bits; the length decides the learning rate where the schedule is
 a cosine, and is compared then.)"""
-_LENGTH = ("trainer.mapo.max_epochs", "trainer.mapo.max_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,21 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from nemo_aligner.utils.distributed import ScopedTimer, Timer
+from nemo_aligner.utils.distributed import Timer
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
-from nemo_aligner.utils.trainer_utils import check_progress
 from torch import Tensor
-from tqdm import tqdm
 
 from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig
 from nemo_mapo.data.sequences import row_slices, select_batch
-from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
@@ -24,11 +21,12 @@ from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.protocol import OverlappingBackend, RolloutUnavailable
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.ahead import RolloutsAhead
-from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.dynamic_sampling import Refilled, RefillingPromptStream, refill
 from nemo_mapo.training.early_signs import EarlySigns
-from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
-from nemo_mapo.training.prompts import PromptStream, total_steps
+from nemo_mapo.training.loop import TrainingLoop, Validator
+from nemo_mapo.training.optimizer import PolicyOptimizer
+from nemo_mapo.training.prompts import PromptStream
 from nemo_mapo.training.ranks import (
     data_parallel_prompts,
     is_main_rank,
@@ -38,7 +36,6 @@ from nemo_mapo.training.ranks import (
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
-from nemo_mapo.training.termination import termination_request
 from nemo_mapo.types import PromptBatch, Rollouts
 
 logger = logging.getLogger(__name__)
@@ -48,16 +45,11 @@ _SEEDS_PER_STEP = MAX_COMPLETIONS_PER_STEP
 _SEEDS_PER_RUN = 2**44
 """Runs with different `seed` are this far apart: no two rows of any two runs share a seed."""
 
-Validator = Callable[[int], dict[str, float]]
 
+class MapoTrainer(TrainingLoop):
+    """Generates, scores, optimises; the random numbers of sampling follow from seed, step and row."""
 
-class MapoTrainer:
-    """Generates, scores, optimises; validates, logs and saves at NeMo-Aligner's intervals.
-
-    A run that is killed at any point and resumed ends with the same weights as one that was not: everything that
-    decides a step (weights, optimiser, schedule, data position, step) is in the checkpoint, and the random numbers of
-    sampling follow from seed, step and row.
-    """
+    name = "MAPO"
 
     def __init__(
         self,
@@ -72,48 +64,27 @@ class MapoTrainer:
         checkpoints: CheckpointStore,
         run_timer: Timer,
     ) -> None:
-        self.config = config
-        self.cfg = config.trainer.mapo
         self.actor = actor
         self.scorer = scorer
-        self.optimizer = optimizer
-        self.refills = None if self.cfg.dynamic_sampling is None else RefillingPromptStream(prompts)
-        self.prompts = prompts if self.refills is None else self.refills
-        self.validate = validate
-        self.logger = logger
+        mapo = config.trainer.mapo
+        self.refills = None if mapo.dynamic_sampling is None else RefillingPromptStream(prompts)
+        super().__init__(
+            config,
+            actor.policy,
+            optimizer,
+            prompts if self.refills is None else self.refills,
+            validate,
+            logger,
+            checkpoints,
+            run_timer,
+        )
+        self.mapo = mapo
         self.samples = samples
-        self.checkpoints = checkpoints
-        self.run_timer = run_timer
-        self.step = 0
-        self.optimization_step = 0
-        self.consumed_samples = 0
         self._ahead: RolloutsAhead | None = None
         self._prompt_figures: dict[str, float] = {}
         self.signs = EarlySigns(config)
-        self.skipped = SkippedSteps(limit=config.trainer.mapo.max_skipped_steps)
-        self.max_steps = total_steps(config, prompts)
-        self.total_optimizer_steps = self.max_steps * config.steps_per_generation
-        self.timer = ScopedTimer(reduction="mean", sync_cuda=torch.cuda.is_available(), buffer_size=1)
 
-    def fit(self) -> bool:
-        """Train to the last step; True when it was reached, False when time or a signal ended the run earlier.
-
-        Either way the state is saved (unless save_interval is 0) and a later run can resume.
-        """
-        self.run_timer.start_time()
-        with termination_request() as termination_requested, self._nothing_left_ahead():
-            if self.step == 0 and self.cfg.val_check_interval > 0:
-                self._log(self.validate(0))
-            with self._progress_bar() as bar:
-                while self.step < self.max_steps:
-                    metrics = self._step_or_save()
-                    _show(bar, metrics)
-                    if self._finish_step(metrics, termination_requested):
-                        break
-        self.logger.finalize()
-        return self.step == self.max_steps
-
-    def _step_or_save(self) -> dict[str, float]:
+    def next_step(self) -> dict[str, float]:
         """A step; where rewards or rollouts cannot be had, a checkpoint of the state before it, and the error again."""
         before = self.state_dict()
         try:
@@ -139,7 +110,7 @@ class MapoTrainer:
         self.step += 1
         if is_main_rank():
             self.samples.write_training(self.step, rollouts, scored)
-        metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self._timings()
+        metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self.timings()
         metrics |= self._prompt_figures
         if refilled is not None:
             metrics |= refilled.metrics
@@ -163,7 +134,7 @@ class MapoTrainer:
     @property
     def samples_per_step(self) -> int:
         """Completions of a rollout batch, over all ranks."""
-        return self.prompts.batch_size * self.cfg.num_rollouts_per_prompt
+        return self.prompts.batch_size * self.mapo.num_rollouts_per_prompt
 
     @torch.no_grad()
     def generate_rollouts(self) -> Rollouts:
@@ -206,7 +177,7 @@ class MapoTrainer:
         Seeds follow the completion's number in the whole batch: how many ranks share it out changes no sample.
         """
         prompts = next(self.prompts)
-        group_size = self.cfg.num_rollouts_per_prompt
+        group_size = self.mapo.num_rollouts_per_prompt
         if self.config.rewards.tars is not None:
             prompts = with_text_twins(
                 prompts, self.scorer.tokenizer, prompt_wording(self.config.data.prompt, self.config.rewards.template)
@@ -224,7 +195,7 @@ class MapoTrainer:
         return behind
 
     @contextmanager
-    def _nothing_left_ahead(self) -> Iterator[None]:
+    def cleaned_up(self) -> Iterator[None]:
         """However the loop ends, servers are asked for nothing more."""
         try:
             yield
@@ -236,8 +207,8 @@ class MapoTrainer:
         """Dynamic sampling, if the config asks for it; other prompts for groups of equal rewards."""
         if self.refills is None:
             return None
-        assert self.cfg.dynamic_sampling is not None
-        stream, group_size = self.refills, self.cfg.num_rollouts_per_prompt
+        assert self.mapo.dynamic_sampling is not None
+        stream, group_size = self.refills, self.mapo.num_rollouts_per_prompt
 
         def sample(number: int, places: list[int], mine: list[int]) -> Rollouts:
             prompts = stream.spare(len(places), mine)
@@ -248,7 +219,7 @@ class MapoTrainer:
             refilled = refill(
                 rollouts,
                 places=self._places(),
-                max_rounds=self.cfg.dynamic_sampling.max_generation_rounds,
+                max_rounds=self.mapo.dynamic_sampling.max_generation_rounds,
                 score=self.scorer.rewards_of,
                 sample=sample,
                 pad_id=self.scorer.special.pad_id,
@@ -263,7 +234,7 @@ class MapoTrainer:
     def _seeds(self, places: list[int], step: int, number: int = 0) -> Int[Tensor, " batch"]:
         """A seed for every completion of the prompts at `places`, in a round of generation (0 the first) of `step`."""
         first = self.config.seed * _SEEDS_PER_RUN + step * _SEEDS_PER_STEP + number * self.samples_per_step
-        per_prompt = self.cfg.num_rollouts_per_prompt
+        per_prompt = self.mapo.num_rollouts_per_prompt
         return first + (torch.tensor(places)[:, None] * per_prompt + torch.arange(per_prompt)).flatten()
 
     def run_training(self, scored: ScoredRollouts) -> dict[str, float]:
@@ -280,31 +251,27 @@ class MapoTrainer:
             self.actor.prepare_for_training_step()
             loss, metrics = self.actor.get_loss_and_metrics(select_batch(scored.batch, rows), forward_only=False)
             self.actor.finish_training_step()
-            lr = learning_rate(self.config.model.optim, self.optimization_step, self.total_optimizer_steps)
-            taken = self.optimizer.step(lr=lr, max_norm=self.cfg.gradient_clip_val)
-            self.skipped.count(taken, loss, step=self.step)
-            metrics |= {
-                "train/grad_norm": taken.grad_norm,
-                "train/lr": lr,
-                "train/skipped_steps": float(taken.fault is not None),
-            }
-            self.optimization_step += 1
+            metrics |= self.update(loss)
             history.append(metrics)
         self.optimizer.zero_grad()
         self.actor.finish_training()
-        return _mean_over_steps(history)
+        return mean_over_steps(history)
+
+    def validated(self) -> None:
+        """Show the last group of completions to the loggers."""
+        if is_main_rank():
+            self.samples.log_table(self.logger, self.step)
+
+    def facts(self) -> dict[str, Any]:
+        """Which part-of-speech tagger gates the masks."""
+        return {"pos_tagger": self.scorer.tagger.name}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but weights and optimiser state."""
-        return {
-            "step": self.step,
-            "consumed_samples": self.consumed_samples,
-            "optimization_step": self.optimization_step,
-            "epoch": self.prompts.epoch if self._ahead is None else self._ahead.epoch,
-            "prompts": self.prompts.state_dict() if self._ahead is None else self._ahead.prompts,
-            "skipped_in_a_row": self.skipped.in_a_row,
-            "pos_tagger": self.scorer.tagger.name,
-        }
+        """Everything but weights and optimiser state; the data position is that before what was generated ahead."""
+        state = super().state_dict() | {"pos_tagger": self.scorer.tagger.name}
+        if self._ahead is not None:
+            state |= {"epoch": self._ahead.epoch, "prompts": self._ahead.prompts}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`.
@@ -312,83 +279,28 @@ class MapoTrainer:
         Raises:
             ValueError: if the run is past its last step, or its part-of-speech gate used another tagger.
         """
-        if state["step"] > self.max_steps:
-            raise ValueError(
-                f"the checkpoint is at step {state['step']}, beyond trainer.mapo.max_steps={self.max_steps}; "
-                "raise it, or start a new run directory"
-            )
         if state["pos_tagger"] != self.scorer.tagger.name:
             raise ValueError(
                 f"the run used the part-of-speech tagger {state['pos_tagger']}, this machine offers "
                 f"{self.scorer.tagger.name}; make NLTK's averaged_perceptron_tagger_eng available (or unavailable) as "
                 "it was then"
             )
-        self.step = state["step"]
-        self.consumed_samples = state["consumed_samples"]
-        self.optimization_step = state["optimization_step"]
-        self.prompts.load_state_dict(state["prompts"])
-        self.skipped.in_a_row = state["skipped_in_a_row"]
+        super().load_state_dict(state)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Load weights, optimiser and state of a checkpoint."""
-        self.load_state_dict(load_checkpoint(checkpoint.path, self.actor.policy, optimizer=self.optimizer))
-
-    def save(self) -> None:
-        """Write a checkpoint of the present step."""
-        self.checkpoints.save(self.step, self.actor.policy, self.optimizer, self.state_dict())
-
-    def _finish_step(self, metrics: dict[str, float], termination_requested: Callable[[], bool]) -> bool:
-        """Validate, log and save as due; True when the run has to end here."""
-        out_of_time = self.run_timer.is_finished()
-        validate, save, _ = check_progress(
-            self.step,
-            self.max_steps,
-            self.cfg.val_check_interval,
-            self.cfg.save_interval,
-            1.0,
-            run_time_exceeded=out_of_time,
-        )
-        if validate:
-            with self.timer("validation"):
-                metrics |= self.validate(self.step)
-            metrics |= self._timings()
-            if is_main_rank():
-                self.samples.log_table(self.logger, self.step)
-        self._log(metrics)
-        # A signal may reach the ranks in different steps; they have to end in the same one.
-        stop_now = any_rank(termination_requested())
-        if save or (stop_now and self.cfg.save_interval > 0):
-            self.save()
-        return stop_now or out_of_time
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        if is_main_rank():
-            self.logger.log_metrics(metrics, step=self.step)
-
-    def _timings(self) -> dict[str, float]:
-        return {f"timing/{name}_seconds": seconds for name, seconds in self.timer.consume_durations().items()}
-
-    def _progress_bar(self) -> "tqdm[None]":
-        hidden = not is_main_rank()
-        return tqdm(
-            total=self.max_steps, initial=self.step, desc="MAPO", unit="step", dynamic_ncols=True, disable=hidden
-        )
+    def shown(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Reward, speed, accuracy, audio mass."""
+        shown = {
+            "reward": f"{metrics['rollout/reward_mean']:.2f}",
+            "tok/s": f"{metrics['rollout/tokens_per_second']:.0f}",
+        }
+        for label, key in (("acc", "rollout/accuracy"), ("mass", "mapo/audio_mass")):
+            if key in metrics:
+                shown[label] = f"{metrics[key]:.2f}"
+        return shown
 
 
-def _mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:
+def mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:
     """Mean of each figure over the optimiser steps that report it; of a maximum, the maximum."""
     names = dict.fromkeys(name for metrics in history for name in metrics)
     reported = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
     return {name: max(values) if name in MAXIMA else sum(values) / len(values) for name, values in reported.items()}
-
-
-def _show(bar: "tqdm[None]", metrics: dict[str, float]) -> None:
-    shown = {
-        "reward": f"{metrics['rollout/reward_mean']:.2f}",
-        "tok/s": f"{metrics['rollout/tokens_per_second']:.0f}",
-    }
-    for label, key in (("acc", "rollout/accuracy"), ("mass", "mapo/audio_mass")):
-        if key in metrics:
-            shown[label] = f"{metrics[key]:.2f}"
-    bar.set_postfix(shown, refresh=False)
-    bar.update()

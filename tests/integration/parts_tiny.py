@@ -26,9 +26,9 @@ from nemo_mapo.data.tokenizer import (
     PAD,
     USER,
     SpecialTokens,
-    build_tokenizer,
     load_tokenizer,
 )
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint

@@ -23,7 +23,8 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from nemo_mapo.data.tokenizer import AUDIO, AUDIO_END, AUDIO_START, SPECIAL_TOKENS, USER, SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import AUDIO, AUDIO_END, AUDIO_START, SPECIAL_TOKENS, USER, SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL
 from nemo_mapo.models.hf.models import read_model

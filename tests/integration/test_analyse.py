@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.load import as_plain, register_defaults, validate
 from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.embedded.warm_start import start_embedded
 from nemo_mapo.evaluation.grounding.run import analyse_run
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.checkpoint import write_checkpoint
@@ -71,7 +72,8 @@ def copy(trained, tmp_path):
 
 def analysis(run, *, checkpoint=None, cuts=None, **changes):
     """What analysis.json holds, without the run's name."""
-    page = analyse_run(run, checkpoint, split="test", cuts=cuts, config=AnalysisConfig(**CONFIG | changes))
+    config = AnalysisConfig(**CONFIG | changes)
+    page = analyse_run(run, checkpoint, split="test", cuts=cuts, config=config, warm_starter=start_embedded)
     found = json.loads(page.with_suffix(".json").read_text())
     del found["run"]
     return found

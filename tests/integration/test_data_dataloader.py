@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, num_batches_per_epoch, skip_batches
 from nemo_mapo.data.manifests import load_cuts, validate_manifest
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
+from nemo_mapo.data.splits import manifest_path, tokenizer_path
 from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.types import Wording
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,8 @@ import soundfile
 from hydra import compose, initialize_config_dir
 
 from nemo_mapo.config.evaluation import register_evaluation_defaults, validate_evaluation
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.build import build_audio_llm

@@ -8,8 +8,9 @@ from lhotse import CutSet
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.manifests import load_cuts, validate_manifest
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
+from nemo_mapo.data.splits import manifest_path, tokenizer_path
 from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.types import Wording

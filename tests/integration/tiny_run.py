@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, write_corpus
-from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -17,6 +17,7 @@ TINY_MODEL = (
     "data.train_ds.batch_size=4",
     "model.global_batch_size=4",
     "model.micro_batch_size=4",
+    "model.from_scratch=true",
     "model.decoder.num_layers=2",
     "model.decoder.hidden_size=32",
     "model.decoder.ffn_hidden_size=64",

@@ -39,6 +39,9 @@ MPAR2 = [
 ]
 REQUIRED = {
     "data=paper_two_phase": PAPER_DATA,
+    "data=prepared": ["data.prepared_dir=data/mine", "~warm_start"],
+    "trainer=sft": ["data.train_ds.batch_size=32"],
+    "sft": ["data.prepared_dir=data/mine"],
     "data=paper_avqa": PAPER_SPLIT,
     "data=paper_mixture": PAPER_SPLIT,
     "rewards=judge": JUDGE,
@@ -58,7 +61,7 @@ def run_config(*overrides: str, primary: str = "train_mapo") -> RunConfig:
 
 @pytest.mark.parametrize("primary", PRIMARY)
 def test_every_primary_config_composes_and_validates(primary: str) -> None:
-    assert isinstance(run_config(primary=primary), RunConfig)
+    assert isinstance(run_config(*REQUIRED.get(primary, []), primary=primary), RunConfig)
 
 
 @pytest.mark.parametrize("option", GROUP_OPTIONS)
@@ -316,3 +319,30 @@ def test_the_path_of_a_bad_encoder_key_is_the_one_the_user_wrote():
 def test_baselines_that_do_not_compose_are_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         run_config(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout=vllm"], "rollout.backend=vllm must be megatron"),
+        (["trainer.mapo.dynamic_sampling={}"], "trainer.mapo.dynamic_sampling="),
+        (
+            ["data.train_ds.batch_size=24", "model.global_batch_size=32"],
+            "must divide the batch: data.train_ds.batch_size=24",
+        ),
+        (["trainer.sft.save_interval=3"], "must be a multiple of val_check_interval"),
+        (["data.train_ds.infinite=true"], "set trainer.sft.max_steps"),
+        (["data.target.from_answer='{word}'"], "is none of {answer}, {question}"),
+    ],
+)
+def test_supervised_training_refuses_what_it_cannot_do(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_config("data.prepared_dir=x", *overrides, primary="sft")
+    assert said in str(refused.value)
+
+
+def test_a_batch_of_targets_is_an_optimiser_step() -> None:
+    given = ("data.prepared_dir=x", "data.train_ds.batch_size=64")
+    config = run_config(*given, primary="sft")
+    assert config.supervised and config.steps_per_generation == 1
+    assert run_config(*given, "model.global_batch_size=32", primary="sft").steps_per_generation == 2

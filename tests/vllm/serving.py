@@ -13,7 +13,8 @@ from torch import Tensor
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
 from nemo_mapo.config.rollout import VllmConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.vllm.backend import VllmRollout

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_mapo.data.synthetic import SPLITS
+from nemo_mapo.data.splits import SPLITS
 
 BIN_EDGES_SECONDS = (0, 1, 2, 5, 10, 20, 30, 60, 120)
 """Of the duration histogram; the last bin is open."""

@@ -23,7 +23,7 @@ from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, uncut
-from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
+from nemo_mapo.training.policies import WarmStarter, build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.signals import MicroBatching
 
 START = "start"
@@ -31,7 +31,13 @@ START = "start"
 
 
 def analyse_run(
-    run_dir: Path, checkpoint: str | None, *, split: str, config: AnalysisConfig, cuts: Path | None = None
+    run_dir: Path,
+    checkpoint: str | None,
+    *,
+    split: str,
+    config: AnalysisConfig,
+    warm_starter: WarmStarter,
+    cuts: Path | None = None,
 ) -> Path:
     """Analyse a checkpoint of a run directory in this process; return the page, beside which lies the analysis.
 
@@ -40,6 +46,7 @@ def analyse_run(
         checkpoint: name below checkpoints/, or "start"; None is the newest.
         split: "validation" or "test".
         config: what to measure.
+        warm_starter: makes the start of a run that has a warm start.
         cuts: a Lhotse manifest of questions to ask in place of those of the split.
 
     Raises:
@@ -53,7 +60,7 @@ def analyse_run(
     validate_manifest(dataset)
     if run.trainer.num_threads is not None:
         torch.set_num_threads(run.trainer.num_threads)
-    subject = _subject(run, path)
+    subject = _subject(run, path, warm_starter)
     prompts = PromptDataset(subject.tokenizer, subject.policy.num_audio_tokens, subject.wording)
     ids = question_ids(dataset, prompts)
     chosen = _choose(ids, config)
@@ -130,10 +137,10 @@ def _find_checkpoint(run_dir: Path, name: str | None) -> tuple[str, Path | None]
     return path.name, path
 
 
-def _subject(run: RunConfig, checkpoint: Path | None) -> Subject:
+def _subject(run: RunConfig, checkpoint: Path | None, warm_starter: WarmStarter) -> Subject:
     tokenizer = load_tokenizer(run.data.tokenizer)
     policy = build_policy(run, tokenizer)
-    load_start_weights(policy, run, tokenizer)
+    load_start_weights(policy, run, tokenizer, warm_starter)
     reference = freeze_start(policy, run, tokenizer, batching=MicroBatching(rows=run.model.micro_batch_size))
     if checkpoint is not None:
         load_checkpoint(checkpoint, policy)

@@ -9,7 +9,7 @@ from lhotse.dataset.collation import collate_audio
 
 from nemo_mapo.data.dataset import EpochSampler, PromptDataset, load_waveform
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.types import Wording
 
 TOKENIZER = build_tokenizer()

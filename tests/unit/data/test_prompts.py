@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.types import Example, Wording
 
 TOKENIZER = build_tokenizer()

@@ -6,17 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, plan_split
-from nemo_mapo.data.synthetic_text import caption_text, template_texts
-from nemo_mapo.data.tokenizer import (
-    AUDIO,
-    END,
-    PAD,
-    SpecialTokens,
-    build_tokenizer,
-    completion_text,
-    load_tokenizer,
-)
+from nemo_mapo.data.tokenizer import AUDIO, END, PAD, SpecialTokens, completion_text, load_tokenizer
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, plan_split
+from nemo_mapo.embedded.synthetic_text import caption_text, template_texts
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 
 TEXT = "<think> i hear a deep tone first, and last a dull noise. is it dull? no. </think> warm"
 
@@ -46,7 +39,9 @@ def test_any_text_survives_encoding_and_decoding(tokenizer, text):
 
 
 def test_two_processes_build_the_same_tokenizer(tokenizer):
-    program = "from nemo_mapo.data.tokenizer import build_tokenizer as b; print(hash_(b().backend_tokenizer.to_str()))"
+    program = (
+        "from nemo_mapo.embedded.tokenizer import build_tokenizer as b; print(hash_(b().backend_tokenizer.to_str()))"
+    )
     program = "import hashlib; hash_ = lambda s: hashlib.sha256(s.encode()).hexdigest(); " + program
     root = Path(__file__).parents[3]
     runs = {
@@ -80,7 +75,7 @@ def test_a_saved_tokenizer_is_loaded_again(tokenizer, tmp_path):
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
 def test_a_directory_without_tokenizer_is_refused_by_name(tmp_path, make):
     make(tmp_path / "prompts")
-    with pytest.raises(ValueError, match=r"data\.tokenizer='.*prompts'.*tokenizer_config\.json.*make_synthetic_corpus"):
+    with pytest.raises(ValueError, match=r"data\.tokenizer='.*prompts'.*tokenizer_config\.json.*Hugging Face"):
         load_tokenizer(tmp_path / "prompts")
 
 

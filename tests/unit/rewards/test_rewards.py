@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nemo_mapo.config.rewards import RewardsConfig
-from nemo_mapo.data.synthetic_text import ATTRIBUTES, COUNT_WORDS, KINDS, Event, question_text, reasoning_text
+from nemo_mapo.embedded.synthetic_text import ATTRIBUTES, COUNT_WORDS, KINDS, Event, question_text, reasoning_text
 from nemo_mapo.rewards.accuracy import AccuracyReward
 from nemo_mapo.rewards.combined import score
 from nemo_mapo.rewards.consistency import RuleConsistency

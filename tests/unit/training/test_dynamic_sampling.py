@@ -11,8 +11,9 @@ from nemo_mapo.config.load import ConfigError, register_defaults, validate
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.sequences import token_batch
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, manifest_path, tokenizer_path, write_corpus
+from nemo_mapo.data.splits import manifest_path, tokenizer_path
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rollout.megatron import MegatronRollout

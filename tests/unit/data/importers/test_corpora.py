@@ -7,7 +7,7 @@ from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.importers.base import Source
 from nemo_mapo.data.importers.registry import IMPORTERS
 from nemo_mapo.data.manifests import validate_manifest
-from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.types import Wording
 from tests.unit.data.importers.corpora import BUILDERS, cuts_of
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.evaluation.grounding.controls import (
     exchanged,
     joined,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
 from nemo_mapo.evaluation.grounding.lengths import length_effect
 from nemo_mapo.grounding.pos_gate import pos_token_tags

@@ -23,8 +23,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from nemo_mapo.config.base import config_class
-from nemo_mapo.data.synthetic_audio import CLIP_SECONDS, SAMPLE_RATE, render_clip
-from nemo_mapo.data.synthetic_text import (
+from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
+from nemo_mapo.embedded.synthetic_audio import CLIP_SECONDS, SAMPLE_RATE, render_clip
+from nemo_mapo.embedded.synthetic_text import (
     ATTRIBUTES,
     COUNT_WORDS,
     KINDS,
@@ -36,10 +37,9 @@ from nemo_mapo.data.synthetic_text import (
     question_text,
     reasoning_text,
 )
-from nemo_mapo.data.tokenizer import build_tokenizer
+from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.types import Example
 
-SPLITS = ("train", "validation", "test")
 STAMP_NAME = "corpus.json"
 
 _EVENTS = 3
@@ -134,16 +134,6 @@ def corpus_fingerprint(config: SyntheticCorpusConfig) -> str:
     for name in ("synthetic.py", "synthetic_audio.py", "synthetic_text.py", "tokenizer.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
-
-
-def manifest_path(corpus: Path, split: str) -> Path:
-    """Return where `write_corpus` puts the cuts of a split."""
-    return corpus / f"cuts_{split}.jsonl.gz"
-
-
-def tokenizer_path(corpus: Path) -> Path:
-    """Return where `write_corpus` puts the tokenizer."""
-    return corpus / "tokenizer"
 
 
 def plan_split(config: SyntheticCorpusConfig, split: str) -> list[SyntheticClip]:

@@ -6,20 +6,18 @@ import pytest
 from pydantic import ValidationError
 
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
-from nemo_mapo.data.synthetic import (
-    SPLITS,
+from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
+from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.embedded.synthetic import (
     STAMP_NAME,
     SyntheticCorpusConfig,
     TaskSharesConfig,
     corpus_fingerprint,
-    manifest_path,
     plan_clip,
     plan_split,
-    tokenizer_path,
     write_corpus,
 )
-from nemo_mapo.data.synthetic_text import ATTRIBUTES, KINDS, TASKS, events_from_custom, loudest_event
-from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.embedded.synthetic_text import ATTRIBUTES, KINDS, TASKS, events_from_custom, loudest_event
 
 SMALL = SyntheticCorpusConfig(train=20, validation=6, test=10, seed=5)
 

@@ -6,9 +6,10 @@ from nemo_mapo.data.importers.base import Source
 from nemo_mapo.data.importers.prepare import PrepareOptions, prepare
 from nemo_mapo.data.importers.registry import IMPORTERS
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
-from nemo_mapo.data.synthetic import SPLITS, SyntheticCorpusConfig, manifest_path, write_corpus
-from nemo_mapo.data.synthetic_export import BENCHMARK_FILE, export_questions
-from nemo_mapo.data.synthetic_text import TASKS
+from nemo_mapo.data.splits import SPLITS, manifest_path
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.embedded.synthetic_export import BENCHMARK_FILE, export_questions
+from nemo_mapo.embedded.synthetic_text import TASKS
 from nemo_mapo.evaluation.benchmarks.items import load_benchmark
 from nemo_mapo.evaluation.benchmarks.mmau import LAYOUT
 

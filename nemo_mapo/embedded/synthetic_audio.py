@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_mapo.data.synthetic_text import Event
+from nemo_mapo.embedded.synthetic_text import Event
 
 SAMPLE_RATE = 16000
 """Hz."""

@@ -5,12 +5,15 @@ import torch
 
 from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.manifests import load_cuts
-from nemo_mapo.data.synthetic import SyntheticCorpusConfig, write_corpus
-from nemo_mapo.data.tokenizer import SpecialTokens, build_tokenizer
+from nemo_mapo.data.sequences import response_mask
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.embedded.tokenizer import build_tokenizer
+from nemo_mapo.embedded.warm_start import _BatchMaker, _cosine_with_warmup, _trained
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.testing.tiny import tiny_model_config
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.warm_start import _BatchMaker
+from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import Wording
 
 STAGE = WarmStartStageConfig(target="reasoning", steps=1, batch_size=10)
@@ -47,6 +50,35 @@ def test_every_row_has_something_to_learn(batch):
     rows, _ = batch
     assert (rows.completion_lengths > 20).all()
     assert torch.equal(rows.audio.lengths > 0, torch.ones(10, dtype=torch.bool))
+
+
+def test_the_weights_are_those_of_a_plain_torch_loop_bit_for_bit(tmp_path):
+    """Published results start from these weights, so the code that is shared with examples/sft.py may not move them."""
+    write_corpus(SyntheticCorpusConfig(train=12, validation=0, test=0), tmp_path / "corpus", progress=False)
+    tokenizer = build_tokenizer()
+    special = SpecialTokens.from_tokenizer(tokenizer)
+
+    def build():
+        return build_audio_llm(
+            tiny_model_config(), vocab_size=len(tokenizer), special=special, sample_rate=16000, seed=0
+        )
+
+    stage = WarmStartStageConfig(target="reasoning", steps=3, batch_size=10)
+    config = WarmStartConfig(cuts_path=str(tmp_path / "corpus" / "cuts_train.jsonl.gz"), stages=(stage,), lr=1e-2)
+    plain = build()
+    maker = _BatchMaker(list(load_cuts(config.cuts_path)), tokenizer, plain, config, Wording())
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    for step in range(stage.steps):
+        optimizer.param_groups[0]["lr"] = config.lr * _cosine_with_warmup(step / stage.steps)
+        rows = maker.batch(stage)
+        log_probs = token_signals(plain, rows, head_reduction=None).log_probs
+        optimizer.zero_grad()
+        (-log_probs[response_mask(rows.completion_lengths, log_probs.shape[1])].mean()).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+    trained = _trained(build(), config, tokenizer, Wording())
+    for (name, value), other in zip(trained.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(value, other), name
 
 
 def test_shares_that_exceed_the_batch_are_refused():

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_mapo.data.manifests import load_cuts
-from nemo_mapo.data.synthetic import SPLITS, manifest_path
-from nemo_mapo.data.synthetic_text import TASKS
+from nemo_mapo.data.splits import SPLITS, manifest_path
+from nemo_mapo.embedded.synthetic_text import TASKS
 
 BENCHMARK_FILE = "benchmark/test.json"
 """In a folder of its own: an importer of the questions must not take it for more of them."""

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nemo_mapo.data.synthetic_audio import SAMPLE_RATE, loudest_rms, render_clip
-from nemo_mapo.data.synthetic_text import ATTRIBUTES, Event
+from nemo_mapo.embedded.synthetic_audio import SAMPLE_RATE, loudest_rms, render_clip
+from nemo_mapo.embedded.synthetic_text import ATTRIBUTES, Event
 
 FRAME = 512
 HOP = 160

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nemo_mapo.data.synthetic_text import (
+from nemo_mapo.embedded.synthetic_text import (
     ATTRIBUTES,
     PRIOR_ANSWERS,
     SLOW_KIND_TRUTH_SHARE,

@@ -1,0 +1,105 @@
+"""The host of a run, and how long it trains: Lightning's and NeMo-Aligner's trainer section."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@config_class
+class DynamicSamplingConfig:
+    """Other prompts take the place of those whose completions all have the same reward (docs/rollouts.md)."""
+
+    max_generation_rounds: Count = 3
+    """Further rounds of generation for a rollout batch, at most; what has equal rewards then stays."""
+
+
+@config_class
+class AsynchronousConfig:
+    """The next rollout batch is generated while this one is trained on (docs/rollouts.md)."""
+
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 1
+    """Rollout batches that the weights sampled from may be behind those that are trained; 0 is the synchronous run."""
+
+
+@config_class
+class LoopConfig:
+    """How long a run trains, and how often it validates and saves."""
+
+    max_epochs: Count = 1
+    """Passes over the training split, unless `max_steps` ends the run earlier."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Batches of the training split to train on; -1 is whole epochs."""
+    val_check_interval: Annotated[int, Field(ge=0)] = 20
+    """Validate every this many steps (and at the end); 0 is never."""
+    save_interval: Annotated[int, Field(ge=0)] = 20
+    """Checkpoint every this many steps and at the end; 0 is never."""
+    gradient_clip_val: Annotated[float, Field(gt=0)] = 1.0
+    """Global gradient norm is clipped to this."""
+    max_time_per_run: Annotated[str, Field(pattern=r"^\d+:\d{1,2}:\d{1,2}:\d{1,2}$")] | None = None
+    """DD:HH:MM:SS after which the run saves and stops."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept."""
+    max_skipped_steps: Count = 5
+    """Updates in a row that may be skipped because a gradient is not finite; then the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.val_check_interval and self.save_interval % self.val_check_interval:
+            raise ValueError(
+                f"save_interval={self.save_interval} must be a multiple of val_check_interval="
+                f"{self.val_check_interval} (NeMo-Aligner validates before it saves)"
+            )
+
+
+@config_class
+class MapoTrainerConfig(LoopConfig):
+    """NeMo-Aligner's trainer section."""
+
+    num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
+    """G, the group size; group advantages need at least 2."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""
+    asynchronous: AsynchronousConfig | None = None
+    """Generate a batch ahead on rollout servers; null waits for each batch, sampled from the newest weights."""
+
+
+@config_class
+class SftTrainerConfig(LoopConfig):
+    """Supervised training in place of MAPO (examples/sft.py): a batch of data.train_ds is one batch of targets."""
+
+
+@config_class
+class TrainerConfig:
+    """Lightning-style host section."""
+
+    num_nodes: Count = 1
+    """Machines."""
+    devices: Count = 1
+    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node."""
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    """`gpu` has not been run yet."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them."""
+    num_threads: Count | None = None
+    """torch threads on a CPU host; null leaves torch's choice."""
+    mapo: MapoTrainerConfig = MapoTrainerConfig()
+    sft: SftTrainerConfig | None = None
+    """Supervised training on `data.target` in place of MAPO; conf/sft.yaml sets it."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.num_nodes * self.devices
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The section that says how long this run trains."""
+        return self.mapo if self.sft is None else self.sft
+
+    @property
+    def loop_name(self) -> str:
+        """Its path in the config, for messages."""
+        return "trainer.mapo" if self.sft is None else "trainer.sft"

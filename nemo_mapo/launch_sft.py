@@ -1,0 +1,116 @@
+"""Assembles a supervised run: the same host, data, run directory and report as a MAPO run, another loop."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_aligner.utils.distributed import Timer
+from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
+
+from nemo_mapo.config.run import RunConfig
+from nemo_mapo.evaluation.evaluate import test_summary
+from nemo_mapo.launch import Assembly, experiment_loggers, run, splits_of
+from nemo_mapo.models.pipeline import any_rank
+from nemo_mapo.platform import on_cpu_host
+from nemo_mapo.training.checkpoint import CheckpointStore, write_checkpoint
+from nemo_mapo.training.early_signs import warn_below_chance
+from nemo_mapo.training.loop import TrainingLoop
+from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
+from nemo_mapo.training.policies import merged_policy, prepare_for_targets
+from nemo_mapo.training.ranks import is_main_rank
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.sft import SftTrainer, check_targets
+from nemo_mapo.training.supervised import mean_negative_log_likelihood
+from nemo_mapo.training.targets import TargetRows
+from nemo_mapo.types import PromptBatch, TokenBatch
+
+MERGED = "merged"
+"""Directory of a run with adapters: its last policy as a checkpoint without them, for a run to start from."""
+
+
+def run_sft(config: RunConfig) -> Path:
+    """Train on targets as `config` says; as `launch.run` in all else."""
+    return run(config, SupervisedAssembly)
+
+
+class SupervisedAssembly(Assembly):
+    """A run that learns `data.target` of its manifests."""
+
+    supervised = True
+
+    def test(self) -> dict[str, float]:
+        """Loss, and accuracy of greedy decoding where there are choices, on the test split."""
+        assert self.config.data.test_ds is not None
+        evaluator = self._evaluator(self.config.data.test_ds, detailed=True)
+        loss = {"loss": self._loss(evaluator.batches)}
+        if not _all_have_choices(evaluator.batches):
+            return loss
+        after = evaluator(self.policy, self._backend(self.policy), step=self.trainer.step, split="test")
+        if is_main_rank():
+            self.directory.profiles.append([after.profile.record(self.trainer.step, "after")])
+        return loss | test_summary(None, after)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Loss, and greedy decoding if every question of the validation split has choices."""
+        batches = self.validator.batches
+        loss = {"val/loss": self._loss(batches)}
+        if not _all_have_choices(batches):
+            return loss
+        found = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
+        if is_main_rank():
+            self.directory.rollouts.append(found.records)
+            if step > 0:
+                right = round(found.accuracy * found.samples)
+                warn_below_chance(right, found.samples, chance=found.chance, step=step)
+        return loss | found.metrics()
+
+    def finish(self) -> None:
+        """Adapters are merged into a checkpoint that another run can start from."""
+        if self.config.model.lora is not None:
+            merged = merged_policy(self.policy, self.config, self.tokenizer)
+            write_checkpoint(self.directory.path / MERGED, merged)
+
+    def _loss(self, batches: Sequence[PromptBatch]) -> float:
+        was_training = self.policy.training
+        self.policy.eval()
+        rows: list[TokenBatch] = [self._targets(prompts) for prompts in batches]
+        loss = mean_negative_log_likelihood(self.policy, rows, self.batching)
+        self.policy.train(was_training)
+        return loss
+
+    @property
+    def _targets(self) -> TargetRows:
+        return TargetRows(self.config.data.target, self.config.rewards.template, self.tokenizer)
+
+    def _check_positions(self) -> int:
+        for name, split in splits_of(self.config):
+            check_targets(
+                self._dataloader(self.finite(split)),
+                self._targets,
+                self.config,
+                limit=None if split.check_cuts is None else split.check_cuts * len(split.input_cfg),
+                name=f"data.{name}",
+            )
+        return super()._check_positions()
+
+    def _reference(self) -> FrozenReference:
+        return prepare_for_targets(self.policy, self.config, self.tokenizer, batching=self.batching)
+
+    def _build_trainer(self) -> TrainingLoop:
+        config = self.config
+        wrapped = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
+        return SftTrainer(
+            config,
+            wrapped,
+            self._targets,
+            build_optimizer(wrapped, config.model.optim),
+            self._prompt_stream(config.data.train_ds),
+            self.validate,
+            CustomLoggerWrapper(experiment_loggers(config, self.directory)),
+            CheckpointStore(self.directory.checkpoints, keep=config.trainer.loop.keep_checkpoints),
+            Timer(config.trainer.loop.max_time_per_run),
+        )
+
+
+def _all_have_choices(batches: Sequence[PromptBatch]) -> bool:
+    """Equal on all ranks, which have different batches."""
+    return not any_rank(any(not example.choices for prompts in batches for example in prompts.examples))

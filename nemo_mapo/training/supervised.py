@@ -1,0 +1,115 @@
+"""Supervised steps: the likelihood of given completions, its gradient, and the batches that are learned from."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_mapo.data.sequences import select_rows
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
+from nemo_mapo.training.ranks import gather_metrics, gather_over_data_parallel, sum_over_data_parallel
+from nemo_mapo.training.references import drop_audio
+from nemo_mapo.training.signals import MicroBatching, ModelInputs, read_signals, token_signals_in_parts
+from nemo_mapo.types import AudioBatch, Metric, TokenBatch, merge_metrics
+
+
+def supervised_gradient(
+    wrapped: DistributedDataParallel, sequences: TokenBatch, batching: MicroBatching
+) -> dict[str, float]:
+    """Add the gradient of one optimiser step to Megatron's buffers; `sequences` is this data-parallel rank's share.
+
+    The loss is the mean negative log-likelihood, nats, of the completion tokens of the whole step: prompt and padding
+    have no part in it, and neither micro-batches, packing nor ranks change it. Returns `train/loss` and
+    `train/target_tokens` of the whole step, on every rank.
+
+        supervised_gradient(wrap_data_parallel(policy), sequences, MicroBatching(rows=8))["train/loss"]
+    """
+    policy: AudioLLM = wrapped.module
+    parts = batching.split(sequences)
+    global_tokens = sum_over_data_parallel(int(sequences.completion_lengths.sum()))
+    # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
+    scale = len(parts) * parallel_state.get_data_parallel_world_size()
+
+    def forward_step(batches: Iterator[TokenBatch], model: DistributedDataParallel) -> tuple[Any, Any]:
+        part = next(batches).to(policy.device)
+        inputs = batching.lay_out(part)
+        output = inputs.call(model, None)
+        return output, partial(loss_of, part=part, inputs=inputs)
+
+    def loss_of(output: AudioLLMOutput, *, part: TokenBatch, inputs: ModelInputs) -> tuple[Tensor, dict[str, Metric]]:
+        log_probs = read_signals(policy, output, inputs, part).log_probs
+        loss = -log_probs.sum() / global_tokens
+        tokens = part.completion_lengths.sum()
+        return loss * scale, {"train/loss": Metric(total=-log_probs.detach().sum(), weight=tokens)}
+
+    metrics: list[dict[str, Metric]] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        # A batch that goes through whole stays as it is: which clips are encoded together decides the last bits.
+        data_iterator=iter([sequences]) if len(parts) == 1 else (select_rows(sequences, rows) for rows in parts),
+        model=[wrapped],
+        num_microbatches=len(parts),
+        # Both are exchanged with the hidden states, because rows are cut to their longest.
+        seq_length=1,
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    return merge_metrics(gather_metrics(metrics)) | {"train/target_tokens": float(global_tokens)}
+
+
+@torch.no_grad()
+def mean_negative_log_likelihood(policy: AudioLLM, batches: Iterable[TokenBatch], batching: MicroBatching) -> float:
+    """Nats per completion token over the batches of all data-parallel ranks."""
+    total, tokens = 0.0, 0
+    for sequences in batches:
+        signals = token_signals_in_parts(policy, sequences, head_reduction=None, batching=batching)
+        total -= float(signals.log_probs.double().sum())
+        tokens += int(sequences.completion_lengths.sum())
+    parts = gather_over_data_parallel((total, tokens))
+    return sum(total for total, _ in parts) / sum(tokens for _, tokens in parts)
+
+
+def lay_out(
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    audio: AudioBatch,
+    audio_row: Int[Tensor, " batch *clips"],
+    *,
+    pad_id: int,
+) -> TokenBatch:
+    """Rows of prompt + completion."""
+    rows = [torch.tensor(prompt + completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    return TokenBatch(
+        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        completion_lengths=torch.tensor([len(completion) for completion in completions]),
+        audio=audio,
+        audio_row=audio_row,
+    )
+
+
+def hide_clips(
+    sequences: TokenBatch, special: SpecialTokens, *, text_only: Bool[Tensor, " batch"], silent: Bool[Tensor, " batch"]
+) -> TokenBatch:
+    """The same rows, some without their audio span (as the text-only reference reads them), some hearing silence."""
+    clips = sequences.audio_row[silent]
+    waveforms = sequences.audio.waveforms.index_fill(0, clips[clips >= 0], 0.0)
+    audio = AudioBatch(waveforms=waveforms, lengths=sequences.audio.lengths)
+    if not text_only.any():
+        return TokenBatch(**{**vars(sequences), "audio": audio})
+    text = drop_audio(sequences, special)
+    width = sequences.tokens.shape[1] - text.tokens.shape[1]
+    text_tokens = torch.nn.functional.pad(text.tokens, (0, width), value=special.pad_id)
+    return TokenBatch(
+        tokens=torch.where(text_only[:, None], text_tokens, sequences.tokens),
+        prompt_lengths=torch.where(text_only, text.prompt_lengths, sequences.prompt_lengths),
+        completion_lengths=sequences.completion_lengths,
+        audio=audio,
+        audio_row=sequences.audio_row.masked_fill(text_only.view(-1, *[1] * (sequences.audio_row.dim() - 1)), -1),
+    )

@@ -1,0 +1,94 @@
+"""What supervised training has the model say: targets from the fields of a manifest."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.data import TARGET_FIELDS, TargetConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.rewards.templates import Template, has_tags, join_completion, opening_tag, split_completion
+from nemo_mapo.training.supervised import hide_clips, lay_out
+from nemo_mapo.types import Example, PromptBatch, TokenBatch
+
+_TAIL_TOKENS = 8
+"""End of a prompt that is looked at for an opening tag; a chat template puts it there or not at all."""
+
+
+def target_text(example: Example, config: TargetConfig, template: Template) -> str:
+    """The completion to learn for an example.
+
+    `reasoning` of the manifest is either the reasoning alone or a whole completion in the tags of `template`. Without
+    it the reasoning is written from the caption, or else from the answer, as the config says.
+
+    Raises:
+        ValueError: naming the example, the field and the remedy: nothing to write a target from, a completion whose
+            answer is not the example's, or tags that do not make the template.
+    """
+    if config.form == "plain":
+        return example.answer
+    if config.form == "verbatim":
+        if example.reasoning is None:
+            raise ValueError(f"{example.id}: no 'reasoning', which data.target.form=verbatim learns as it is: add it")
+        return example.reasoning
+    reasoning = _reasoning(example, config)
+    if not has_tags(reasoning):
+        reasoning = join_completion(reasoning, example.answer, template)
+    found = split_completion(reasoning, template)
+    if found is None or found.answer != example.answer:
+        raise ValueError(
+            f"{example.id}: the target {reasoning!r} is no completion in the tags of rewards.template={template} with "
+            f"the answer {example.answer!r}: put only the reasoning into 'reasoning', or a whole completion, or set "
+            "rewards.template or data.target.form"
+        )
+    return reasoning
+
+
+def _reasoning(example: Example, config: TargetConfig) -> str:
+    if example.reasoning is not None:
+        return example.reasoning
+    written = config.from_answer if example.caption is None else config.from_caption
+    if written is None:
+        raise ValueError(
+            f"{example.id}: neither 'reasoning' nor 'caption', and data.target.from_answer is null: add one of them to "
+            "the manifest, give data.target.from_answer a text, or set data.target.form=plain"
+        )
+    # Not str.format, which would read attributes of what it is given.
+    for name in TARGET_FIELDS:
+        written = written.replace(f"{{{name}}}", f"\0{name}\0")
+    for name in TARGET_FIELDS:
+        written = written.replace(f"\0{name}\0", vars(example)[name] or "")
+    return written
+
+
+class TargetRows:
+    """Turns batches of prompts into rows to learn: `TargetRows(config, "think", tokenizer)(prompts)`."""
+
+    def __init__(self, config: TargetConfig, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config = config
+        self.template = template
+        self.tokenizer = tokenizer
+        self.special = SpecialTokens.from_tokenizer(tokenizer)
+
+    def __call__(self, prompts: PromptBatch) -> TokenBatch:
+        """Prompt + target rows, in the order of the prompts; the end-of-turn token is learned too."""
+        tokens = [row[:length] for row, length in zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True)]
+        targets = [self.ids(example, prompt) for example, prompt in zip(prompts.examples, tokens, strict=True)]
+        return lay_out(tokens, targets, prompts.audio, prompts.audio_row, pad_id=self.special.pad_id)
+
+    def ids(self, example: Example, prompt: Sequence[int]) -> list[int]:
+        """Target of one example after `prompt`; a reasoning tag that the prompt already opens is not opened again."""
+        text = target_text(example, self.config, self.template)
+        opening = opening_tag(self.template)
+        if self.tokenizer.decode(list(prompt[-_TAIL_TOKENS:])).rstrip().endswith(opening):
+            text = text.lstrip().removeprefix(opening)
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id]
+
+    def with_hidden_clips(self, sequences: TokenBatch, places: Sequence[int], batch_size: int) -> TokenBatch:
+        """The shares of a batch of `batch_size` that have no clip, or a silent one; `places` are this rank's rows."""
+        text_only = round(batch_size * self.config.text_only_share)
+        silent = text_only + round(batch_size * self.config.silent_clip_share)
+        place = torch.tensor(places)
+        return hide_clips(
+            sequences, self.special, text_only=place < text_only, silent=(place >= text_only) & (place < silent)
+        )

@@ -1,0 +1,108 @@
+"""examples/sft.py as users type it: trained, resumed, with adapters, and what MAPO starts from afterwards."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+
+from nemo_mapo.data.splits import SPLITS, manifest_path
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from tests.integration.tiny_run import ROOT, TINY_MODEL, environment, metrics, train, write_tiny_corpus
+
+pytestmark = pytest.mark.integration
+RESUME = "exp_manager.resume_if_exists=true"
+MODEL = [part for part in TINY_MODEL if part.startswith(("model.", "trainer.num"))]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "synthetic")
+
+
+def sft(corpus, run_dir, *overrides):
+    command = [
+        *(sys.executable, str(ROOT / "examples" / "sft.py")),
+        *(f"data.prepared_dir={corpus}", f"exp_manager.explicit_log_dir={run_dir}"),
+        *(*MODEL, "data.train_ds.batch_size=4", "model.optim.sched.name=constant"),
+        *("trainer.sft.val_check_interval=2", "trainer.sft.save_interval=2", "trainer.sft.max_steps=4"),
+        *("rollout.sampling.max_new_tokens=112", *overrides),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+
+
+def weights(path):
+    install_cpu_host()
+    initialize_parallel()
+    found = dist_checkpointing.load_plain_tensors(str(path))
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "sft"
+    finished = sft(corpus, run_dir)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return run_dir
+
+
+def test_a_run_records_loss_accuracy_and_format_and_writes_a_report(trained):
+    records = metrics(trained)
+    assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
+    assert records[-1]["val/loss"] < records[0]["val/loss"]
+    assert {"val/accuracy", "val/accuracy_silent", "val/format"} <= records[-1].keys()
+    assert {"loss", "accuracy", "format"} <= json.loads((trained / "run.json").read_text())["test"].keys()
+    assert (trained / "report.html").is_file() and (trained / "rollouts.jsonl").is_file()
+
+
+def test_a_run_in_two_sessions_ends_as_one(corpus, trained, tmp_path):
+    for steps in (2, 4):
+        finished = sft(corpus, tmp_path / "run", RESUME, f"trainer.sft.max_steps={steps}")
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    one, two = (weights(path / "checkpoints" / "step_000004") for path in (trained, tmp_path / "run"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_mapo_starts_from_merged_adapters(corpus, trained, tmp_path):
+    start = f"pretrained_checkpoint.restore_from_path={trained / 'checkpoints' / 'step_000004'}"
+    adapters = "model.lora={rank: 4, alpha: 8.0}"
+    finished = sft(corpus, tmp_path / "lora", start, adapters, "model.packed_tokens=512", "data.test_ds=null")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    merged = f"pretrained_checkpoint.restore_from_path={tmp_path / 'lora' / 'merged'}"
+    finished = train(corpus, tmp_path / "mapo", merged, "trainer.mapo.max_steps=2", "data.test_ds=null")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    adapted, merged = weights(tmp_path / "lora" / "checkpoints" / "step_000004"), weights(tmp_path / "lora" / "merged")
+    assert not any("lora_" in name for name in merged)
+    changed = [name for name in merged if name in adapted and not torch.equal(merged[name], adapted[name])]
+    assert changed
+    for name in changed:
+        linear = name.removesuffix("weight")
+        added = 2.0 * adapted[f"{linear}lora_b"] @ adapted[f"{linear}lora_a"]
+        torch.testing.assert_close(merged[name], adapted[name] + added)
+
+
+def test_instruction_pairs_without_choices_are_learned_by_their_loss(corpus, tmp_path):
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "audio").symlink_to(corpus / "audio")
+    (pairs / "tokenizer").symlink_to(corpus / "tokenizer")
+    for split in SPLITS:
+        cuts = [json.loads(line) for line in gzip.decompress(manifest_path(corpus, split).read_bytes()).splitlines()]
+        for cut in cuts:
+            del cut["custom"]["choices"]
+        manifest_path(pairs, split).write_bytes(gzip.compress("\n".join(map(json.dumps, cuts)).encode()))
+    finished = sft(pairs, tmp_path / "run", "data.target.form=plain")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    last = metrics(tmp_path / "run")[-1]
+    assert "val/loss" in last and "val/accuracy" not in last
+    refused = train(pairs, tmp_path / "mapo")
+    assert refused.returncode == 1 and "field 'choices' is None" in refused.stderr
+
+
+def test_a_target_longer_than_validation_generates_is_refused_at_start(corpus, tmp_path):
+    refused = sft(corpus, tmp_path / "run", "rollout.sampling.max_new_tokens=8")
+    assert refused.returncode == 1
+    assert "data.train_ds: the target of" in refused.stderr and "rollout.sampling.max_new_tokens=8" in refused.stderr
