@@ -5,6 +5,7 @@ is planted in a copy of the repository; this one is not touched. Takes about hal
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -399,6 +400,48 @@ FAULTS = (
         wrong='scale, back, slope = _SCALES["real"]',
         tests=("tests/unit/test_statistics.py",),
     ),
+    Fault(
+        name="vLLM: the servers' version is not looked at after generation",
+        file="nemo_mapo/rollout/vllm/fleet.py",
+        right="        self._check_version(server, version)\n        if server.updates",
+        wrong="        if server.updates",
+        tests=("tests/vllm/test_servers.py", "-k", "in_the_middle_of_a_request"),
+    ),
+    Fault(
+        name="vLLM: a server that serves other weights than it was sent is used",
+        file="nemo_mapo/rollout/vllm/fleet.py",
+        right="        if not nats <= self._alarm:\n",
+        wrong="        if False:\n",
+        tests=("tests/vllm/test_servers.py", "-k", "other_than_the_policys"),
+    ),
+    Fault(
+        name="vLLM: embeddings of the neighbour's clip",
+        file="nemo_mapo/models/audio_llm.py",
+        right="self._embed(tokens, tokens == self.audio_token_id, sequence, audio, audio_row)",
+        wrong="self._embed(tokens, tokens == self.audio_token_id, sequence, audio, audio_row.roll(4, 0))",
+        tests=("tests/vllm/test_embeddings.py",),
+    ),
+    Fault(
+        name="vLLM: log-probs of the model instead of the distribution sampled from",
+        file="nemo_mapo/rollout/vllm/process.py",
+        right='"--logprobs-mode": "processed_logprobs"',
+        wrong='"--logprobs-mode": "raw_logprobs"',
+        tests=("tests/vllm/test_embeddings.py",),
+    ),
+    Fault(
+        name="vLLM: a tied head keeps its old weights",
+        file="nemo_mapo/rollout/vllm/weights.py",
+        right="                    yield copies[theirs], part\n",
+        wrong="                    pass\n",
+        tests=("tests/vllm/test_embeddings.py",),
+    ),
+    Fault(
+        name="log-probs of engine and training compared under different distributions",
+        file="nemo_mapo/rollout/scoring.py",
+        right="            self.sampling,\n            generated=",
+        wrong="            SamplingConfig(),\n            generated=",
+        tests=("tests/integration/test_drawn_log_probs.py",),
+    ),
 )
 
 
@@ -426,7 +469,10 @@ def is_noticed(fault: Fault) -> bool:
         planted = Path(folder, fault.file)
         planted.write_text(with_fault(planted.read_text(), fault))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *fault.tests]
-        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        # vLLM's environment is not copied.
+        vllm = {"NEMO_MAPO_VLLM_PYTHON": str(ROOT / ".venv-vllm" / "bin" / "python")}
+        environment = vllm | os.environ
+        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode not in (0, TESTS_FAILED):
         sys.exit(f"{fault.name}: pytest could not run\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}")
     return finished.returncode == TESTS_FAILED

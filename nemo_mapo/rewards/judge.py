@@ -1,15 +1,12 @@
 """Models behind an OpenAI-compatible server that help to score: a judge that writes, an encoder that embeds."""
 
 import os
-import random
 import time
 from collections.abc import Sequence
-from http import HTTPStatus
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from nemo_mapo.config.rewards import JudgeConfig
-
-LONGEST_PAUSE_SECONDS: Final = 30.0
+from nemo_mapo.http_client import JsonServer, Pauses, Refused, Unreachable
 
 
 class JudgeError(RuntimeError):
@@ -60,9 +57,7 @@ class OpenAIClient:
         self._config = config
         self._base_url = config.base_url.rstrip("/")
         key = os.environ.get(config.api_key_variable)
-        # Pauses vary from client to client; no verdict depends on them.
-        self._jitter = random.Random()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._server = JsonServer(self._base_url, token=key or None, timeout_seconds=config.timeout_seconds)
 
     @property
     def name(self) -> str:
@@ -105,33 +100,13 @@ class OpenAIClient:
         return vectors
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        failure = ""
-        for attempt in range(self._config.max_attempts):
-            if attempt:
-                longest = min(self._config.pause_seconds * 2.0 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
-                time.sleep(longest * self._jitter.uniform(0.5, 1.0))
-            done, result = self._try(f"{self._base_url}/{path}", body)
-            if done:
-                return result
-            failure = str(result)
+        pauses, pause, failure = Pauses(self._config.pause_seconds), 0.0, ""
+        for _ in range(self._config.max_attempts):
+            time.sleep(pause)
+            try:
+                return self._server.post(f"/{path}", body)
+            except Unreachable as error:
+                failure, pause = str(error), pauses.next(error)
+            except Refused as error:
+                raise JudgeError(str(error)) from error
         raise JudgeUnreachable(f"judge: {self._config.max_attempts} attempts failed, the last with: {failure}")
-
-    def _try(self, url: str, body: dict[str, Any]) -> tuple[bool, Any]:
-        """One request: (True, decoded answer), or (False, what went wrong) where trying again may help."""
-        import requests
-
-        try:
-            response = requests.post(url, json=body, headers=self._headers, timeout=self._config.timeout_seconds)
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            return False, f"{url}: {error}"
-        except requests.RequestException as error:
-            raise JudgeError(f"{url}: {error}") from error
-        status = response.status_code
-        if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return False, f"{url}: status {status}"
-        if status != HTTPStatus.OK:
-            raise JudgeError(f"{url}: status {status}: {response.text[:200]}")
-        try:
-            return True, response.json()
-        except requests.exceptions.JSONDecodeError as error:
-            raise JudgeError(f"{url}: the answer is no JSON: {response.text[:200]!r}") from error

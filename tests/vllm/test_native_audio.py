@@ -23,7 +23,6 @@ from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 from tests.integration.qwen_omni_tiny import (
-    FAMILIES,
     SAMPLE_RATE,
     Family,
     TinyHf,
@@ -62,7 +61,7 @@ class Served:
     backend: VllmRollout
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["qwen2_5_omni"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     install_cpu_host()
     initialize_parallel()

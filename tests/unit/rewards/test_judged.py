@@ -7,9 +7,9 @@ import time
 import pytest
 
 from nemo_mapo.config.rewards import JudgeConfig, Mpar2Config, RewardsConfig
+from nemo_mapo.http_client import LONGEST_PAUSE_SECONDS
 from nemo_mapo.rewards.combined import score
 from nemo_mapo.rewards.consistency_judge import JudgeConsistency
-from nemo_mapo.rewards.judge import LONGEST_PAUSE_SECONDS
 from nemo_mapo.rewards.judged import VerdictCache, unit_score, yes_or_no
 from nemo_mapo.rewards.mpar2 import Perception, ReasoningSteps, ReviewedAnswer, floored_geometric_mean
 from nemo_mapo.rewards.registry import RewardSample
