@@ -213,7 +213,8 @@ class Assembly:
 
     def _keep_clip(self, step: int, prompts: PromptBatch) -> None:
         """Keep the clips of the sampled question, at the first step and at those that end in a validation."""
-        if step == 1 or step % self.config.trainer.mapo.val_check_interval == 0:
+        every = self.config.trainer.mapo.val_check_interval
+        if step == 1 or (every > 0 and step % every == 0):
             rate = self.config.data.train_ds.sample_rate
             write_clips(self.directory.path, prompts.examples[0].id, prompts.waveforms(0), rate)
 
