@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 # Options passed on to pytest, the demo or the ablation: make test ARGS="-m 'not distributed'".
 ARGS ?=
+# Whole files go to a worker, in order of collection (tests/conftest.py).
+WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 # The first interpreter that starts and is 3.11 or 3.12, for which every pinned package has wheels.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$python && break; done)
@@ -25,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help env vllm demo test check format ablation
+.PHONY: help env vllm demo test mutations check format ablation
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,8 +39,11 @@ vllm: $(VLLM_STAMP) ## build the environment of a vLLM for the CPU in .venv-vllm
 demo: $(STAMP) ## corpus, training, evaluation and report of the embedded run (under 20 minutes on 2 cores)
 	$(BIN)/python examples/demo.py $(ARGS)
 
-test: $(STAMP) ## all tests that this machine can run
-	$(BIN)/pytest -q $(ARGS)
+test: $(STAMP) ## all tests that this machine can run, on two workers; ARGS="tests/unit -k mask" chooses, on one
+	$(BIN)/pytest -q --durations=10 $(if $(ARGS),$(ARGS),$(WORKERS))
+
+mutations: $(STAMP) ## plant every known fault and demand that a test fails (hours; ARGS="shared rollouts" chooses)
+	$(BIN)/python tests/mutations.py $(ARGS)
 
 check: $(STAMP) ## format, lint, types, import layers
 	$(BIN)/ruff format --check .

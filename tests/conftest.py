@@ -2,6 +2,8 @@
 
 import os
 import random
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -22,6 +24,9 @@ import shape_checks
 install_import_hook("nemo_mapo", "shape_checks.check")
 
 SEED = 20260527
+TESTS = Path(__file__).parent
+LONGEST_FIRST = ("vllm", "distributed", "integration")
+"""Folders whose tests begin a run."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +47,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+        # A file's tests share what its fixtures build; those with vLLM share servers that take a minute to start.
+        group = "vllm" if item.get_closest_marker("vllm") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    # Long groups first, so that no worker is left with one at the end.
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    room = item.path.relative_to(TESTS).parts[0]
+    return LONGEST_FIRST.index(room) if room in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of several hands over what the summary says."""
+    if (handed_over := vars(session.config).get("workeroutput")) is not None:
+        handed_over["unchecked"] = shape_checks.unchecked
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Take over what a worker says at its end."""
+    shape_checks.unchecked |= vars(node).get("workeroutput", {}).get("unchecked", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -19,7 +19,8 @@ from torch._C._distributed_c10d import FileStore
 
 from nemo_mapo.platform import forget_main_module
 
-TIMEOUT = timedelta(minutes=2)
+TIMEOUT = timedelta(minutes=10)
+"""How long ranks wait for each other: a loaded machine is slow, and a hang is rare."""
 _GOODBYE_SECONDS = 5.0
 
 

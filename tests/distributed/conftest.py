@@ -1,5 +1,7 @@
 """The comparison table that the harness prints."""
 
+from typing import Any
+
 import pytest
 
 _ROWS: list[tuple[str, float, float, float]] = []
@@ -9,6 +11,16 @@ _ROWS: list[tuple[str, float, float, float]] = []
 def comparison() -> list[tuple[str, float, float, float]]:
     """Layout, and relative differences of loss, metrics (largest) and gradients (largest) from the plain run."""
     return _ROWS
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (handed_over := vars(session.config).get("workeroutput")) is not None:
+        handed_over["layouts"] = _ROWS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    _ROWS.extend(tuple(row) for row in vars(node).get("workeroutput", {}).get("layouts", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
