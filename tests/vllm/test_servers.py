@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm import server as server_module
@@ -22,7 +23,7 @@ from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.rollout.vllm.process import free_port
 from nemo_mapo.rollout.vllm.weights import WeightsError, check_update
-from nemo_mapo.types import PromptBatch, Rollouts
+from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
 from tests.vllm.serving import (
     EMBEDDED,
     SAMPLE_RATE,
@@ -290,3 +291,22 @@ def test_an_interpreter_without_vllm_is_named(start: AudioLLM, tmp_path: Path) -
 def test_a_missing_tensor_is_named(tmp_path: Path, start: AudioLLM) -> None:
     with pytest.raises(WeightsError, match=r"names.json"):
         check_update(tmp_path)
+
+
+def test_many_long_prompts_with_seeds_are_read_whole(shared: VllmRollout, start: AudioLLM) -> None:
+    shared.update_weights(1, named_tensors(start))
+    prompts = noise_prompts(start, 64)
+    waveforms = torch.randn(len(prompts.audio.lengths), 4 * SAMPLE_RATE) * 0.3
+    special = SpecialTokens.from_tokenizer(TOKENIZER)
+    clip = [special.audio_start_id, *[special.audio_id] * start.num_audio_tokens(4 * SAMPLE_RATE), special.audio_end_id]
+    count = len(waveforms)
+    long = replace(
+        prompts,
+        tokens=torch.tensor([[*clip, *range(20, 60)]] * count),
+        lengths=torch.full((count,), len(clip) + 40),
+        audio=AudioBatch(waveforms=waveforms, lengths=torch.full((count,), 4 * SAMPLE_RATE)),
+        audio_row=torch.arange(count),
+        examples=prompts.examples[:count],
+    )
+    assert int(long.lengths.sum()) * GROUP > 4096, "more than one pass reads"
+    assert len(sampled(shared, long).texts) == count * GROUP

@@ -24,6 +24,8 @@ MODEL_NAME: Final = "policy"
 MOST_CLIPS: Final = 8
 """Of a prompt, in native audio; vLLM refuses more."""
 _PENALTY: Final = Path(__file__).parent / "plugin" / "nemo_mapo_penalty.py"
+_TOKENS_TOGETHER: Final = 4096
+"""Of the prompts that are read in one pass, on a CPU."""
 _POLL_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 20.0
 _SHOWN_LINES: Final = 15
@@ -81,7 +83,9 @@ def serve_command(
     # Token ids in and out, and prompts of embeddings, have to be asked for.
     command.append("--enable-scale-out" if hears else "--enable-prompt-embeds")
     if on_cpu:
-        command.append("--enforce-eager")
+        # A prompt that is read in parts draws a token of its seed too early, and taking it back fails on a CPU.
+        together = str(max(max_length, _TOKENS_TOGETHER))
+        command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", together]
     return [*command, *map(str, config.serve_args)]
 
 
