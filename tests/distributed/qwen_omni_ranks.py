@@ -7,6 +7,8 @@ import torch
 from integration.qwen_omni_tiny import SAMPLE_RATE, Row, imported_model, our_logits, prompt_batch
 
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.models.hf.convert import ORIGINAL
+from nemo_mapo.models.hf.models import read_model
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.checkpoint import write_checkpoint
@@ -28,5 +30,8 @@ def in_layout(
         group_size=1,
         seeds=torch.arange(len(single)),
     )
+    if model.pre_process and not read_model(Path(imported) / ORIGINAL).has_perception:
+        # The checkpoint of a text LLM is its decoder alone, as import makes it.
+        del model.perception
     write_checkpoint(Path(saved), model)
     return logits, rollouts.completions.tolist()
