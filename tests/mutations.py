@@ -240,6 +240,13 @@ FAULTS = (
         tests=("tests/unit/test_untrusted.py", "-k", "common_part"),
     ),
     Fault(
+        name="untrusted: a NeMo config may compute what it builds",
+        file="nemo_mapo/models/nemo_files.py",
+        right="        if _is_computed(value):\n",
+        wrong="        if False:\n",
+        tests=("tests/unit/test_untrusted.py", "-k", "hides_what_it_builds"),
+    ),
+    Fault(
         name="untrusted: a NeMo config may reach another module through one of NeMo's",
         file="nemo_mapo/models/nemo_files.py",
         right='found.__module__.startswith("nemo.")',

@@ -17,6 +17,8 @@ import yaml
 
 _TARGETS: Final = ("_target_", "target", "cls")
 """Keys under which NeMo and Hydra look for a class to build."""
+_REMOTE_CODE: Final = "trust_remote_code"
+"""Argument of NeMo's own AutoTokenizer."""
 _NEMO: Final = ("nemo.collections.", "nemo.core.")
 _WEIGHTS: Final = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -42,10 +44,23 @@ def refuse_code(archive: Path) -> None:
 
 
 def refuse_foreign_classes(config: Any, where: str) -> None:
-    """ValueError if a config, or anything inside it, names something to build other than a class of NeMo."""
-    for path, name in _targets(config):
-        if not _is_class_of_nemo(name):
-            raise ValueError(f"{where}: {path} is {name!r}, which is no class of NeMo's collections and is not built")
+    """ValueError if a config, or anything inside it, names something to build other than a class of NeMo.
+
+    Values that OmegaConf would compute are refused as well: `${oc.create:...}` can hold a class that is not seen here.
+    """
+    for path, value in _values(config):
+        key = path.rpartition(".")[2]
+        if key in _TARGETS and isinstance(value, str) and not _is_class_of_nemo(value):
+            raise ValueError(f"{where}: {path} is {value!r}, which is no class of NeMo's collections and is not built")
+        if _is_computed(value):
+            raise ValueError(f"{where}: {path} is {value!r}, which is computed when it is read: write the value itself")
+        if key == _REMOTE_CODE and value:
+            raise ValueError(f"{where}: {path} is {value!r}, and no code of a model's own is run here: remove it")
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether OmegaConf would call a resolver: `${name:...}`; a reference to another field is `${name}`."""
+    return isinstance(value, str) and "${" in value and ":" in value
 
 
 def _is_class_of_nemo(name: Any) -> bool:
@@ -60,13 +75,12 @@ def _is_class_of_nemo(name: Any) -> bool:
     return isinstance(found, type) and found.__module__.startswith("nemo.")
 
 
-def _targets(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _values(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
     for key, value in items:
         here = f"{path}.{key}" if path else str(key)
-        if key in _TARGETS and isinstance(value, str):
-            yield here, value
-        yield from _targets(value, here)
+        yield here, value
+        yield from _values(value, here)
 
 
 def _plain_yaml(content: bytes, where: str) -> Any:

@@ -205,6 +205,25 @@ def test_a_nemo_config_that_builds_anything_but_a_class_of_nemo_is_refused(tmp_p
         nemo_files.refuse_code(archive)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        ("${oc.create:{_target_:nemo.collections.asr.models.asr_model.os.system}}", "encoder is .* computed"),
+        ("${oc.decode:${hidden}}", "encoder is .* computed"),
+        ("${${hidden}:x}", "encoder is .* computed"),
+        ({"trust_remote_code": True}, r"encoder\.trust_remote_code is True"),
+        ({"trust_remote_code": "${yes}"}, r"encoder\.trust_remote_code is"),
+    ],
+)
+def test_a_nemo_config_that_hides_what_it_builds_is_refused(encoder, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        nemo_files.refuse_foreign_classes({"encoder": encoder, "hidden": "{_target_: os.system}"}, "x.nemo")
+
+
+def test_a_nemo_config_may_refer_to_its_other_fields() -> None:
+    nemo_files.refuse_foreign_classes({"encoder": {"feat_in": "${preprocessor.features}"}, "ratio": "1:2"}, "x.nemo")
+
+
 def test_a_nemo_file_with_python_in_its_yaml_or_a_member_outside_is_refused(tmp_path, marker) -> None:
     python = f"a: !!python/object/apply:os.system ['touch {marker}']\n".encode()
     with pytest.raises(ValueError, match="not plain YAML"):
