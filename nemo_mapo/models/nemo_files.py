@@ -6,14 +6,14 @@ here first.
 
 import importlib
 import io
-import pickle
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import torch
 import yaml
+
+from nemo_mapo.models.pickles import refuse_pickled_code
 
 _TARGETS: Final = ("_target_", "target", "cls")
 """Keys under which NeMo and Hydra look for a class to build."""
@@ -38,7 +38,7 @@ def refuse_code(archive: Path) -> None:
             if content is None:
                 continue
             if path.suffix in _WEIGHTS:
-                _refuse_pickled_code(io.BytesIO(content.read()), where)
+                refuse_pickled_code(io.BytesIO(content.read()), where)
             elif path.suffix in (".yaml", ".yml"):
                 refuse_foreign_classes(_plain_yaml(content.read(), where), where)
 
@@ -88,14 +88,3 @@ def _plain_yaml(content: bytes, where: str) -> Any:
         return yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not plain YAML: {error}") from error
-
-
-def _refuse_pickled_code(content: io.BytesIO, where: str) -> None:
-    try:
-        torch.load(content, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
-        raise ValueError(
-            f"{where} holds more than tensors, or is damaged, and is not read: "
-            f"{named[0] if named else str(error).splitlines()[0]}"
-        ) from error

@@ -13,6 +13,8 @@ from typing import Any, Final
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from nemo_mapo.models.pickles import refuse_pickled_code
+
 _METADATA: Final = ".metadata"
 _COMMON: Final = "common.pt"
 _BACKENDS: Final = "metadata.json"
@@ -54,7 +56,10 @@ def refuse_code(checkpoint: Path) -> None:
     """
     _refuse_other_formats(checkpoint / _BACKENDS)
     metadata = _read_metadata(checkpoint / _METADATA)
-    _refuse_unsafe_pickle(checkpoint / _COMMON)
+    common = checkpoint / _COMMON
+    if not common.is_file():
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: {_COMMON} is missing")
+    refuse_pickled_code(common, str(common))
     for index, place in metadata.storage_data.items():
         name = str(place.relative_path)
         if Path(name).name != name or place.transform_descriptors is not None:
@@ -62,7 +67,7 @@ def refuse_code(checkpoint: Path) -> None:
         if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
             with (checkpoint / name).open("rb") as file:
                 file.seek(place.offset)
-                _refuse_unsafe_pickle(checkpoint / name, io.BytesIO(file.read(place.length)))
+                refuse_pickled_code(io.BytesIO(file.read(place.length)), str(checkpoint / name))
 
 
 def _refuse_other_formats(path: Path) -> None:
@@ -106,18 +111,3 @@ class _DescriptionUnpickler(pickle.Unpickler):
                 "code: do not use this file"
             )
         return super().find_class(module, name)
-
-
-def _refuse_unsafe_pickle(path: Path, content: io.BytesIO | None = None) -> None:
-    """Have torch read it as weights: tensors and plain values only."""
-    if content is None and not path.is_file():
-        raise ValueError(f"{path.parent} is not a complete checkpoint: {path.name} is missing")
-    try:
-        torch.load(path if content is None else content, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line]
-        raise ValueError(
-            f"{path} holds more than tensors and plain values, or is damaged, and is not read: "
-            f"{named[0] if named else reason}"
-        ) from error
