@@ -256,8 +256,8 @@ FAULTS = (
     Fault(
         name="shared prompts: a completion sees its neighbours",
         file="nemo_mapo/attention/shared.py",
-        right="    return SharedPrompt(start=start, prompt=prompt, completions=lengths)\n",
-        wrong="    return SharedPrompt(start=start, prompt=prompt, completions=(sum(lengths),))\n",
+        right="    return SharedPrompt(start=first.begin, prompt=prompt, completions=lengths)\n",
+        wrong="    return SharedPrompt(start=first.begin, prompt=prompt, completions=(sum(lengths),))\n",
         tests=("tests/unit/attention/test_shared.py",),
     ),
     Fault(
@@ -349,7 +349,7 @@ FAULTS = (
         file="nemo_mapo/data/prompts.py",
         right="[one] * next(filled) if",
         wrong="[one] * counts[0] if",
-        tests=("tests/unit/data/test_dataset.py", "-k", "further"),
+        tests=("tests/unit/data/test_qwen_prompts.py",),
     ),
     Fault(
         name="SALM: an adapter is added with weight 1",

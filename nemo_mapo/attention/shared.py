@@ -4,9 +4,9 @@ Every completion reads the prompt and itself, never its neighbours. The prompt's
 completions of a group attend side by side, each to [prompt keys | own keys], so nothing is computed and thrown away.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,41 +33,54 @@ class SharedPrompt:
         return self.start + self.prompt + sum(self.completions)
 
 
-def shared_prompts(positions: Sequence[int]) -> list[SharedPrompt]:
+def shared_prompts(positions: Int[Tensor, " time"]) -> list[SharedPrompt]:
     """Read the groups of a row off the positions of its tokens.
 
     Positions count from 0 at each prompt and go back to the same value, the prompt's length, where each further
     completion begins: `0 1 2 3 | 2 3 4 | 2` are three completions of 2, 3 and 1 tokens to a prompt of 2.
 
-        shared_prompts([0, 1, 2, 3, 2, 3, 4, 2])
+        shared_prompts(torch.tensor([0, 1, 2, 3, 2, 3, 4, 2]))
         # [SharedPrompt(start=0, prompt=2, completions=(2, 3, 1))]
 
     Raises:
         ValueError: if the row does not begin with position 0, or completions of a group begin at different positions.
     """
-    if not positions or positions[0] != 0:
+    if len(positions) == 0 or positions[0] != 0:
         raise ValueError("a row of shared prompts must begin with position 0")
-    jumps = [index for index in range(1, len(positions)) if positions[index] != positions[index - 1] + 1]
-    groups: list[list[tuple[int, int]]] = []
-    for begin, end in pairwise([0, *jumps, len(positions)]):
-        if positions[begin] == 0:
+    # Only the few places where a run begins leave the tensor: every layer asks.
+    jumps = (positions[1:] != positions[:-1] + 1).nonzero().flatten() + 1
+    begins = torch.cat([jumps.new_zeros(1), jumps])
+    groups: list[list[_Run]] = []
+    bounds = [*begins.tolist(), len(positions)]
+    for (begin, end), position in zip(pairwise(bounds), positions[begins].tolist(), strict=True):
+        if position == 0:
             groups.append([])
-        groups[-1].append((begin, end))
-    return [_group(runs, positions) for runs in groups]
+        groups[-1].append(_Run(begin=begin, end=end, position=position))
+    return [_group(runs) for runs in groups]
 
 
-def _group(runs: list[tuple[int, int]], positions: Sequence[int]) -> SharedPrompt:
-    start, first_end = runs[0]
-    if len(runs) == 1:
-        return SharedPrompt(start=start, prompt=0, completions=(first_end - start,))
-    prompt = positions[runs[1][0]]
-    if any(positions[begin] != prompt for begin, _ in runs[1:]) or not 0 < prompt < first_end - start:
+class _Run(NamedTuple):
+    """Tokens at consecutive positions."""
+
+    begin: int
+    end: int
+    position: int
+    """Of the first."""
+
+
+def _group(runs: list[_Run]) -> SharedPrompt:
+    first, further = runs[0], runs[1:]
+    length = first.end - first.begin
+    if not further:
+        return SharedPrompt(start=first.begin, prompt=0, completions=(length,))
+    prompt = further[0].position
+    if any(run.position != prompt for run in further) or not 0 < prompt < length:
         raise ValueError(
-            f"the completions of the prompt at {start} begin at positions "
-            f"{[positions[begin] for begin, _ in runs[1:]]}; all must begin where the prompt ends"
+            f"the completions of the prompt at {first.begin} begin at positions {[run.position for run in further]}; "
+            "all must begin where the prompt ends"
         )
-    lengths = (first_end - start - prompt, *(end - begin for begin, end in runs[1:]))
-    return SharedPrompt(start=start, prompt=prompt, completions=lengths)
+    lengths = (length - prompt, *(run.end - run.begin for run in further))
+    return SharedPrompt(start=first.begin, prompt=prompt, completions=lengths)
 
 
 def shared_prompt_attention(
@@ -96,7 +109,7 @@ def shared_prompt_attention(
         ValueError: from `shared_prompts`, for positions that describe no groups.
     """
     outputs, masses = [], []
-    for group in shared_prompts(positions.tolist()):
+    for group in shared_prompts(positions):
         end_of_prompt = group.start + group.prompt
         prompt, own = slice(group.start, end_of_prompt), slice(end_of_prompt, group.end)
         if group.prompt:

@@ -13,7 +13,7 @@ PROMPT, COMPLETIONS = 5, (3, 1, 4)
 
 def test_groups_are_read_off_the_positions() -> None:
     positions = [0, 1, 2, 3, 2, 3, 4, 2, 0, 1, 2, 0, 0, 1, 1]
-    assert shared_prompts(positions) == [
+    assert shared_prompts(torch.tensor(positions)) == [
         SharedPrompt(start=0, prompt=2, completions=(2, 3, 1)),
         SharedPrompt(start=8, prompt=0, completions=(3,)),
         SharedPrompt(start=11, prompt=0, completions=(1,)),
@@ -24,7 +24,7 @@ def test_groups_are_read_off_the_positions() -> None:
 @pytest.mark.parametrize("positions", [[], [1, 2], [0, 1, 2, 1, 2, 2], [0, 1, 5]])
 def test_positions_that_describe_no_groups_are_refused(positions: list[int]) -> None:
     with pytest.raises(ValueError, match="begin"):
-        shared_prompts(positions)
+        shared_prompts(torch.tensor(positions, dtype=torch.int64))
 
 
 def row_of_groups() -> tuple[Tensor, Tensor]:
