@@ -14,7 +14,7 @@ PIP_ARGS ?=
 # Options passed on to pytest, the demo or the ablation: make test ARGS="-m 'not distributed'".
 ARGS ?=
 # Whole files go to a worker, in order of collection (tests/conftest.py).
-WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # The first interpreter that starts and is 3.11 or 3.12, for which every pinned package has wheels.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$python && break; done)

@@ -47,10 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        # A file's tests share what its fixtures build; those with vLLM share servers that take a minute to start.
-        group = "vllm" if item.get_closest_marker("vllm") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    # Long groups first, so that no worker is left with one at the end.
+    # Long files first, so that no worker is left with one at the end.
     items.sort(key=_turn)
 
 
