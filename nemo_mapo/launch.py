@@ -48,7 +48,7 @@ from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_dire
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.training.start_check import check_start_fits, check_start_given
+from nemo_mapo.training.start_check import check_prefill, check_start_fits, check_start_given
 from nemo_mapo.training.trainer import MapoTrainer
 from nemo_mapo.types import PromptBatch
 
@@ -178,6 +178,9 @@ class Assembly:
         self.directory = directory
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self.special = SpecialTokens.from_tokenizer(self.tokenizer)
+        self.wording = prompt_wording(config.data.prompt, config.rewards.template)
+        if not self.supervised or config.data.target.form == "template":
+            check_prefill(self.tokenizer, self.wording, config.rewards.template)
         self.batching = MicroBatching.of(config.model)
         self.policy = build_policy(config, self.tokenizer)
         self.longest_prompt = self._check_positions()
@@ -267,7 +270,7 @@ class Assembly:
         dataset = PromptDataset(
             self.tokenizer,
             self.policy.num_audio_tokens,
-            prompt_wording(self.config.data.prompt, self.config.rewards.template),
+            self.wording,
             rows=rows,
             replace_unreadable=split.max_unreadable > 0,
             open_ended=self.supervised,

@@ -94,7 +94,7 @@ class Rollouts:
     completion_lengths: Int[Tensor, " batch"]
     finish_reasons: tuple[FinishReason, ...]
     texts: tuple[str, ...]
-    """Completions decoded without special end-of-turn tokens; reasoning tags are kept."""
+    """Completions decoded without special end-of-turn tokens; reasoning tags are kept, that of the prompt's end too."""
     log_probs: Float[Tensor, "batch time"] | None
     """log pi of each sampled token under the unmodified model (temperature 1), nats; 0 on padding. None if the engine
     gives only those of the distribution sampled from."""

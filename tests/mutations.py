@@ -52,6 +52,20 @@ FAULTS = (
         tests=("tests/unit/objective/test_entropy_mask.py",),
     ),
     Fault(
+        name="templates: a completion is read without the tag that its prompt opens",
+        file="nemo_mapo/data/prompts.py",
+        right="completion_text(tokenizer, [*start, *ids])",
+        wrong="completion_text(tokenizer, ids)",
+        tests=("tests/unit/data/test_reasoning_templates.py",),
+    ),
+    Fault(
+        name="templates: the gate is shifted by what the prompt has begun",
+        file="nemo_mapo/training/scoring.py",
+        right="whole[row, len(start) : len(start) + length]",
+        wrong="whole[row, :length]",
+        tests=("tests/unit/data/test_reasoning_templates.py",),
+    ),
+    Fault(
         name="answers: a denied statement counts",
         file="nemo_mapo/rewards/answers.py",
         right="        if DENIAL.search(CLAUSE_END",

@@ -1,5 +1,6 @@
 """Chat layout: question and audio placeholders as token ids, and the same rows without any trace of the audio."""
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -9,8 +10,21 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, USER, SpecialTokens, token_id
-from nemo_mapo.types import Example, Wording
+from nemo_mapo.data.tokenizer import (
+    ASSISTANT,
+    AUDIO,
+    AUDIO_END,
+    AUDIO_START,
+    USER,
+    SpecialTokens,
+    completion_text,
+    token_id,
+)
+from nemo_mapo.types import Example, PromptBatch, Wording
+
+_PREFILL = re.compile(r"\s*<(think|thinking|reasoning)>\s*(?:</\1>\s*)?")
+_PREFILL_TOKENS = 24
+"""Most tokens that a reasoning tag at the end of a prompt takes, its closing tag and line ends included."""
 
 
 class WithoutAudio(NamedTuple):
@@ -82,6 +96,33 @@ def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | N
         [*before, turn], add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return list(ids)
+
+
+def prefill(prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at the end of a prompt with which it begins the completion's reasoning; mostly none.
+
+    Some chat templates end in `<think>` (Qwen3-Omni-Thinking's), or in `<think></think>` where thinking is off. What
+    reads a completion by its tags reads these tokens and the completion as one text.
+    """
+    last = list(prompt[-_PREFILL_TOKENS:])
+    if not re.search(rf"{_PREFILL.pattern}$", tokenizer.decode(last)):
+        return []
+    tails = (last[-length:] for length in range(1, len(last) + 1))
+    return next((tail for tail in tails if _PREFILL.fullmatch(tokenizer.decode(tail))), [])
+
+
+def prefills(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, group_size: int = 1) -> list[list[int]]:
+    """The `prefill` of each completion of a batch, `group_size` to a prompt."""
+    rows = zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True)
+    return [tail for row, length in rows for tail in [prefill(row[:length], tokenizer)] * group_size]
+
+
+def whole_texts(
+    prompts: PromptBatch, completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, group_size: int
+) -> tuple[str, ...]:
+    """Completions decoded without padding and end-of-turn tokens, each after what its prompt begins for it."""
+    begun = prefills(prompts, tokenizer, group_size)
+    return tuple(completion_text(tokenizer, [*start, *ids]) for start, ids in zip(begun, completions, strict=True))
 
 
 def shown_prompt(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, bool], ...]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
+from nemo_mapo.data.prompts import whole_texts
+from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.types import PromptBatch, Rollouts
 
 
@@ -73,8 +74,8 @@ def as_rollouts(
         ),
         completion_lengths=torch.tensor([len(one.token_ids) for one in completions], device=device),
         finish_reasons=tuple("stop" if one.stopped else "length" for one in completions),
-        texts=tuple(
-            completion_text(tokenizer, one.token_ids[: len(one.token_ids) - one.stopped]) for one in completions
+        texts=whole_texts(
+            prompts, [one.token_ids[: len(one.token_ids) - one.stopped] for one in completions], tokenizer, group_size
         ),
         log_probs=padded(unmodified, 0.0, torch.float32) if len(unmodified) == len(completions) else None,
         sampling_log_probs=padded((one.sampling_log_probs for one in completions), 0.0, torch.float32),

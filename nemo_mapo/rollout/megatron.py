@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.tokenizer import SpecialTokens, completion_text
+from nemo_mapo.data.prompts import whole_texts
+from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import (
     any_expert_rank,
@@ -347,9 +348,11 @@ class MegatronRollout:
             completions=tokens,
             completion_lengths=lengths,
             finish_reasons=tuple("stop" if stopped else "length" for stopped in samples.stopped.tolist()),
-            texts=tuple(
-                completion_text(self.tokenizer, row[:length])
-                for row, length in zip(tokens.tolist(), text_lengths, strict=True)
+            texts=whole_texts(
+                prompts,
+                [row[:length] for row, length in zip(tokens.tolist(), text_lengths, strict=True)],
+                self.tokenizer,
+                group_size,
             ),
             log_probs=samples.log_probs[:, :longest].to(device),
             sampling_log_probs=samples.sampling_log_probs[:, :longest].to(device),

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig
+from nemo_mapo.data.prompts import prefills
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
@@ -150,8 +151,14 @@ class RolloutScorer:
     def _gate(self, rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
         started = time.perf_counter()
         lengths = rollouts.completion_lengths.tolist()
-        ids = [row[:length] for row, length in zip(rollouts.completions.tolist(), lengths, strict=True)]
-        gate, fallbacks = gate_batch(ids, self.tokenizer, self.objective.pos_tags, self.tagger)
+        # What the prompt has begun belongs to the first sentence.
+        begun = prefills(rollouts.prompts, self.tokenizer, rollouts.group_size)
+        rows = zip(begun, rollouts.completions.tolist(), lengths, strict=True)
+        ids = [[*start, *row[:length]] for start, row, length in rows]
+        whole, fallbacks = gate_batch(ids, self.tokenizer, self.objective.pos_tags, self.tagger)
+        gate = torch.zeros(rollouts.completions.shape, dtype=torch.bool)
+        for row, (start, length) in enumerate(zip(begun, lengths, strict=True)):
+            gate[row, :length] = whole[row, len(start) : len(start) + length]
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
         metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)
         metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)

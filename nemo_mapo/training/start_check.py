@@ -1,10 +1,16 @@
 """Whether a run has a start, and one that was taught what the run trains on; checked before anything is built."""
 
 from pathlib import Path
+from typing import get_args
+
+from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.manifests import cut_ids
+from nemo_mapo.data.prompts import encode_prompt, prefill
+from nemo_mapo.rewards.templates import Template, opening_tag
+from nemo_mapo.types import Example, Wording
 
 _WAYS_OUT = (
     "teach the policy first (python examples/sft.py data=..., then pretrained_checkpoint.restore_from_path="
@@ -25,6 +31,22 @@ def check_start_given(config: RunConfig) -> None:
     raise ValueError(
         "this run has neither a warm start nor pretrained_checkpoint.restore_from_path, and random weights earn no "
         f"reward to learn from: {_WAYS_OUT}; model.from_scratch=true starts from random weights all the same"
+    )
+
+
+def check_prefill(tokenizer: PreTrainedTokenizerBase, wording: Wording, template: Template) -> None:
+    """ValueError if prompts begin completions with a tag that `template` does not begin with, or with no reasoning."""
+    example = Example(id="example", question="", choices=(), answer="", task="")
+    begun = tokenizer.decode(prefill(encode_prompt(example, 0, tokenizer, wording), tokenizer)).strip()
+    if begun in ("", opening_tag(template)):
+        return
+    fitting = [name for name in get_args(Template) if opening_tag(name) == begun]
+    way_out = (
+        f"set rewards.template to {' or '.join(fitting)}" if fitting else "take a chat template that leaves it open"
+    )
+    raise ValueError(
+        f"data.tokenizer={tokenizer.name_or_path!r}: its chat template begins every completion with {begun!r}, which "
+        f"rewards.template={template} does not, so none would be in format: {way_out}"
     )
 
 

@@ -6,13 +6,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import TARGET_FIELDS, TargetConfig
+from nemo_mapo.data.prompts import prefill
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rewards.templates import Template, has_tags, join_completion, opening_tag, split_completion
 from nemo_mapo.training.supervised import hide_clips, lay_out
 from nemo_mapo.types import Example, PromptBatch, TokenBatch
-
-_TAIL_TOKENS = 8
-"""End of a prompt that is looked at for an opening tag; a chat template puts it there or not at all."""
 
 
 def target_text(example: Example, config: TargetConfig, template: Template) -> str:
@@ -79,9 +77,8 @@ class TargetRows:
     def ids(self, example: Example, prompt: Sequence[int]) -> list[int]:
         """Target of one example after `prompt`; a reasoning tag that the prompt already opens is not opened again."""
         text = target_text(example, self.config, self.template)
-        opening = opening_tag(self.template)
-        if self.tokenizer.decode(list(prompt[-_TAIL_TOKENS:])).rstrip().endswith(opening):
-            text = text.lstrip().removeprefix(opening)
+        if prefill(prompt, self.tokenizer):
+            text = text.lstrip().removeprefix(opening_tag(self.template))
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id]
 
     def with_hidden_clips(self, sequences: TokenBatch, places: Sequence[int], batch_size: int) -> TokenBatch:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.prompts import prefills
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
@@ -188,10 +189,12 @@ def _add_signals(rollouts: Rollouts, listening: Listening, subject: Subject, fou
 def _add_tags(
     rollouts: Rollouts, written: Bool[Tensor, "batch time"], values: Tensor, subject: Subject, found: _Found
 ) -> None:
-    for row, ids in enumerate(rollouts.completions.tolist()):
+    begun = prefills(rollouts.prompts, subject.tokenizer, rollouts.group_size)
+    for row, (start, completion) in enumerate(zip(begun, rollouts.completions.tolist(), strict=True)):
         length = int(written[row].sum())
-        tags = pos_token_tags(ids[:length], subject.tokenizer, subject.tagger)
-        if not any(tags) and _misaligned(ids[:length], subject):
+        ids = [*start, *completion[:length]]
+        tags = pos_token_tags(ids, subject.tokenizer, subject.tagger)[len(start) :]
+        if not any(tags) and _misaligned(ids, subject):
             found.untagged += 1
             continue
         for tag, (entropy, delta_h, mass) in zip(tags, values[row, :length].tolist(), strict=True):
