@@ -234,7 +234,7 @@ class Assembly:
         decoder, longest = self.config.model.decoder, 0
         room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
         for name, split in splits_of(self.config):
-            looked_at = None if split.check_cuts is None else split.check_cuts * len(split.input_cfg)
+            looked_at = None if split.check_cuts is None else split.check_cuts * split.num_sources
             clip, length = longest_prompt(self._dataloader(self.finite(split)), limit=looked_at)
             if length > room:
                 raise ValueError(

@@ -87,7 +87,7 @@ class SupervisedAssembly(Assembly):
                 self._dataloader(self.finite(split)),
                 self._targets,
                 self.config,
-                limit=None if split.check_cuts is None else split.check_cuts * len(split.input_cfg),
+                limit=None if split.check_cuts is None else split.check_cuts * split.num_sources,
                 name=f"data.{name}",
             )
         return super()._check_positions()

@@ -247,6 +247,20 @@ FAULTS = (
         tests=("tests/unit/test_untrusted.py", "-k", "manifest"),
     ),
     Fault(
+        name="untrusted: a path beyond the lines that were checked is opened as it is",
+        file="nemo_mapo/data/nemo_types.py",
+        right='        refuse_unsafe_path(audio_path, f"manifest {self.path}")\n',
+        wrong="",
+        tests=("tests/unit/data/test_nemo_corpora.py", "-k", "beyond"),
+    ),
+    Fault(
+        name="data: lines of a tarred corpus without a member are passed over, as in NeMo",
+        file="nemo_mapo/data/archives.py",
+        right="    if members:\n        raise",
+        wrong="    if False:\n        raise",
+        tests=("tests/unit/data/test_nemo_corpora.py", "-k", "lost"),
+    ),
+    Fault(
         name="untrusted: a checkpoint is opened before it is looked at",
         file="nemo_mapo/training/checkpoint.py",
         right="    refuse_code(path)\n",

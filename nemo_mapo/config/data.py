@@ -1,14 +1,14 @@
 """The data of a run: splits, mixtures, phases."""
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.input_cfg import InputCfg, Item, check_items, sources_of
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,7 +23,7 @@ class PhaseConfig:
 
     name: str
     """What the log calls it."""
-    input_cfg: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    input_cfg: Annotated[InputCfg, Field(min_length=1)]
     """What this phase draws from, as `input_cfg` of the split."""
     steps: Count
     """Rollout batches drawn in this phase."""
@@ -42,9 +42,18 @@ class Phase(NamedTuple):
 class DatasetConfig:
     """One split, read through NeMo's Lhotse dataloading."""
 
-    input_cfg: tuple[dict[str, Any], ...] = ()
-    """As in NeMo: a list of {type: lhotse, cuts_path: ...} | {type: nemo, ...} | {type: lhotse_shar, ...}, each with a
-    `weight` if it is to be drawn more often than others (see `infinite`)."""
+    input_cfg: InputCfg = ()
+    """As in NeMo: a list of items {type: lhotse, cuts_path: ...} | nemo | nemo_tarred | lhotse_shar |
+    multimodal_conversation | group, or the path of a YAML file with such a list (docs/data.md). A `weight` has an item
+    drawn more often than others (see `infinite`); inside a `group` it counts among the items of the group."""
+    manifest_filepath: str | None = None
+    """Short for one item of type nemo, or nemo_tarred with `tarred_audio_filepaths`, in place of `input_cfg`."""
+    tarred_audio_filepaths: str | None = None
+    """The archives of `manifest_filepath`, e.g. audio__OP_0..511_CL_.tar."""
+    cuts_path: str | None = None
+    """Short for one item of type lhotse."""
+    shar_path: str | None = None
+    """Short for one item of type lhotse_shar."""
     phases: tuple[PhaseConfig, ...] = ()
     """A curriculum in place of `input_cfg`: one phase after the other, each for its number of steps."""
     infinite: bool = False
@@ -75,16 +84,49 @@ class DatasetConfig:
     counted. One more ends the run."""
 
     def __post_init__(self) -> None:
-        if bool(self.input_cfg) == bool(self.phases):
-            raise ValueError("give either input_cfg (what to draw from) or phases (a curriculum), and not both")
-        for items in (self.input_cfg, *(phase.input_cfg for phase in self.phases)):
-            _check_weights(items)
+        self._check_one_origin()
+        check_items(self.items)
+        for number, phase in enumerate(self.phases):
+            check_items(phase.input_cfg, f"phases[{number}].input_cfg")
         bins = self.bucket_duration_bins
         if bins is not None and (list(bins) != sorted(set(bins)) or bins[0] <= 0):
             raise ValueError(f"bucket_duration_bins={list(bins)}: give seconds above 0 in ascending order")
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError(f"phases: names {names} are not distinct")
+
+    def _check_one_origin(self) -> None:
+        """ValueError unless exactly one key says what to draw from."""
+        if self.tarred_audio_filepaths is not None and self.manifest_filepath is None:
+            raise ValueError("tarred_audio_filepaths needs manifest_filepath, the manifests of these archives")
+        keys = ("input_cfg", "phases", "manifest_filepath", "cuts_path", "shar_path")
+        given = [name for name in keys if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "give either input_cfg (what to draw from), or phases (a curriculum), or one manifest as "
+                f"manifest_filepath, cuts_path or shar_path, and not both; given: {', '.join(given) or 'none'}"
+            )
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What to draw from outside of phases: `input_cfg`, or the one item that a short form stands for."""
+        shorts = (
+            ("nemo", "manifest_filepath", self.manifest_filepath),
+            ("lhotse", "cuts_path", self.cuts_path),
+            ("lhotse_shar", "shar_path", self.shar_path),
+        )
+        for kind, key, path in shorts:
+            if path is not None and self.tarred_audio_filepaths is not None:
+                archives = {"tarred_audio_filepaths": self.tarred_audio_filepaths}
+                return ({"type": "nemo_tarred", key: path, **archives},)
+            if path is not None:
+                return ({"type": kind, key: path},)
+        return self.input_cfg
+
+    @property
+    def num_sources(self) -> int:
+        """Items of `items` that are no groups."""
+        return len(list(sources_of(self.items)))
 
     def in_phases(self) -> Iterator[Phase]:
         """The phases in order, each as a split of its own; a split without a curriculum is one phase."""
@@ -163,15 +205,6 @@ class DataConfig:
         """The splits that are there, by key."""
         named = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
         return {name: split for name, split in named.items() if split is not None}
-
-
-def _check_weights(items: tuple[dict[str, Any], ...]) -> None:
-    """ValueError where some items have a weight and others none, or a weight cannot be a share."""
-    weights = [item.get("weight") for item in items]
-    if any(weight is not None for weight in weights) and not all(
-        isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights
-    ):
-        raise ValueError(f"input_cfg: weights are {weights}: give every item a number above 0, or none a weight")
 
 
 def _check_scored(name: str, split: DatasetConfig) -> None:

@@ -29,7 +29,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import DatasetConfig
-from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, UnreadableClip, clips_of, example_from_cut, example_id
+from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS, UnreadableClip
+from nemo_mapo.data.manifests import clips_of, example_from_cut, example_id
+from nemo_mapo.data.nemo_types import nemo_items
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.data.sources import refuse_unsafe_recording
@@ -194,7 +196,7 @@ class EpochSampler(Sampler[CutSet]):
         try:
             yield from self._make_sampler(self._epoch)
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"a Shar archive of the split is damaged: write it again ({error})") from error
+            raise ValueError(f"an archive of the split is damaged: write it again ({error})") from error
 
 
 def build_dataloader(
@@ -269,7 +271,7 @@ def _epoch_sampler(dataloader: PromptLoader) -> EpochSampler:
 def _nemo_config(config: DatasetConfig, *, epoch: int, drop_last: bool) -> dict[str, Any]:
     """Translate a split into NeMo's dataloader options."""
     return {
-        "input_cfg": [dict(item) for item in config.input_cfg],
+        "input_cfg": nemo_items(config.items),
         "batch_size": config.batch_size,
         "sample_rate": config.sample_rate,
         "min_duration": config.min_duration,

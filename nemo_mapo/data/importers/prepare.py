@@ -12,10 +12,11 @@ from pathlib import Path
 from lhotse import AudioSource, MonoCut, Recording
 from tqdm import tqdm
 
+from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS
 from nemo_mapo.data.importers.audio import AudioStore, StoredAudio
 from nemo_mapo.data.importers.base import Drop, Importer, InvalidRecord, Question, Source
 from nemo_mapo.data.importers.report import Report, SplitFigures
-from nemo_mapo.data.manifests import DURATION_TOLERANCE_SECONDS, parse_example
+from nemo_mapo.data.manifests import parse_example
 from nemo_mapo.data.splits import SPLITS, manifest_path
 
 REPORT_NAME = "prepare_report.json"

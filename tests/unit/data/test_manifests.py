@@ -248,18 +248,15 @@ def test_an_empty_split_is_refused_with_the_reason(corpus):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"type": "parquet"}, r"input_cfg\[0\]: type is 'parquet'; supported are lhotse, nemo, lhotse_shar"),
-        ({"type": "lhotse"}, r"cuts_path is None"),
-        ({"type": "nemo", "manifest_filepath": ["a", "b"]}, r"list several manifests as several items"),
         (
             {"type": "lhotse", "cuts_path": "/nowhere/cuts.jsonl"},
-            r"no manifest at /nowhere/cuts.jsonl: correct cuts_path",
+            "no manifest at /nowhere/cuts.jsonl: correct cuts_path",
         ),
-        ({"type": "lhotse_shar", "shar_path": "/nowhere"}, r"no manifest at /nowhere: correct shar_path"),
+        ({"type": "lhotse_shar", "shar_path": "/nowhere"}, "no manifest at /nowhere: correct shar_path"),
     ],
 )
-def test_an_unusable_input_is_refused(item, message):
-    assert re.search(message, refusal(DatasetConfig(input_cfg=(item,))))
+def test_a_manifest_that_is_not_there_is_named(item, message):
+    assert message in refusal(DatasetConfig(input_cfg=(item,)))
 
 
 def test_load_cuts_names_a_missing_manifest():

@@ -1,0 +1,249 @@
+"""Lines of manifests, whatever their type, and the checks of them that need no decoding.
+
+Audio paths in a manifest are absolute or relative to the manifest's own directory, never to the working directory.
+"""
+
+import gzip
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lhotse.audio import AudioLoadingError, info
+from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
+
+from nemo_mapo.data.sources import refuse_unsafe_path, refuse_unsafe_source
+
+DURATION_TOLERANCE_SECONDS = 0.05
+"""How much longer than its file a manifest may claim a clip to be (durations are often rounded)."""
+
+_FURTHER_CLIP = re.compile(r"audio_\d+")
+
+
+SEVERAL_CLIPS = (
+    ": several clips need a Lhotse manifest (type lhotse) with recordings in audio_2, audio_3, ..., or conversations "
+    "(type multimodal_conversation)"
+)
+"""How questions about several clips are written."""
+
+
+class Header(NamedTuple):
+    """What an audio file says about itself."""
+
+    sample_rate: int
+    """Hz."""
+    channels: int
+    duration_seconds: float
+
+
+class UnreadableClip(ValueError):
+    """The audio of a cut cannot be used; the message names cut and path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of a manifest, whatever its type."""
+
+    where: str
+    id: str
+    fields: Mapping[str, Any]
+    start_seconds: float
+    duration_seconds: float
+    sample_rate: int | None
+    """Hz; None when the manifest leaves it to the file."""
+    channels: int
+    audio: Path | None
+    """None when the audio is not a file of its own (in an archive)."""
+    header: Header | None = None
+    """Of audio in an archive that was looked into."""
+    archived: str = ""
+    """Where in which archive that is."""
+    further: tuple["Entry", ...] = ()
+    """The clips of the question after the first."""
+
+
+def further_clips(fields: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the fields of a cut's clips after the first; ValueError if one is missing between them."""
+    found = sorted((name for name in fields if _FURTHER_CLIP.fullmatch(name)), key=lambda name: int(name[6:]))
+    wanted = [f"audio_{number}" for number in range(2, 2 + len(found))]
+    if found != wanted:
+        raise ValueError(
+            f"{where}: has fields {', '.join(found)}: number the clips after the first audio_2, audio_3, ..."
+        )
+    return found
+
+
+def manifest_files(location: str, where: str, key: str) -> list[Path]:
+    """The files that a path stands for, shards expanded as in NeMo (`manifest__OP_0..3_CL_.json`); each is there."""
+    paths = expand_sharded_filepaths(location)
+    for path in paths:
+        refuse_unsafe_path(path, f"{where}: {key}")
+    found = [Path(path) for path in paths]
+    refuse_missing(found, location, where, key)
+    return found
+
+
+def refuse_missing(paths: list[Path], location: str, where: str, key: str) -> None:
+    """ValueError for manifests that are not there, or if there is none at all."""
+    missing = [str(path) for path in paths if not path.is_file()] or ([] if paths else [location])
+    if missing:
+        raise ValueError(
+            f"{where}: no manifest at {', '.join(missing)}: correct {key} "
+            "(python examples/prepare_data.py makes manifests; make_synthetic_corpus.py those of the embedded run)"
+        )
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `file:line` and content of each line; ValueError if a line or the file is truncated."""
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"{path}:{number}: not a JSON object but {record!r}: delete the line")
+                yield f"{path}:{number}", record
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{number}: not a JSON line (cut in half?): {error}: restore the line or delete it"
+        ) from error
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: unreadable after line {number} ({error}): write the manifest again") from error
+
+
+def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archive: bool) -> Entry:
+    """A Lhotse cut and its further clips."""
+    name = record.get("id")
+    if not isinstance(name, str):
+        raise ValueError(f"{place}: field 'id' is {name!r}: every cut needs a text id")
+    where = f"{place}: cut {name}"
+    recording, channel = record.get("recording"), record.get("channel")
+    if not isinstance(recording, dict) or not isinstance(channel, int):
+        raise ValueError(
+            f"{where}: type {record.get('type')!r} with channel {channel!r} is not a cut of one channel of one "
+            "recording: save mixed and multi-channel cuts as mono audio first (CutSet.save_audios)"
+        )
+    sources = _sources(recording, where, allowed={"file", "shar"} if in_archive else {"file"})
+    files = [source["source"] for source in sources if source["type"] == "file"]
+    first = Entry(
+        where=where,
+        id=name,
+        fields=record.get("custom") or {},
+        start_seconds=seconds_of(record, "start", where),
+        duration_seconds=seconds_of(record, "duration", where),
+        sample_rate=recording.get("sampling_rate"),
+        channels=sum(len(source["channels"]) for source in sources),
+        # A pathlib join keeps an absolute path as it is.
+        audio=manifest.parent / files[0] if files else None,
+    )
+    return replace(first, further=tuple(_further_entries(first, manifest, in_archive=in_archive)))
+
+
+def _sources(recording: Mapping[str, Any], where: str, *, allowed: set[str]) -> list[dict[str, Any]]:
+    """The audio sources of a recording; ValueError for one that is not a plain file (or, in Shar, in the archive)."""
+    sources = recording.get("sources", [])
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        raise ValueError(f"{where}: field 'sources' is {sources!r}: give a list of audio sources")
+    for source in sources:
+        refuse_unsafe_source(source, where, allowed=allowed)
+    return sources
+
+
+def _further_entries(entry: Entry, manifest: Path, *, in_archive: bool) -> Iterator[Entry]:
+    """The clips after the first, as entries of their own."""
+    for name in further_clips(entry.fields, entry.where):
+        where, recording = f"{entry.where}: {name}", entry.fields[name]
+        sources = _sources(recording, where, allowed={"file"}) if isinstance(recording, dict) else None
+        if in_archive or not sources:
+            raise ValueError(f"{where}: {recording!r} is not a recording in a file{SEVERAL_CLIPS}")
+        yield replace(
+            entry,
+            where=where,
+            start_seconds=0.0,
+            duration_seconds=seconds_of(recording, "duration", where),
+            sample_rate=recording.get("sampling_rate"),
+            channels=sum(len(source["channels"]) for source in sources),
+            audio=manifest.parent / sources[0]["source"],
+        )
+
+
+def nemo_entry(record: dict[str, Any], place: str, manifest: Path) -> Entry:
+    """A line of a NeMo manifest."""
+    audio = record.get("audio_filepath")
+    if not isinstance(audio, str):
+        raise ValueError(f"{place}: field 'audio_filepath' is {audio!r}: give the path of an audio file")
+    name = str(record.get("id", f"{audio}@{record.get('offset') or 0}"))
+    where = f"{place}: cut {name}"
+    for clip in further_clips(record, where):
+        raise ValueError(f"{where}: {clip}: {record[clip]!r} is not a recording in a file{SEVERAL_CLIPS}")
+    return Entry(
+        where=where,
+        id=name,
+        fields=record,
+        start_seconds=seconds_of({"offset": record.get("offset") or 0}, "offset", where),
+        duration_seconds=seconds_of(record, "duration", where),
+        sample_rate=record.get("sampling_rate"),
+        channels=1,
+        audio=manifest.parent / audio,
+    )
+
+
+def seconds_of(record: Mapping[str, Any], name: str, where: str) -> float:
+    """A field that holds seconds; ValueError for anything else."""
+    value = record.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{where}: field {name!r} is {value!r}: give seconds")
+    return float(value)
+
+
+def check_audio(entry: Entry, sample_rate: int) -> None:
+    """Compare an entry with its audio file, or what an archive was found to hold.
+
+    Raises:
+        UnreadableClip: the file is missing, has no readable header, or is shorter than the entry says.
+        ValueError: rate or channels are not those that are trained on, or the path is unsafe.
+    """
+    if entry.sample_rate is not None and entry.sample_rate != sample_rate:
+        raise ValueError(
+            f"{entry.where}: field 'sampling_rate' is {entry.sample_rate}, but the dataset is read at "
+            f"sample_rate={sample_rate} Hz: resample the audio, or set sample_rate and a model that takes it"
+        )
+    header, name = entry.header, entry.archived
+    if entry.audio is not None:
+        header, name = _header_of_file(entry.audio, entry.where), str(entry.audio)
+    if header is None:
+        return
+    if header.sample_rate != sample_rate:
+        raise ValueError(
+            f"{entry.where}: {name} has {header.sample_rate} Hz, not sample_rate={sample_rate}: resample it"
+        )
+    if header.channels != entry.channels:
+        raise ValueError(
+            f"{entry.where}: {name} has {header.channels} channels, the manifest says {entry.channels}: "
+            "convert it to mono or correct the manifest"
+        )
+    end = entry.start_seconds + entry.duration_seconds
+    if end > header.duration_seconds + DURATION_TOLERANCE_SECONDS:
+        raise UnreadableClip(
+            f"{entry.where}: the cut ends at {end} s but {name} lasts {header.duration_seconds} s: "
+            "the file is truncated or the manifest wrong"
+        )
+
+
+def _header_of_file(audio: Path, where: str) -> Header:
+    refuse_unsafe_path(str(audio), where)
+    if not audio.is_file():
+        raise UnreadableClip(
+            f"{where}: no audio file at {audio}: restore it or correct the manifest "
+            "(paths are absolute or relative to the manifest's directory)"
+        )
+    try:
+        found = info(audio)
+    except AudioLoadingError as error:
+        raise UnreadableClip(f"{where}: {audio} is no readable audio file: replace it ({error})") from error
+    return Header(found.samplerate, found.channels, found.duration)
