@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 # vLLM's environment: its torch and transformers are others than ours.
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+# TRL's, to race against.
+PEERS_STAMP := .venv-peers/.installed
 BIN := $(VENV)/bin
 # Extra pip options for the environment, e.g. an index with CPU-only torch wheels.
 PIP_ARGS ?=
@@ -27,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help env vllm demo test mutations check format ablation
+.PHONY: help env vllm demo test mutations check format ablation peers
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +60,9 @@ format: $(STAMP) ## apply the formatter and the safe lint fixes
 ablation: $(STAMP) ## GRPO, mask only, attention only and full MAPO, three seeds each; resumable
 	$(BIN)/python examples/ablation.py $(ARGS)
 
+peers: $(STAMP) $(PEERS_STAMP) ## race a GRPO step against TRL's GRPOTrainer (about 10 minutes)
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
 $(STAMP): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "nemo-mapo needs Python 3.11 or 3.12 and found neither as python3, python3.11 or" \
 	    "python3.12. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -75,4 +80,10 @@ $(VLLM_STAMP): requirements-vllm.txt examples/vllm_cpu_site.py
 	@"$(PYTHON)" -m venv $(VLLM_VENV)
 	@$(VLLM_VENV)/bin/pip install -qq $(PIP_ARGS) --no-deps -r requirements-vllm.txt
 	@cp examples/vllm_cpu_site.py "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py"
+	@touch $@
+
+$(PEERS_STAMP): requirements-peers.txt
+	@echo "Installing TRL into .venv-peers: about 1 minute and 1 GB the first time."
+	@"$(PYTHON)" -m venv .venv-peers
+	@.venv-peers/bin/pip install -qq $(PIP_ARGS) --no-deps -r requirements-peers.txt
 	@touch $@

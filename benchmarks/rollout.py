@@ -71,7 +71,7 @@ def main() -> None:
     report(rounds[1:], check=arguments.check)
 
 
-def model_config_of(layers: int, width: int) -> ModelConfig:
+def model_config_of(layers: int, width: int, *, positions: int = 1024) -> ModelConfig:
     """A decoder with heads 32 wide, which vLLM's attention on a CPU has."""
     decoder = DecoderConfig(
         num_layers=layers,
@@ -80,14 +80,16 @@ def model_config_of(layers: int, width: int) -> ModelConfig:
         num_attention_heads=width // 32,
         num_query_groups=max(1, width // 64),
         kv_channels=32,
-        max_position_embeddings=1024,
+        max_position_embeddings=positions,
     )
     return ModelConfig(decoder=decoder, target_layers=(layers - 1,))
 
 
-def build_pair(tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int) -> tuple[AudioLLM, Qwen3ForCausalLM]:
+def build_pair(
+    tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int, positions: int = 1024
+) -> tuple[AudioLLM, Qwen3ForCausalLM]:
     """The same decoder as ours and as transformers' Qwen3."""
-    config = model_config_of(layers, width)
+    config = model_config_of(layers, width, positions=positions)
     decoder = config.decoder
     ours = build_audio_llm(
         config,
@@ -105,7 +107,7 @@ def build_pair(tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int) -
             num_attention_heads=decoder.num_attention_heads,
             num_key_value_heads=decoder.num_query_groups,
             head_dim=decoder.kv_channels,
-            max_position_embeddings=1024,
+            max_position_embeddings=positions,
             rope_theta=decoder.rotary_base,
             rms_norm_eps=decoder.layernorm_epsilon,
             tie_word_embeddings=True,

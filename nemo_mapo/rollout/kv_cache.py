@@ -80,7 +80,10 @@ class SlotCache:
         """Keys and values of a layer."""
         memories: dict[int, tuple[Tensor, Tensor]] = self.context.key_value_memory_dict
         if layer not in memories:
-            # What lies before a prompt is masked, but must be finite all the same.
-            shape = (self.room, self.context.max_batch_size, *like.shape[2:])
-            memories[layer] = (like.new_zeros(shape), like.new_zeros(shape))
+            # What lies before a prompt is masked, but must be finite all the same. A head's positions lie one after
+            # the other, as attention reads them; Megatron indexes [time, batch, kv_heads, dim].
+            heads, dim = like.shape[2:]
+            shape = (self.context.max_batch_size, heads, self.room, dim)
+            keys, values = like.new_zeros(shape), like.new_zeros(shape)
+            memories[layer] = (keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3))
         return memories[layer]

@@ -1,0 +1,152 @@
+"""Our side of `benchmarks/peers.py`: generation, passes and optimiser step, one step per line on standard input."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers_protocol import answer, peak_mib, ready, reset_peak
+from rollout import build_pair, model_config_of
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.config.model import OptimizerConfig
+from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.embedded.tokenizer import build_tokenizer
+from nemo_mapo.grounding.tagger import build_tagger
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.build import build_audio_llm
+from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.scoring import RolloutScorer
+from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.types import AudioBatch, Example, PromptBatch
+
+SAMPLE_RATE = 16000
+QUESTION = 20
+"""Tokens of an audio prompt that are not audio."""
+
+
+def main() -> None:
+    """Write TRL's model directory, or train until the lines end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=Path, help="JSON file that benchmarks/peers.py writes")
+    parser.add_argument("--export", action="store_true", help="write the decoder for TRL and stop")
+    arguments = parser.parse_args()
+    settings = json.loads(arguments.settings.read_text())
+    torch.set_num_threads(settings["threads"])
+    hide_cuda_devices()
+    install_cpu_host()
+    initialize_parallel()
+    tokenizer = build_tokenizer()
+    if arguments.export:
+        _, theirs = build_pair(tokenizer, layers=settings["layers"], width=settings["width"], positions=2048)
+        theirs.save_pretrained(settings["model"])
+        tokenizer.save_pretrained(settings["model"])
+        return
+    step = Step(settings, tokenizer)
+    ready()
+    while sys.stdin.readline():
+        reset_peak()
+        started = time.perf_counter()
+        step()
+        answer({"seconds": time.perf_counter() - started, "peak_mib": peak_mib()})
+
+
+class Step:
+    """A training step of GRPO or MAPO as the trainer takes it, on the same prompts each time."""
+
+    def __init__(self, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.group = settings["group"]
+        self.count = 0
+        special = SpecialTokens.from_tokenizer(tokenizer)
+        config = model_config_of(settings["layers"], settings["width"], positions=2048)
+
+        def build() -> AudioLLM:
+            size = len(tokenizer)
+            return build_audio_llm(config, vocab_size=size, special=special, sample_rate=SAMPLE_RATE, seed=0)
+
+        policy = build()
+        batching = MicroBatching(rows=settings["rows"], shared_prompts=True)
+        reference = FrozenReference(build(), special, keep_placeholders=False, batching=batching)
+        self.sampling = SamplingConfig(
+            temperature=settings["temperature"],
+            top_k=settings["top_k"],
+            top_p=settings["top_p"],
+            min_new_tokens=settings["completion_tokens"],
+            max_new_tokens=settings["completion_tokens"],
+        )
+        objective = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False, beta=settings["beta"])
+        if settings["method"] == "mapo":
+            objective = ObjectiveConfig(beta=settings["beta"])
+        wrapped = wrap_data_parallel(policy)
+        slots = len(settings["prompts"]) * self.group
+        self.actor = MapoActor(
+            wrapped, MegatronRollout(policy, tokenizer, batch_size=slots), reference, objective, batching
+        )
+        self.scorer = RolloutScorer(
+            tokenizer, special, build_tagger(download=False), RewardsConfig(), objective, RolloutConfig()
+        )
+        self.optimizer = build_optimizer(wrapped, OptimizerConfig(lr=settings["learning_rate"]))
+        self.learning_rate = settings["learning_rate"]
+        self.prompts = prompts_of(settings, policy, tokenizer, special)
+
+    def __call__(self) -> None:
+        """Generate, score, and take one optimiser step."""
+        rows = len(self.prompts.lengths) * self.group
+        seeds = torch.arange(rows) + rows * self.count
+        self.count += 1
+        self.actor.prepare_for_inference()
+        with torch.no_grad():
+            rollouts = self.actor.infer(self.prompts, self.sampling, group_size=self.group, seeds=seeds)
+        scored = self.scorer(rollouts, self.actor, untimed)
+        self.actor.finish_inference()
+        # Rewards of a random policy are all equal: their gradient would be 0, which costs no less, but looks so.
+        scored.batch.advantages.copy_(torch.randn(rows))
+        self.optimizer.zero_grad()
+        self.actor.get_loss_and_metrics(scored.batch, forward_only=False)
+        self.optimizer.step(lr=self.learning_rate, max_norm=1.0)
+
+
+def untimed(name: str) -> contextlib.AbstractContextManager[None]:
+    """Phases are not told apart."""
+    return contextlib.nullcontext()
+
+
+def prompts_of(
+    settings: dict[str, Any], policy: AudioLLM, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens
+) -> PromptBatch:
+    """TRL's prompts; with `audio` most of each is a clip of noise."""
+    tokens = torch.tensor([tokenizer(prompt)["input_ids"] for prompt in settings["prompts"]])
+    count, length = tokens.shape
+    audio = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
+    audio_row = torch.full((count,), -1)
+    if settings["audio"]:
+        samples = SAMPLE_RATE // 100
+        while policy.num_audio_tokens(samples) < length - QUESTION:
+            samples += SAMPLE_RATE // 100
+        tokens[:, 1 : 1 + length - QUESTION] = special.audio_id
+        audio = AudioBatch(waveforms=torch.randn(count, samples) * 0.1, lengths=torch.full((count,), samples))
+        audio_row = torch.arange(count)
+    return PromptBatch(
+        tokens=tokens,
+        lengths=torch.full((count,), length),
+        audio=audio,
+        audio_row=audio_row,
+        examples=tuple(
+            Example(id=str(row), question="?", choices=("a", "b"), answer="a", task="") for row in range(count)
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
