@@ -41,7 +41,7 @@ class TransformerEngine:
 
 
 def transformer_engine() -> TransformerEngine:
-    """Look up Transformer Engine; ValueError where it or a CUDA device is missing."""
+    """Look up Transformer Engine; ValueError if it or a CUDA device is missing."""
     try:
         import transformer_engine.pytorch as te
         from transformer_engine.pytorch.utils import get_cudnn_version

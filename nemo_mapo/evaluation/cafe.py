@@ -45,7 +45,7 @@ class ClaimRules:
 
 
 def parse_claims(reply: str) -> Claims | None:
-    """The judge's counts; None where the reply is anything but one object with exactly these whole numbers."""
+    """The judge's counts; None if the reply is anything but one object with exactly these whole numbers."""
     try:
         counts = json.loads(reply)
     except json.JSONDecodeError:

@@ -23,7 +23,7 @@ class GateResult:
     gate: tuple[bool, ...]
     """g_t for every token id given, trailing padding included (False there)."""
     fallback: FallbackReason | None
-    """Why the gate is all ones over the real tokens instead of following the tags; None where it follows them."""
+    """Why the gate is all ones over the real tokens instead of following the tags; None if it follows them."""
 
 
 class GateBatch(NamedTuple):
@@ -144,7 +144,7 @@ def _word_tags(surface: Surface, tagger: Tagger) -> Iterator[tuple[int, tuple[st
 def pos_token_tags(token_ids: Sequence[int], tokenizer: Tokenizer, tagger: Tagger) -> tuple[str | None, ...]:
     """The universal tag of the word that each token belongs to; None for markup, marks and padding (Fig. 7).
 
-    A contraction has its host's tag; a token of two words, the first one's. All None where the tokens cannot be laid
+    A contraction has its host's tag; a token of two words, the first one's. All None if the tokens cannot be laid
     over the text (see `pos_token_gate`).
     """
     tags: list[str | None] = [None] * len(token_ids)

@@ -84,7 +84,7 @@ def _whole_words(token: str) -> bytes | None:
 
 
 Spelling = Callable[[str], bytes | None]
-"""Vocabulary entry to the bytes it stands for; None where the entry is not written in this spelling."""
+"""Vocabulary entry to the bytes it stands for; None if the entry is not written in this spelling."""
 
 _SPELLINGS: tuple[Spelling, ...] = (_byte_level, _sentencepiece, _whole_words)
 
@@ -103,7 +103,7 @@ class SurfaceReader:
         self._spellings = list(_SPELLINGS)
 
     def read(self, token_ids: Sequence[int]) -> Surface | None:
-        """Return text and token positions, or None where no spelling reproduces the tokenizer's own decoding.
+        """Return text and token positions, or None if no spelling reproduces the tokenizer's own decoding.
 
         A special token stands as a line break, so that no word or sentence runs across it.
         """

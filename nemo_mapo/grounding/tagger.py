@@ -123,7 +123,7 @@ def build_tagger(download: bool = True) -> Tagger:
 
 @cache
 def default_tagger() -> Tagger:
-    """Return the tagger of callers that bring none: `build_tagger` without network, built once a process."""
+    """Return the tagger of callers that bring none: `build_tagger` without network, built once per process."""
     return build_tagger(download=False)
 
 

@@ -226,7 +226,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
 
 
 def _embedding_rows(configured: int | None, tokens: int) -> int:
-    """Rows of the vocabulary; ValueError where the tokenizer has more tokens."""
+    """Rows of the vocabulary; ValueError if the tokenizer has more tokens."""
     if configured is not None and configured < tokens:
         raise ValueError(
             f"model.decoder.vocab_size={configured} is less than the tokenizer's {tokens} tokens; set it to null, or "

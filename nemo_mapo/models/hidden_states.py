@@ -18,7 +18,7 @@ def pooled_hidden_states(
 ) -> Iterator[list[Float[Tensor, "batch hidden"]]]:
     """While active, every layer that runs appends the mean of its output over each row's `positions`.
 
-    A row without positions gives zeros. ValueError for a model that is cut into pipeline stages or shares out the
+    A row without positions gives zeros. ValueError for a model that is split into pipeline stages or shards the
     sequence: a rank would see a part only.
     """
     if model.config.pipeline_model_parallel_size > 1 or model.config.sequence_parallel:

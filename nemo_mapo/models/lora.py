@@ -80,7 +80,7 @@ class LoraLinear(nn.Module):
             part = parts[parallel_state.get_tensor_model_parallel_rank()]
             parameter = nn.Parameter(part.to(self.weight).clone(memory_format=torch.contiguous_format))
             set_tensor_model_parallel_attributes(parameter, True, self.cut_axis, 1)
-        # False on experts that ranks share out: their gradients are summed over fewer ranks.
+        # False on experts that are sharded over ranks: their gradients are summed over fewer ranks.
         parameter.allreduce = vars(self.weight).get("allreduce", True)  # type: ignore[attr-defined]
         return parameter
 

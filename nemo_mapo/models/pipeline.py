@@ -1,4 +1,4 @@
-"""Forward passes without gradient, whatever stages, sequence shards and experts the model is cut into."""
+"""Forward passes without gradient, whatever stages, sequence and expert shards the model has."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,13 +49,13 @@ def any_rank(flag: bool, group: torch.distributed.ProcessGroup | None = None) ->
 
 
 def any_expert_rank(flag: bool) -> bool:
-    """Whether the flag is up on any rank that shares out the same experts: none of them can run a layer alone."""
+    """Whether the flag is up on any rank that shards the same experts: none of them can run a layer alone."""
     return any_rank(flag, parallel_state.get_expert_model_parallel_group())
 
 
 @contextmanager
 def whole_sequences(model: AudioLLM) -> Iterator[None]:
-    """Switch sequence parallelism off: a decoding step has one position, which cannot be shared out."""
+    """Switch sequence parallelism off: a decoding step has one position, which cannot be sharded."""
     if not model.config.sequence_parallel:
         yield
         return

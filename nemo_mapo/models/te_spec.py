@@ -29,7 +29,7 @@ def te_layer_specs(
 ) -> TransformerBlockSubmodules:
     """Megatron's Transformer Engine layers with `self_attention` around the core attention that can report its mass.
 
-    ValueError where Transformer Engine or a CUDA device is missing, or this machine cannot run `config` as it is.
+    ValueError if Transformer Engine or a CUDA device is missing, or this machine cannot run `config` as it is.
     """
     engine = transformer_engine()
     reasons = fp8_recipe_refusals(config.fp8_recipe, engine.machine) if config.fp8 else []

@@ -1,4 +1,4 @@
-"""The policy's weights as a rollout engine of another process takes them: whole, under the uncut model's names.
+"""The policy's weights as a rollout engine of another process takes them: whole, under the unsharded model's names.
 
 Which part of a tensor lies where is what Megatron says for distributed checkpoints; there are no rules by layer here.
 """
@@ -26,12 +26,12 @@ class _Place(NamedTuple):
     """Where a part belongs; all ranks are told."""
 
     name: str
-    """Of the whole tensor, in the uncut model."""
+    """Of the whole tensor, in the unsharded model."""
     dtype: torch.dtype
     whole: tuple[int, ...]
     """Shape of the whole tensor, the rows that pad a vocabulary included."""
     rows: int | None
-    """How many of its rows the uncut model has; None is all."""
+    """How many of its rows the unsharded model has; None is all."""
     offset: tuple[int, ...]
     shape: tuple[int, ...]
 

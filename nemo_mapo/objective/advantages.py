@@ -16,7 +16,7 @@ def group_advantages(
     A = (r - mean_G r) / (std_G r + epsilon), std with Bessel's correction; A = r - mean_G r without `use_std`.
 
     Args:
-        rewards: one a completion; the `group_size` rows of one prompt are adjacent.
+        rewards: one per completion; the `group_size` rows of one prompt are adjacent.
         group_size: G, completions per prompt.
         use_std: divide by the group's standard deviation.
         epsilon: added to the standard deviation; a group of equal rewards has advantages 0.

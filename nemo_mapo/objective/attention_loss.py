@@ -47,7 +47,7 @@ def attention_loss(
         epsilon: keeps the logarithm finite at mass 0.
 
     Returns:
-        One value a row; 0 for a row without a gated token.
+        One value per row; 0 for a row without a gated token.
     """
     # Filled before the logarithm: its derivative at a NaN on padding would survive a mask applied afterwards.
     surprise = -(audio_mass.masked_fill(~gate, 1.0) + epsilon).log()

@@ -24,7 +24,7 @@ class LossTerms:
     kl_loss: Float[Tensor, ""]
     """Without beta."""
     attention_loss: Float[Tensor, ""] | None
-    """Without eta; None where no audio mass was captured."""
+    """Without eta; None if no audio mass was captured."""
     loss: Float[Tensor, ""]
     mask_effect: Float[Tensor, ""]
     """|L_PG(mask) - L_PG(uniform)|, per row."""

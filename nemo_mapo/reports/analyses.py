@@ -25,7 +25,7 @@ class Analysis:
 
 
 def read_analysis(path: Path, label: str) -> Analysis:
-    """Read a file that examples/analyse.py wrote; ValueError where it is none."""
+    """Read a file that examples/analyse.py wrote; ValueError if it is none."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -37,7 +37,7 @@ def read_analysis(path: Path, label: str) -> Analysis:
 
 
 def newest_analysis(run_dir: Path) -> Path:
-    """The analysis file of a run directory that was written last; ValueError where there is none."""
+    """The analysis file of a run directory that was written last; ValueError if there is none."""
     found = sorted((run_dir / "analysis").glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"{run_dir} has no analysis; make one: python examples/analyse.py {run_dir}")

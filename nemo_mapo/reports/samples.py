@@ -244,7 +244,7 @@ def _luminance(colour: str) -> float:
 
 
 def _signal(sample: Record, field: str) -> list[Any]:
-    """The sample's values of `field`, one a token; empty where there are none or they do not fit its tokens."""
+    """The sample's values of `field`, one per token; empty if there are none or they do not fit its tokens."""
     tokens, values = sample.get("tokens"), sample.get(field)
     fits = isinstance(tokens, list) and isinstance(values, list) and len(tokens) == len(values)
     return list(values) if fits and values and any(is_number(value) for value in values) else []

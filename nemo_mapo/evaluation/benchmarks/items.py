@@ -86,7 +86,7 @@ class Item:
     slots: tuple[str | None, ...]
     """Choices in published order. None is an empty slot, kept so that published letters keep their meaning."""
     answer: str | None
-    """Text of the right choice, or the reference of an open question; None where it is withheld or there is none."""
+    """Text of the right choice, or the reference of an open question; None if it is withheld or there is none."""
     groups: Mapping[str, tuple[str, ...]]
     """Values by field; an item with several values of a field counts in each of their groups."""
     rule: str | None = None

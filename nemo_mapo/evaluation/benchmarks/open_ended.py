@@ -97,7 +97,7 @@ class OpenEndedJudge:
 
 
 def read_ratings(reply: str) -> dict[str, float] | None:
-    """The five ratings of a reply, or None where one is missing, given twice or outside the scale."""
+    """The five ratings of a reply, or None if one is missing, given twice or outside the scale."""
     found = dict(_ratings(reply, (*CRITERIA, OVERALL)))
     return found if len(found) == len(CRITERIA) + 1 else None
 

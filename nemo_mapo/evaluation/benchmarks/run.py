@@ -51,7 +51,7 @@ def evaluate(config: EvaluationConfig, build_engine: EngineFactory) -> Path:
     """Evaluate as `config` says; return the directory with predictions and results.
 
     Raises:
-        ValueError: what the user can mend: files, config, directory.
+        ValueError: what the user can fix: files, config, directory.
         JudgeError: a model that helps to score is out of reach; the predictions are kept.
     """
     benchmark = read_benchmark(config.benchmark)

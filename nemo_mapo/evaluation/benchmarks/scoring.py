@@ -39,14 +39,14 @@ NamesChoice = Callable[[str, Item, tuple[str, ...] | None], str | None]
 
 
 def read_answer(prediction: Prediction, template: AnswerTemplate) -> str | None:
-    """The answer in a completion, or None where it gives none."""
+    """The answer in a completion, or None if it gives none."""
     if template == "none":
         return prediction.completion.strip() or None
     return extract_answer(prediction.completion, template, finished=prediction.finished)
 
 
 def named_choice(answer: str, item: Item, shown: tuple[str, ...] | None) -> str | None:
-    """The choice that an answer names by its text, its letter or both; None where it names none or may name several.
+    """The choice that an answer names by its text, its letter or both; None if it names none or may name several.
 
     Strict: see `rewards.answers.resolve_choice`. A letter counts in the order in which the choices were shown (by
     default as published, empty slots included); what counts in the end is the text, so the order does not matter. A

@@ -1,4 +1,4 @@
-"""The same questions with the audio taken away, silenced, or exchanged: how much of the score needs ears."""
+"""The same questions with the audio taken away, silenced, or exchanged: how much of the score depends on it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -83,7 +83,7 @@ def exchanged(
 ) -> PromptBatch:
     """Every question about the clip of another one, whose answer is another one wherever that can be.
 
-    ValueError where the batch has no clip that differs.
+    ValueError if the batch has no clip that differs.
     """
     order = foreign_clips(prompts)
     audio_row = prompts.audio_row[order]

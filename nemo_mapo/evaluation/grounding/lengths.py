@@ -23,7 +23,7 @@ class LengthBin:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthEffect:
-    """Accuracy against completion length; None where a correlation is not defined (nothing varies)."""
+    """Accuracy against completion length; None if a correlation is not defined (nothing varies)."""
 
     pearson: float | None
     """Over all completions: confounded with difficulty."""

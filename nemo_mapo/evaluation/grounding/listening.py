@@ -114,7 +114,7 @@ def _refuse_unsupported(policy: AudioLLM) -> None:
     config = policy.config
     if config.tensor_model_parallel_size > 1 or config.pipeline_model_parallel_size > 1:
         raise ValueError(
-            f"the model is cut into tensor_model_parallel_size={config.tensor_model_parallel_size} x "
+            f"the model is sharded into tensor_model_parallel_size={config.tensor_model_parallel_size} x "
             f"pipeline_model_parallel_size={config.pipeline_model_parallel_size}: attention weights are read in one "
             "process; build it with 1 and 1, a checkpoint of any layout can be loaded"
         )

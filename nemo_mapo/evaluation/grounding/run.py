@@ -91,7 +91,7 @@ def _start(written: Path, split: str) -> list[Analysis]:
 
 
 def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
-    """The run's config for this process alone: every layout's checkpoint can be loaded into an uncut model."""
+    """The run's config for this process alone: every layout's checkpoint can be loaded into an unsharded model."""
     if run.model.attention_backend != "sdpa":
         raise ValueError(
             f"{run_dir} was trained with model.attention_backend={run.model.attention_backend}, whose kernels do not "

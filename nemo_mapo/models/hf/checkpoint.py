@@ -121,7 +121,7 @@ class CheckpointTensors:
         self._reader.read_data(LoadPlan(items), _IntoTargets(targets)).wait()
 
     def _as_stored(self, entry: Entry) -> Entry:
-        """The entry in the type that the checkpoint has; ValueError where it has another shape or no such tensor."""
+        """The entry in the type that the checkpoint has; ValueError if it has another shape or no such tensor."""
         for part in shards_of(entry):
             found = self._stored.get(part.key)
             if found is None or not _fits(tuple(found.size), part):
@@ -140,7 +140,7 @@ def _fits(stored: tuple[int, ...], part: ShardedTensor) -> bool:
 
 
 class _IntoTargets(DefaultLoadPlanner):
-    """Reads into views of the tensors that are being put together."""
+    """Reads into views of the tensors that are being assembled."""
 
     def __init__(self, targets: dict[Place, Tensor]) -> None:
         super().__init__()

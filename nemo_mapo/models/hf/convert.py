@@ -90,7 +90,7 @@ def export_hf(
 
     Args:
         checkpoint: of a run that began from `original`, or of import.
-        original: the Hugging Face directory; weights left aside, and how tensors share out over files, come from it.
+        original: the Hugging Face directory; weights left aside, and how tensors are spread over files, come from it.
         output: directory to make.
         dtype: of the thinker's tensors; None is the checkpoint's.
         lora_alpha: `model.lora.alpha` of a run with adapters, which are merged.
