@@ -30,6 +30,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
 from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.report import write_report
+from nemo_mapo.rewards.combined import build_rewards
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -70,6 +71,8 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     if config.supervised is not assembly.supervised:
         raise ValueError("trainer.sft is for examples/sft.py, and needed there: use that, or examples/train_mapo.py")
     check_start_given(config)
+    # Imports the user's functions: a wrong path is found before anything is built.
+    build_rewards(config.rewards)
     _set_up_host(config)
     if is_main_rank():
         directory = open_run_directory(config)

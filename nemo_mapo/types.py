@@ -13,6 +13,17 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Where a clip of a question comes from: `Clip(path="dog.wav", start_seconds=0.0, duration_seconds=2.0)`."""
+
+    path: str | None
+    """Audio file; None if it lay in an archive."""
+    start_seconds: float
+    """Within that file."""
+    duration_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One question about one audio clip, as the manifest states it."""
 
@@ -26,6 +37,8 @@ class Example:
     """Reference reasoning, or a whole completion; what supervised training learns."""
     caption: str | None = None
     """What is to be heard in the clip; some optional rewards and metrics ask for it."""
+    clips: tuple[Clip, ...] = ()
+    """The clips in their order; empty if the question was read without its audio."""
 
 
 @dataclass(frozen=True, kw_only=True)

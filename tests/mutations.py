@@ -261,6 +261,20 @@ FAULTS = (
         tests=("tests/unit/data/test_nemo_corpora.py", "-k", "lost"),
     ),
     Fault(
+        name="untrusted: a recorded config may name code",
+        file="nemo_mapo/training/finished_run.py",
+        right="    return replace(config, rewards=config.rewards.without_code)\n",
+        wrong="    return config\n",
+        tests=("tests/unit/training/test_run_directory.py", "-k", "no_code"),
+    ),
+    Fault(
+        name="rewards: what a user's function returns is taken as it is",
+        file="nemo_mapo/rewards/custom.py",
+        right="        if not isinstance(value, Real) or not math.isfinite(value):\n",
+        wrong="        if value is None:\n",
+        tests=("tests/unit/rewards/test_custom.py", "-k", "no_number"),
+    ),
+    Fault(
         name="untrusted: a checkpoint is opened before it is looked at",
         file="nemo_mapo/training/checkpoint.py",
         right="    refuse_code(path)\n",

@@ -31,7 +31,13 @@ def _add_section(sections: list[str], path: str, schema: Schema, definitions: di
     inner: list[tuple[str, Schema]] = []
     for name, field in schema["properties"].items():
         below = [definitions[reference] for reference in _references(field)]
-        if below:
+        if entries := _entries(field):
+            rows.append(f"| `{path}{name}` | entries by name | {_default(field)} | {_meaning(field)} |")
+            kinds = [
+                (definitions[reference]["properties"]["type"]["const"], definitions[reference]) for reference in entries
+            ]
+            inner += [(f"{path}{name}.{kind if kind != 'custom' else 'NAME'}.", section) for kind, section in kinds]
+        elif below:
             inner += [(f"{path}{name}.", section) for section in below]
         else:
             rows.append(f"| `{path}{name}` | {_kind(field)} | {_default(field)} | {_meaning(field)} |")
@@ -47,6 +53,12 @@ def _references(field: Schema) -> list[str]:
     """Names of the sections that a field can hold."""
     options = [field, field.get("items", {}), *field.get("anyOf", ()), *field.get("oneOf", ())]
     return [option["$ref"].rsplit("/", 1)[-1] for option in options if "$ref" in option]
+
+
+def _entries(field: Schema) -> list[str]:
+    """Names of the sections that the entries of a field can be, if it holds entries by name."""
+    values = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
+    return [name for value in values if isinstance(value, dict) for name in _references(value)]
 
 
 def _kind(field: Schema) -> str:
@@ -65,6 +77,8 @@ def _default(field: Schema) -> str:
     if "default" in field:
         return f"`{json.dumps(field['default'])}`"
     # A free-form section starts empty; the schema does not say so.
+    if _entries(field):
+        return "see `conf/`"
     return "`{}`" if field.get("additionalProperties") is True else "required"
 
 

@@ -1,15 +1,15 @@
-"""Rewards: their weights, and the model that judges."""
+"""Rewards: a class per type with its weight and its own values, and the model that judges."""
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 
 from nemo_mapo.config.base import config_class
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
-
-_MPAR2_REWARDS = ("reviewed_answer", "perception", "reasoning_steps")
 
 
 @config_class
@@ -39,15 +39,127 @@ class JudgeConfig:
 
 
 @config_class
-class Mpar2Config:
-    """What MPAR2 (arXiv 2603.02266) does not publish: values that you have to choose."""
+class AccuracyTerm:
+    """The extracted answer is the right choice, exactly."""
 
+    type: Literal["accuracy"] = "accuracy"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
+    asks_judge: ClassVar[bool] = False
+
+
+@config_class
+class FormatTerm:
+    """The completion follows the template."""
+
+    type: Literal["format"] = "format"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
+    asks_judge: ClassVar[bool] = False
+
+
+@config_class
+class ConsistencyTerm:
+    """The reasoning is complete and concludes what is answered."""
+
+    type: Literal["consistency"] = "consistency"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
+    decided_by: Literal["rule", "model"] = "rule"
+    """A rule for templated text, or the judge."""
+    conditional_on_correct: bool = False
+    """Ask the judge only where the answer is right; elsewhere it is 0."""
+
+    @property
+    def asks_judge(self) -> bool:
+        """Whether it is a judge's verdict."""
+        return self.decided_by == "model"
+
+
+@config_class
+class ReviewedAnswerTerm:
+    """MPAR2 (arXiv 2603.02266): right, with a bonus for a sound review, divided by 1 + bonus."""
+
+    type: Literal["reviewed_answer"] = "reviewed_answer"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
     review_bonus: Weight
-    """b in answer * (1 + b * review)."""
+    """b in answer * (1 + b * review); not published."""
+    asks_judge: ClassVar[bool] = True
+
+
+@config_class
+class PerceptionTerm:
+    """MPAR2: the perception agrees with the clip's caption, as the judge sees it."""
+
+    type: Literal["perception"] = "perception"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
+    asks_judge: ClassVar[bool] = True
+
+
+@config_class
+class ReasoningStepsTerm:
+    """MPAR2: the sub-questions are answered from the perception, as the judge sees it."""
+
+    type: Literal["reasoning_steps"] = "reasoning_steps"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
     step_floor: Annotated[float, Field(gt=0, lt=1)]
-    """Least score of a reasoning step inside the geometric mean."""
+    """Least score of a reasoning step inside the geometric mean; not published."""
     step_share: Annotated[float, Field(ge=0, le=1)]
-    """Share of the steps in the reward of the reasoning; the rest is the judge's view of the whole."""
+    """Share of the steps in the reward of the reasoning, the rest is the judge's view of the whole; not published."""
+    asks_judge: ClassVar[bool] = True
+
+
+@config_class
+class CustomTerm:
+    """A function of yours, imported when the run starts (docs/rewards.md)."""
+
+    type: Literal["custom"] = "custom"
+    """Which reward."""
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
+    path: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+    """Module and function, e.g. my_pkg.rewards:length."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function, besides the completions."""
+    asks_judge: ClassVar[bool] = False
+
+
+Mpar2Term = ReviewedAnswerTerm | PerceptionTerm | ReasoningStepsTerm
+Term = Annotated[
+    AccuracyTerm | FormatTerm | ConsistencyTerm | ReviewedAnswerTerm | PerceptionTerm | ReasoningStepsTerm | CustomTerm,
+    Field(discriminator="type"),
+]
+"""One reward of a completion, and its weight in the sum; its `type` says which."""
+
+SHIPPED = ("accuracy", "format", "consistency", "reviewed_answer", "perception", "reasoning_steps")
+"""Types that are also the names of their entries."""
+
+TAKEN_NAMES = frozenset(
+    {
+        *("total", "reward_mean", "completion_tokens", "reasoning_words", "finished_share", "equal_reward_groups"),
+        *("overlong_penalty", "verdicts_missing", "log_prob_gap", "log_prob_mismatch", "log_prob_correlation"),
+        *("log_prob_outside", "accuracy_speech", "accuracy_text", "generation_rounds", "kept_share", "replaced_groups"),
+        *("staleness", "tars_behaviour", "tars_representation", "tars_without_reference", "tokens_per_second"),
+    }
+)
+"""Metrics of rollouts that are no rewards: no entry of `terms` is called so."""
+
+_OLD_KEYS = {
+    **{name: f"terms.{name}.weight" for name in SHIPPED},
+    "consistency_judge": "terms.consistency.decided_by",
+    "conditional_on_correct": "terms.consistency.conditional_on_correct",
+    "mpar2": "terms.reviewed_answer.review_bonus, terms.reasoning_steps.step_floor and .step_share",
+}
+"""Keys of earlier versions, and where their values stand now."""
 
 
 @config_class
@@ -60,42 +172,48 @@ class TarsConfig:
     """beta: cosine of the texts' embeddings, by judge.embedding_model of judge.base_url."""
 
 
+def _first_terms() -> dict[str, Term]:
+    return {
+        "accuracy": AccuracyTerm(weight=2.0),
+        "format": FormatTerm(weight=1.0),
+        "consistency": ConsistencyTerm(weight=1.0),
+    }
+
+
 @config_class
 class RewardsConfig:
-    """Weights of the rewards; a reward with weight 0 is not computed."""
+    """What a completion earns: the weighted sum of `terms`."""
 
-    accuracy: Weight = 2.0
-    """Weight of: the extracted answer is the right choice, exactly."""
-    format: Weight = 1.0
-    """Weight of: the completion follows the template."""
-    consistency: Weight = 1.0
-    """Weight of: the reasoning is complete and concludes what is answered."""
-    reviewed_answer: Weight = 0.0
-    """Weight of (MPAR2): right, with a bonus for a sound review, divided by 1 + bonus."""
-    perception: Weight = 0.0
-    """Weight of (MPAR2): the perception agrees with the clip's caption, as the judge sees it."""
-    reasoning_steps: Weight = 0.0
-    """Weight of (MPAR2): the sub-questions are answered from the perception, as the judge sees it."""
+    terms: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Term] = Field(default_factory=_first_terms)
+    """The rewards by name: {name: {type: ..., weight: ...}}. A shipped type is also the name of its entry, `custom`
+    ones are named freely; with weight 0 a reward is not computed. One weight: rewards.terms.accuracy.weight=2."""
     template: Literal["think", "think_answer", "reasoning", "mpar2"] = "think"
     """`<think>...</think>answer`, with `<answer>...</answer>` around the answer (`think_answer`),
     `<reasoning>...</reasoning><answer>...</answer>`, or MPAR2's (docs/rewards.md)."""
-    consistency_judge: Literal["rule", "model"] = "rule"
-    """Who decides on consistency: a rule for templated text, or the judge."""
-    conditional_on_correct: bool = False
-    """Ask the judge about consistency only where the answer is right; elsewhere it is 0."""
     judge: JudgeConfig = JudgeConfig()
     judge_cache: str | None = None
     """File that remembers the judge's verdicts over steps and runs; null remembers nothing."""
     max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of a rollout batch's verdicts that may be missing; above it the run saves and stops."""
-    mpar2: Mpar2Config | None = None
     tars: TarsConfig | None = None
     """Alignment with text-conditioned completions, added to the rewards of those that hear; null is off."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _answer_old_keys(cls, given: Any) -> Any:
+        """ValueError that says where the value of a key of earlier versions stands now."""
+        keys = given.kwargs if isinstance(given, ArgsKwargs) else given
+        if isinstance(keys, dict) and (old := [key for key in _OLD_KEYS if key in keys]):
+            now = "; ".join(f"{key} is now {_OLD_KEYS[key]}" for key in old)
+            raise ValueError(
+                f"rewards are entries of rewards.terms, each with type and weight: {now} (docs/rewards.md)"
+            )
+        return given
+
     def __post_init__(self) -> None:
-        judged = [name for name in _MPAR2_REWARDS if vars(self)[name] > 0]
-        if judged and self.mpar2 is None:
-            raise ValueError(f"{', '.join(judged)} above 0 needs mpar2.review_bonus, .step_floor and .step_share")
+        for name, term in self.terms.items():
+            self._check_name(name, term)
+        judged = [name for name, term in self.computed.items() if isinstance(term, Mpar2Term)]
         if judged and self.template != "mpar2":
             raise ValueError(f"{', '.join(judged)} above 0 needs template=mpar2, whose parts it judges")
         embeds = self.tars is not None and self.tars.behaviour > 0
@@ -105,25 +223,41 @@ class RewardsConfig:
                 "set it to 0"
             )
         if self.asks_judge and (self.judge.base_url is None or self.judge.model is None):
-            asks = ", ".join(judged) if judged else "consistency_judge=model"
+            asks = ", ".join(judged) if judged else "terms.consistency.decided_by=model"
             raise ValueError(
                 f"{asks}: needs a judge; set judge.base_url to an OpenAI-compatible server (http://HOST:8000/v1) and "
                 "judge.model to its model"
             )
 
+    @staticmethod
+    def _check_name(name: str, term: Term) -> None:
+        if term.type != "custom" and name != term.type:
+            raise ValueError(f"terms.{name}: type is {term.type}, and so has to be the name: write terms.{term.type}")
+        if term.type == "custom" and name in (*SHIPPED, *TAKEN_NAMES):
+            raise ValueError(f"terms.{name}: the name is taken by a shipped reward or metric: choose another")
+
+    @property
+    def computed(self) -> dict[str, Term]:
+        """What is computed, by name: accuracy, which the attention loss asks whatever its weight, and what has one."""
+        accuracy: dict[str, Term] = {"accuracy": self.terms.get("accuracy", AccuracyTerm(weight=0.0))}
+        return accuracy | {name: term for name, term in self.terms.items() if term.weight > 0}
+
     @property
     def asks_judge(self) -> bool:
         """Whether any reward is a judge's verdict."""
-        by_model = self.consistency_judge == "model" and self.consistency > 0
-        return by_model or any(vars(self)[name] > 0 for name in _MPAR2_REWARDS)
+        return any(term.asks_judge for term in self.computed.values())
 
     @property
     def accuracy_only(self) -> "RewardsConfig":
         """The same without any reward but accuracy: no judge is asked."""
-        return RewardsConfig(accuracy=1.0, format=0.0, consistency=0.0, template=self.template)
+        return RewardsConfig(terms={"accuracy": AccuracyTerm(weight=1.0)}, template=self.template)
+
+    @property
+    def without_code(self) -> "RewardsConfig":
+        """The same without functions of the user's, for configs that were recorded and not given."""
+        return replace(self, terms={name: term for name, term in self.terms.items() if term.type != "custom"})
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of every reward, by name."""
-        names = ("accuracy", "format", "consistency", *_MPAR2_REWARDS)
-        return {name: float(vars(self)[name]) for name in names}
+        """The weight of every reward that is computed, by name."""
+        return {name: float(term.weight) for name, term in self.computed.items()}

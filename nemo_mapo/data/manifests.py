@@ -5,6 +5,7 @@ Audio paths in a manifest are absolute or relative to the manifest's own directo
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.input_cfg import Source, sources_of
 from nemo_mapo.data.entries import Entry, UnreadableClip, check_audio, further_clips
 from nemo_mapo.data.nemo_types import entries_of
-from nemo_mapo.types import Example
+from nemo_mapo.types import Clip, Example
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,13 @@ def clips_of(cut: Cut) -> list[Cut]:
 
 def example_from_cut(cut: Cut, *, open_ended: bool = False) -> Example:
     """Read the question of a cut from its custom fields; ValueError names cut, field and value."""
-    return parse_example(example_id(cut), cut.custom or {}, f"cut {cut.id}", open_ended=open_ended)
+    example = parse_example(example_id(cut), cut.custom or {}, f"cut {cut.id}", open_ended=open_ended)
+    return replace(example, clips=tuple(_origin(clip) for clip in clips_of(cut)))
+
+
+def _origin(cut: Cut) -> Clip:
+    paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
+    return Clip(path=paths[0] if paths else None, start_seconds=cut.start, duration_seconds=cut.duration)
 
 
 def example_id(cut: Cut) -> str:

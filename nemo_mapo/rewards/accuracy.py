@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.rewards.answers import resolve_choice
-from nemo_mapo.rewards.registry import RewardSample, register_reward
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import extract_answer
 
 
-@register_reward("accuracy")
 class AccuracyReward:
     """1 when the extracted answer resolves to the right choice, else 0; no partial credit (r_acc)."""
 

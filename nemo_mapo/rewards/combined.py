@@ -3,14 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_mapo.config.rewards import RewardsConfig
-from nemo_mapo.rewards import consistency_judge, mpar2
+from nemo_mapo.config.rewards import (
+    AccuracyTerm,
+    ConsistencyTerm,
+    CustomTerm,
+    FormatTerm,
+    PerceptionTerm,
+    ReasoningStepsTerm,
+    ReviewedAnswerTerm,
+    RewardsConfig,
+    Term,
+)
 from nemo_mapo.rewards.accuracy import AccuracyReward
+from nemo_mapo.rewards.consistency import RuleConsistency
+from nemo_mapo.rewards.consistency_judge import JudgeConsistency
+from nemo_mapo.rewards.custom import CustomReward
 from nemo_mapo.rewards.format import FormatReward
-from nemo_mapo.rewards.registry import Reward, RewardSample, build_reward, reward_weights
-
-BUILT_IN = (AccuracyReward, FormatReward, consistency_judge.consistency, *mpar2.MPAR2_REWARDS)
-"""Importing these registers them."""
+from nemo_mapo.rewards.mpar2 import Perception, ReasoningSteps, ReviewedAnswer
+from nemo_mapo.rewards.protocol import Reward, RewardSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +28,7 @@ class RewardTable:
     """Rewards of a batch of completions, in the order of the samples."""
 
     by_reward: dict[str, list[float | None]]
-    """Each computed reward in [0, 1], None where its judge gave no verdict; accuracy is always there."""
+    """Each computed reward, None if its judge gave no verdict; accuracy is always there."""
     total: list[float]
     """r = sum of weight * reward (2 accuracy + 1 format + 1 consistency by default); see `score` for missing ones."""
 
@@ -33,6 +43,33 @@ class RewardTable:
         return max(values.count(None) / len(values) for values in self.by_reward.values())
 
 
+def build_rewards(config: RewardsConfig) -> dict[str, Reward]:
+    """The rewards that are computed, by name; a user's function is imported here, and nowhere else.
+
+    Raises:
+        ValueError: naming the entry, if its function cannot be imported or called with a list of completions.
+    """
+    return {name: _build(name, term, config) for name, term in config.computed.items()}
+
+
+def _build(name: str, term: Term, config: RewardsConfig) -> Reward:
+    match term:
+        case AccuracyTerm():
+            return AccuracyReward(config)
+        case FormatTerm():
+            return FormatReward(config)
+        case ConsistencyTerm():
+            return JudgeConsistency(config, term) if term.asks_judge else RuleConsistency(config)
+        case ReviewedAnswerTerm():
+            return ReviewedAnswer(config, term)
+        case PerceptionTerm():
+            return Perception(config)
+        case ReasoningStepsTerm():
+            return ReasoningSteps(config, term)
+        case CustomTerm():
+            return CustomReward(name, term)
+
+
 def score(samples: Sequence[RewardSample], config: RewardsConfig) -> RewardTable:
     """Compute r = sum_k w_k r_k for every sample (paper Eq. 6: 2 r_acc + 1 r_format + 1 r_cons).
 
@@ -41,11 +78,11 @@ def score(samples: Sequence[RewardSample], config: RewardsConfig) -> RewardTable
     r = (sum_k w_k) / (sum_there w_k) * sum_there w_k r_k, so that it competes with its group on what is known of it.
 
     Raises:
-        ValueError: a reward returned the wrong number of values, or one outside [0, 1] (NaN included).
+        ValueError: a reward returned the wrong number of values, or a shipped one a value outside [0, 1].
+        RewardError: a user's function raised, or returned anything but a finite number per sample.
     """
-    weights = reward_weights(config)
-    computed = [name for name, weight in weights.items() if weight > 0 or name == AccuracyReward.name]
-    by_reward = {name: _checked(build_reward(name, config), samples) for name in computed}
+    weights = config.weights
+    by_reward = {name: _checked(reward, samples) for name, reward in build_rewards(config).items()}
     total = [_total({name: values[row] for name, values in by_reward.items()}, weights) for row in range(len(samples))]
     return RewardTable(by_reward=by_reward, total=total)
 
@@ -63,6 +100,8 @@ def _checked(reward: Reward, samples: Sequence[RewardSample]) -> list[float | No
     values = list(reward(samples))
     if len(values) != len(samples):
         raise ValueError(f"reward {reward.name!r} returned {len(values)} values for {len(samples)} samples")
+    if isinstance(reward, CustomReward):
+        return values
     for row, value in enumerate(values):
         if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"reward {reward.name!r} is {value} on sample {row}; rewards lie in [0, 1]")

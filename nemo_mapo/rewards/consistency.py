@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.rewards.answers import resolve_choice
-from nemo_mapo.rewards.registry import RewardSample
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import closed_reasoning, extract_answer
 
 _MARK = "\ue000{}\ue001"

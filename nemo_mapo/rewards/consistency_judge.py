@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.rewards import ConsistencyTerm, RewardsConfig
 from nemo_mapo.rewards.accuracy import AccuracyReward
-from nemo_mapo.rewards.consistency import RuleConsistency
 from nemo_mapo.rewards.judged import judge_of, yes_or_no
-from nemo_mapo.rewards.registry import Reward, RewardSample, register_reward
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import closed_reasoning, extract_answer
 
 SYSTEM = (
@@ -19,12 +18,6 @@ SYSTEM = (
 )
 
 
-@register_reward("consistency")
-def consistency(config: RewardsConfig) -> Reward:
-    """The consistency reward that the config chooses."""
-    return JudgeConsistency(config) if config.consistency_judge == "model" else RuleConsistency(config)
-
-
 class JudgeConsistency:
     """1 where the judge says YES, 0 where it says NO, None where it says nothing that can be read (r_cons).
 
@@ -34,9 +27,9 @@ class JudgeConsistency:
 
     name = "consistency"
 
-    def __init__(self, config: RewardsConfig) -> None:
+    def __init__(self, config: RewardsConfig, term: ConsistencyTerm) -> None:
         self._template = config.template
-        self._right = AccuracyReward(config) if config.conditional_on_correct else None
+        self._right = AccuracyReward(config) if term.conditional_on_correct else None
         self._judge = judge_of(config.judge, config.judge_cache)
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float | None]:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from nemo_mapo.config.rewards import RewardsConfig
-from nemo_mapo.rewards.registry import RewardSample, register_reward
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import mpar2_parts, split_completion
 
 
-@register_reward("format")
 class FormatReward:
     """1 when a finished completion follows its template strictly (see templates.py), else 0 (r_format)."""
 

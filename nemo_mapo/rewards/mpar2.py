@@ -1,15 +1,16 @@
 """Rewards in the manner of MPAR2 (arXiv 2603.02266): perception, steps and review judged apart.
 
-Its format reward is `FormatReward` with `template=mpar2`. Values that the paper does not publish are `Mpar2Config`.
+Its format reward is `FormatReward` with `template=mpar2`. Values that the paper does not publish are keys
+of their entries.
 """
 
 import math
 from collections.abc import Sequence
 
-from nemo_mapo.config.rewards import Mpar2Config, RewardsConfig
+from nemo_mapo.config.rewards import ReasoningStepsTerm, ReviewedAnswerTerm, RewardsConfig
 from nemo_mapo.rewards.accuracy import AccuracyReward
 from nemo_mapo.rewards.judged import judge_of, unit_score, yes_or_no
-from nemo_mapo.rewards.registry import RewardSample, register_reward
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import Mpar2Parts, mpar2_parts
 
 _NUMBER = "Reply with a single number from 0 to 1, such as 0.4, and nothing else."
@@ -42,8 +43,6 @@ class _Judged:
     """What the three rewards share: their judge, and the parts of a completion."""
 
     def __init__(self, config: RewardsConfig) -> None:
-        assert config.mpar2 is not None, "the config requires it where a reward of this kind has a weight"
-        self.values: Mpar2Config = config.mpar2
         self.judge = judge_of(config.judge, config.judge_cache)
         self.right = AccuracyReward(config)
 
@@ -53,15 +52,18 @@ class _Judged:
         return mpar2_parts(sample.text) if sample.finished else None
 
 
-@register_reward("reviewed_answer")
 class ReviewedAnswer(_Judged):
     """EM (1 + b R_rev) / (1 + b): EM the accuracy, R_rev whether the judge accepts the review; asked where EM = 1."""
 
     name = "reviewed_answer"
 
+    def __init__(self, config: RewardsConfig, term: ReviewedAnswerTerm) -> None:
+        super().__init__(config)
+        self._bonus = term.review_bonus
+
     def __call__(self, samples: Sequence[RewardSample]) -> list[float | None]:
         """Return one value a sample; None where there is no verdict."""
-        bonus = self.values.review_bonus
+        bonus = self._bonus
         values: list[float | None] = [right / (1 + bonus) for right in self.right(samples)]
         asked = {row: parts for row, sample in enumerate(samples) if values[row] and (parts := self.parts(sample))}
         prompts = [
@@ -73,7 +75,6 @@ class ReviewedAnswer(_Judged):
         return values
 
 
-@register_reward("perception")
 class Perception(_Judged):
     """The judge's score of the perception against the clip's caption; 0 without the structure."""
 
@@ -91,11 +92,14 @@ class Perception(_Judged):
         return values
 
 
-@register_reward("reasoning_steps")
 class ReasoningSteps(_Judged):
     """s (prod_i max(s_i, floor))^(1/n) + (1 - s) whole: judged step by step and as a whole; 0 without the structure."""
 
     name = "reasoning_steps"
+
+    def __init__(self, config: RewardsConfig, term: ReasoningStepsTerm) -> None:
+        super().__init__(config)
+        self._floor, self._share = term.step_floor, term.step_share
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float | None]:
         """Return one value a sample; None where any of its verdicts is missing."""
@@ -122,8 +126,7 @@ class ReasoningSteps(_Judged):
         known = [score for score in steps if score is not None]
         if whole is None or len(known) < len(steps):
             return None
-        share = self.values.step_share
-        return share * floored_geometric_mean(known, self.values.step_floor) + (1 - share) * whole
+        return self._share * floored_geometric_mean(known, self._floor) + (1 - self._share) * whole
 
 
 def floored_geometric_mean(scores: Sequence[float], floor: float) -> float:
@@ -131,15 +134,11 @@ def floored_geometric_mean(scores: Sequence[float], floor: float) -> float:
     return math.exp(math.fsum(math.log(max(score, floor)) for score in scores) / len(scores))
 
 
-MPAR2_REWARDS = (ReviewedAnswer, Perception, ReasoningSteps)
-
-
 def _caption(sample: RewardSample) -> str:
     if sample.example.caption is None:
         raise ValueError(
-            f"{sample.example.id}: field 'caption' is missing: rewards.perception compares the perception with it; "
-            f"add it to "
-            "the manifest or set the weight to 0"
+            f"{sample.example.id}: field 'caption' is missing: rewards.terms.perception compares the perception with "
+            "it; add it to the manifest or set the weight to 0"
         )
     return sample.example.caption
 

@@ -14,13 +14,17 @@ from nemo_mapo.types import Wording
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
-    """The resolved config of a run; ValueError where there is none."""
+    """The resolved config of a run; ValueError if there is none.
+
+    Without the run's custom rewards: code is imported only if the user names it for the run that imports it.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
     recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
     recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
-    return validate(recorded)
+    config = validate(recorded)
+    return replace(config, rewards=config.rewards.without_code)
 
 
 def recorded_wording(run_dir: Path) -> Wording | None:

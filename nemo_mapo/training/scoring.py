@@ -25,7 +25,7 @@ from nemo_mapo.objective.decoupled import batch_scale, decoupled_advantages
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.judge import OpenAIClient
 from nemo_mapo.rewards.judged import RewardsUnavailable
-from nemo_mapo.rewards.registry import RewardSample
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.training.actor import MapoActor
@@ -182,6 +182,7 @@ def score_rollouts(rollouts: Rollouts, rewards: RewardsConfig) -> RewardTable:
             text=text,
             example=rollouts.prompts.examples[row // rollouts.group_size],
             finished=rollouts.finish_reasons[row] == "stop",
+            num_tokens=int(rollouts.completion_lengths[row]),
         )
         for row, text in enumerate(rollouts.texts)
     ]

@@ -34,8 +34,9 @@ PAPER_SPLIT = [*PAPER_DATA[:3], "trainer.mapo.max_steps=5"]
 JUDGE = ["rewards.judge.base_url=http://localhost/v1", "rewards.judge.model=judge"]
 TARS = ["objective=tars", JUDGE[0], "rewards.judge.embedding_model=encoder"]
 MPAR2 = [
-    *(f"rewards.{name}=1" for name in ("format", "reviewed_answer", "perception", "reasoning_steps")),
-    "rewards.mpar2={review_bonus: 0.5, step_floor: 0.01, step_share: 0.7}",
+    *(f"rewards.terms.{name}.weight=1" for name in ("format", "reviewed_answer", "perception", "reasoning_steps")),
+    "rewards.terms.reviewed_answer.review_bonus=0.5",
+    *(f"rewards.terms.reasoning_steps.{name}=0.5" for name in ("step_floor", "step_share")),
 ]
 REQUIRED = {
     "data=paper_two_phase": PAPER_DATA,
@@ -71,10 +72,11 @@ def test_every_option_of_every_group_composes_and_validates(option: str) -> None
 
 def test_an_option_asks_for_what_it_leaves_to_the_user_in_place_of_a_default() -> None:
     with pytest.raises(ConfigError) as refused:
-        run_config("rewards=mpar2", *JUDGE, "rewards.format=1")
+        run_config("rewards=mpar2", *JUDGE, "rewards.terms.format.weight=1")
     asked = [line.strip().split(":")[0] for line in str(refused.value).splitlines()[1:]]
-    wanted = ["reviewed_answer", "perception", "reasoning_steps", "mpar2.review_bonus", "mpar2.step_floor"]
-    assert asked == [f"rewards.{name}" for name in [*wanted, "mpar2.step_share"]]
+    steps = [f"reasoning_steps.{name}" for name in ("weight", "step_floor", "step_share")]
+    wanted = ["reviewed_answer.weight", "reviewed_answer.review_bonus", "perception.weight", *steps]
+    assert asked == [f"rewards.terms.{name}" for name in wanted]
 
 
 @pytest.mark.parametrize("missing", ["data.prepared_dir", "data.tokenizer", "data.phase_steps"])

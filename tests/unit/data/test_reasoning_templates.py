@@ -65,7 +65,7 @@ def rollouts_of(tokenizer, said: str):
     return as_rollouts(prompts, [completion], tokenizer, group_size=1, weight_version=0)
 
 
-REWARDS = RewardsConfig(accuracy=1.0, format=1.0, consistency=1.0)
+REWARDS = RewardsConfig()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,20 @@ import time
 
 import pytest
 
-from nemo_mapo.config.rewards import JudgeConfig, Mpar2Config, RewardsConfig
+from nemo_mapo.config.rewards import (
+    ConsistencyTerm,
+    JudgeConfig,
+    PerceptionTerm,
+    ReasoningStepsTerm,
+    ReviewedAnswerTerm,
+    RewardsConfig,
+)
 from nemo_mapo.http_client import LONGEST_PAUSE_SECONDS
 from nemo_mapo.rewards.combined import score
 from nemo_mapo.rewards.consistency_judge import JudgeConsistency
 from nemo_mapo.rewards.judged import VerdictCache, unit_score, yes_or_no
 from nemo_mapo.rewards.mpar2 import Perception, ReasoningSteps, ReviewedAnswer, floored_geometric_mean
-from nemo_mapo.rewards.registry import RewardSample
+from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import mpar2_parts
 from nemo_mapo.types import Example
 from tests.chat_server import chat_reply
@@ -23,12 +30,17 @@ EXAMPLE = Example(
 
 
 def thinking(answer="dog", reasoning="it barks, so it is a dog."):
-    return RewardSample(text=f"<think>{reasoning}</think>{answer}", example=EXAMPLE, finished=True)
+    return RewardSample(text=f"<think>{reasoning}</think>{answer}", example=EXAMPLE, finished=True, num_tokens=9)
 
 
-def by_model(server, **changes):
-    judge = server.config(**changes.pop("judge", {"max_attempts": 1}))
-    return RewardsConfig(**{"consistency_judge": "model", "judge": judge, **changes})
+def by_model(server, *, conditional_on_correct=False, judge=None, **changes):
+    term = ConsistencyTerm(weight=1.0, decided_by="model", conditional_on_correct=conditional_on_correct)
+    terms = {**RewardsConfig().terms, "consistency": term}
+    return RewardsConfig(terms=terms, judge=server.config(**(judge or {"max_attempts": 1})), **changes)
+
+
+def consistency(config):
+    return JudgeConsistency(config, config.terms["consistency"])
 
 
 @pytest.mark.parametrize("reply", ["YES", "yes", " Yes.\n", "YES!"])
@@ -54,7 +66,7 @@ def test_anything_else_is_no_score(reply):
 
 def test_the_judge_decides_and_sees_question_reasoning_and_answer(serve):
     server = serve(lambda path, body: chat_reply("NO" if "Answer: cat" in body["messages"][1]["content"] else "YES"))
-    assert JudgeConsistency(by_model(server))([thinking("dog"), thinking("cat")]) == [1.0, 0.0]
+    assert consistency(by_model(server))([thinking("dog"), thinking("cat")]) == [1.0, 0.0]
     assert all(body["temperature"] == 0.0 for _, body, _ in server.requests)
     (asked,) = (text for _, body, _ in server.requests if "Answer: dog" in (text := body["messages"][1]["content"]))
     assert all(part in asked for part in ("which?", "- dog", "- cat", "it barks"))
@@ -62,15 +74,15 @@ def test_the_judge_decides_and_sees_question_reasoning_and_answer(serve):
 
 def test_what_breaks_off_is_inconsistent_without_asking(serve):
     server = serve(lambda path, body: chat_reply("YES"))
-    cut = RewardSample(text="<think>it barks</think>dog", example=EXAMPLE, finished=False)
-    open_end = RewardSample(text="<think>it barks dog", example=EXAMPLE, finished=True)
-    assert JudgeConsistency(by_model(server))([cut, open_end]) == [0.0, 0.0]
+    cut = RewardSample(text="<think>it barks</think>dog", example=EXAMPLE, finished=False, num_tokens=9)
+    open_end = RewardSample(text="<think>it barks dog", example=EXAMPLE, finished=True, num_tokens=9)
+    assert consistency(by_model(server))([cut, open_end]) == [0.0, 0.0]
     assert not server.requests
 
 
 def test_conditional_on_correct_asks_about_right_answers_only(serve):
     server = serve(lambda path, body: chat_reply("YES"))
-    assert JudgeConsistency(by_model(server, conditional_on_correct=True))([thinking("cat"), thinking()]) == [0.0, 1.0]
+    assert consistency(by_model(server, conditional_on_correct=True))([thinking("cat"), thinking()]) == [0.0, 1.0]
     assert len(server.requests) == 1
 
 
@@ -93,7 +105,7 @@ def test_one_missing_verdict_leaves_the_others_as_they_are(serve):
 def test_a_judge_that_is_gone_is_given_up_once_and_not_for_every_prompt(serve):
     server = serve(lambda path, body: (503, ""))
     samples = [thinking(reasoning=f"reason {number}") for number in range(60)]
-    reward = JudgeConsistency(by_model(server, judge={"max_attempts": 3, "concurrency": 6}))
+    reward = consistency(by_model(server, judge={"max_attempts": 3, "concurrency": 6}))
     assert reward(samples) == [None] * 60
     assert len(server.requests) <= 3 * (12 + 6)
     server.reply = lambda path, body: chat_reply("YES")
@@ -105,7 +117,7 @@ def test_prompts_that_the_judge_cannot_answer_cost_no_other_a_verdict(serve, con
     bad = [thinking(reasoning=f"choke {number}") for number in range(7)]
     good = [thinking(reasoning=f"reason {number}") for number in range(9)]
     server = serve(lambda path, body: (500, "") if "choke" in body["messages"][1]["content"] else chat_reply("YES"))
-    reward = JudgeConsistency(by_model(server, judge={"max_attempts": 2, "concurrency": concurrency}))
+    reward = consistency(by_model(server, judge={"max_attempts": 2, "concurrency": concurrency}))
     assert reward([*bad, *good]) == [None] * 7 + [1.0] * 9
 
 
@@ -114,7 +126,7 @@ def test_a_judge_that_comes_back_in_time_has_cost_no_verdict(serve):
     server = serve(lambda path, body: chat_reply("YES") if time.monotonic() > until else (503, ""))
     samples = [thinking(reasoning=f"reason {number}") for number in range(12)]
     patient = {"max_attempts": 9, "pause_seconds": 0.05, "concurrency": 4}
-    assert JudgeConsistency(by_model(server, judge=patient))(samples) == [1.0] * 12
+    assert consistency(by_model(server, judge=patient))(samples) == [1.0] * 12
 
 
 def test_the_default_patience_is_more_than_a_minute():
@@ -134,14 +146,14 @@ def test_requests_run_beside_each_other(serve):
 
     server = serve(reply)
     samples = [thinking(reasoning=f"reason {number}") for number in range(4)]
-    assert JudgeConsistency(by_model(server, judge={"concurrency": 4}))(samples) == [1.0] * 4
+    assert consistency(by_model(server, judge={"concurrency": 4}))(samples) == [1.0] * 4
 
 
 def test_verdicts_are_remembered_and_outages_are_not(serve, tmp_path):
     replies = iter([(500, ""), chat_reply("YES")])
     server = serve(lambda path, body: next(replies))
     config = by_model(server, judge_cache=str(tmp_path / "verdicts.jsonl"))
-    reward = JudgeConsistency(config)
+    reward = consistency(config)
     assert [reward([thinking()]) for _ in range(3)] == [[None], [1.0], [1.0]]
     assert len(server.requests) == 2
 
@@ -173,14 +185,16 @@ STRUCTURED = (
 
 
 def structured(text=STRUCTURED, example=EXAMPLE):
-    return RewardSample(text=text, example=example, finished=True)
+    return RewardSample(text=text, example=example, finished=True, num_tokens=9)
 
 
-def mpar2(server, **weights):
-    values = Mpar2Config(review_bonus=0.5, step_floor=0.01, step_share=0.7)
-    return RewardsConfig(
-        template="mpar2", accuracy=0.0, consistency=0.0, mpar2=values, judge=server.config(max_attempts=1), **weights
-    )
+REVIEWED = ReviewedAnswerTerm(weight=1.0, review_bonus=0.5)
+STEPS = ReasoningStepsTerm(weight=1.0, step_floor=0.01, step_share=0.7)
+
+
+def mpar2(server):
+    terms = {"perception": PerceptionTerm(weight=1.0), "reviewed_answer": REVIEWED, "reasoning_steps": STEPS}
+    return RewardsConfig(template="mpar2", terms=terms, judge=server.config(max_attempts=1))
 
 
 def test_the_structure_is_taken_apart():
@@ -205,18 +219,18 @@ def test_the_structure_is_taken_apart():
 def test_whatever_departs_from_the_structure_has_none(serve, old, new):
     assert mpar2_parts(STRUCTURED.replace(old, new)) is None
     server = serve(lambda path, body: chat_reply("1"))
-    reward = Perception(mpar2(server, perception=1.0))
+    reward = Perception(mpar2(server))
     assert reward([structured(STRUCTURED.replace(old, new))]) == [0.0] and not server.requests
 
 
 def test_a_review_adds_its_bonus_to_a_right_answer_only(serve):
     server = serve(lambda path, body: chat_reply("YES"))
-    reward = ReviewedAnswer(mpar2(server, reviewed_answer=1.0))
+    reward = ReviewedAnswer(mpar2(server), REVIEWED)
     wrong = STRUCTURED.replace("<answer>dog", "<answer>cat")
     assert reward([structured(), structured(wrong)]) == [1.0, 0.0]
     assert len(server.requests) == 1
     server.reply = lambda path, body: chat_reply("NO")
-    assert ReviewedAnswer(mpar2(server, reviewed_answer=1.0))([structured()]) == [pytest.approx(1 / 1.5)]
+    assert ReviewedAnswer(mpar2(server), REVIEWED)([structured()]) == [pytest.approx(1 / 1.5)]
 
 
 def test_steps_count_by_their_floored_geometric_mean(serve):
@@ -224,14 +238,14 @@ def test_steps_count_by_their_floored_geometric_mean(serve):
         asked = body["messages"][1]["content"]
         return chat_reply("0.5" if "Reasoning:" in asked else "0.25" if "what barks?" in asked else "0")
 
-    reward = ReasoningSteps(mpar2(serve(reply), reasoning_steps=1.0))
+    reward = ReasoningSteps(mpar2(serve(reply)), STEPS)
     # 0.7 sqrt(0.25 * 0.01) + 0.3 * 0.5
     assert reward([structured()]) == [pytest.approx(0.7 * 0.05 + 0.15)]
 
 
 def test_a_step_without_a_verdict_leaves_the_reward_out(serve):
     server = serve(lambda path, body: chat_reply("none" if "how often?" in body["messages"][1]["content"] else "1"))
-    assert ReasoningSteps(mpar2(server, reasoning_steps=1.0))([structured()]) == [None]
+    assert ReasoningSteps(mpar2(server), STEPS)([structured()]) == [None]
 
 
 def test_the_floored_geometric_mean():
@@ -242,15 +256,15 @@ def test_the_floored_geometric_mean():
 def test_a_perception_needs_a_caption(serve):
     bare = Example(id="q7", question="which?", choices=("dog", "cat"), answer="dog", task="t")
     with pytest.raises(ValueError, match="q7: field 'caption' is missing"):
-        Perception(mpar2(serve(lambda path, body: chat_reply("1")), perception=1.0))([structured(example=bare)])
+        Perception(mpar2(serve(lambda path, body: chat_reply("1"))))([structured(example=bare)])
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"consistency_judge": "model"}, "judge.base_url"),
-        ({"perception": 1.0, "template": "mpar2"}, "mpar2.review_bonus"),
-        ({"perception": 1.0, "mpar2": Mpar2Config(review_bonus=0, step_floor=0.1, step_share=1)}, "template=mpar2"),
+        ({"terms": {"consistency": ConsistencyTerm(weight=1.0, decided_by="model")}}, "judge.base_url"),
+        ({"terms": {"reviewed_answer": REVIEWED}}, "template=mpar2"),
+        ({"terms": {"reviewed_answer": REVIEWED}, "template": "mpar2"}, "judge.base_url"),
     ],
 )
 def test_a_judge_that_is_not_named_is_asked_for_at_the_start(options, said):

@@ -1,15 +1,17 @@
 """What earns each reward, and how they add up."""
 
+import re
+
 import numpy as np
 import pytest
 
-from nemo_mapo.config.rewards import RewardsConfig
+from nemo_mapo.config.rewards import AccuracyTerm, ConsistencyTerm, FormatTerm, RewardsConfig
 from nemo_mapo.embedded.synthetic_text import ATTRIBUTES, COUNT_WORDS, KINDS, Event, question_text, reasoning_text
 from nemo_mapo.rewards.accuracy import AccuracyReward
-from nemo_mapo.rewards.combined import score
+from nemo_mapo.rewards.combined import build_rewards, score
 from nemo_mapo.rewards.consistency import RuleConsistency
 from nemo_mapo.rewards.format import FormatReward
-from nemo_mapo.rewards.registry import Reward, RewardSample, build_reward, register_reward, reward_weights
+from nemo_mapo.rewards.protocol import Reward, RewardSample
 from nemo_mapo.types import Example
 
 SWEEPS = ("rising", "falling", "peaking", "dipping")
@@ -21,7 +23,16 @@ GOOD = "<think> i hear a low tone, then a peaking sweep. so the sweep seems peak
 def sample(text: str, choices: tuple[str, ...] = SWEEPS, answer: str | None = None, finished: bool = True):
     right = answer if answer is not None else choices[2]
     example = Example(id="x", question="how does the sweep sound?", choices=choices, answer=right, task="attribute")
-    return RewardSample(text=text, example=example, finished=finished)
+    return RewardSample(text=text, example=example, finished=finished, num_tokens=len(text.split()))
+
+
+def weighted(accuracy: float = 2.0, format: float = 1.0, consistency: float = 1.0) -> RewardsConfig:
+    terms = {
+        "accuracy": AccuracyTerm(weight=accuracy),
+        "format": FormatTerm(weight=format),
+        "consistency": ConsistencyTerm(weight=consistency),
+    }
+    return RewardsConfig(terms=terms)
 
 
 def thinking(conclusion: str, answer: str = "peaking") -> str:
@@ -218,7 +229,7 @@ def test_every_belief_of_the_synthetic_template_is_consistent_with_itself_and_wi
             text = reasoning_text(heard, example, belief, np.random.default_rng(0))
             thought, _, _ = text.partition("</think>")
             for answer in choices:
-                given = RewardSample(text=f"{thought}</think> {answer}", example=example, finished=True)
+                given = RewardSample(text=f"{thought}</think> {answer}", example=example, finished=True, num_tokens=9)
                 assert RuleConsistency(THINK)([given]) == [float(answer == belief)]
                 assert FormatReward(THINK)([given]) == [1.0]
                 assert AccuracyReward(THINK)([given]) == [float(answer == example.answer)]
@@ -250,13 +261,13 @@ def test_the_total_weighs_accuracy_twice():
 
 
 def test_weights_come_from_the_config_and_a_weightless_reward_is_not_computed():
-    table = score([sample(GOOD)], RewardsConfig(accuracy=0.5, format=3.0, consistency=0.0))
+    table = score([sample(GOOD)], weighted(accuracy=0.5, format=3.0, consistency=0.0))
     assert table.total == [3.5]
     assert set(table.by_reward) == {"accuracy", "format"}
 
 
 def test_accuracy_is_known_even_without_weight():
-    table = score([sample(GOOD)], RewardsConfig(accuracy=0.0, format=1.0, consistency=0.0))
+    table = score([sample(GOOD)], weighted(accuracy=0.0, consistency=0.0))
     assert (table.total, table.accuracy) == ([1.0], [1.0])
 
 
@@ -265,20 +276,44 @@ def test_no_samples_give_an_empty_table():
     assert (table.total, table.accuracy) == ([], [])
 
 
-def test_the_registry_knows_the_rewards_that_have_weights():
-    weights = reward_weights(THINK)
-    off = {"reviewed_answer": 0.0, "perception": 0.0, "reasoning_steps": 0.0}
-    assert weights == {"accuracy": 2.0, "format": 1.0, "consistency": 1.0, **off}
-    for name in weights.keys() - off.keys():
-        reward = build_reward(name, THINK)
-        assert isinstance(reward, Reward)
-        assert reward.name == name
+def test_accuracy_is_known_even_without_an_entry():
+    table = score([sample(GOOD)], RewardsConfig(terms={"format": FormatTerm(weight=1.0)}))
+    assert (table.total, table.accuracy) == ([1.0], [1.0])
 
 
-def test_the_registry_refuses_unknown_taken_and_weightless_names():
-    with pytest.raises(ValueError, match=r"no reward named 'style'; known: \['accuracy', 'consistency', 'format', "):
-        build_reward("style", THINK)
-    with pytest.raises(ValueError, match="registered already"):
-        register_reward("accuracy")
-    with pytest.raises(ValueError, match="has no weight"):
-        register_reward("style")
+def test_what_has_a_weight_is_built_under_its_name():
+    built = build_rewards(weighted(format=0.0))
+    assert list(built) == ["accuracy", "consistency"] == list(weighted(format=0.0).weights)
+    for name, reward in built.items():
+        assert isinstance(reward, Reward) and reward.name == name
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"style": {"type": "style", "weight": 1}}, "'style'"),
+        ({"accuracy": {"weight": 1}}, "type"),
+        ({"right": {"type": "accuracy", "weight": 1}}, "write terms.accuracy"),
+        ({"accuracy": {"type": "accuracy", "weight": -1}}, "greater than or equal to 0"),
+        ({"perception": {"type": "perception", "weight": 1}}, "needs template=mpar2"),
+        ({"reasoning_steps": {"type": "reasoning_steps", "weight": 1, "step_share": 1}}, "step_floor"),
+    ],
+)
+def test_an_entry_that_names_no_reward_or_lacks_a_value_is_refused(terms, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RewardsConfig(terms=terms)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"accuracy": 2.0}, "accuracy is now terms.accuracy.weight"),
+        ({"perception": 1.0}, "perception is now terms.perception.weight"),
+        ({"consistency_judge": "model"}, "consistency_judge is now terms.consistency.decided_by"),
+        ({"conditional_on_correct": True}, "is now terms.consistency.conditional_on_correct"),
+        ({"mpar2": {"review_bonus": 1}}, "mpar2 is now terms.reviewed_answer.review_bonus"),
+    ],
+)
+def test_a_key_of_earlier_versions_is_answered_with_the_new_one(old, new):
+    with pytest.raises(ValueError, match=re.escape(new)):
+        RewardsConfig(**old)

@@ -108,3 +108,12 @@ def test_a_run_that_recorded_no_words_asked_with_none(tmp_path):
     assert recorded_wording(tmp_path) == Wording()
     assert read_run_config(tmp_path).data.prompt == PromptConfig(instruction=None)
     assert recorded_wording(tmp_path / "elsewhere") is None
+
+
+def test_a_recorded_config_imports_no_code_and_a_resumed_run_names_its_own(tmp_path):
+    custom = {"terms": {"mine": {"type": "custom", "path": "no_such_module:reward", "weight": 1.0}}}
+    open_run_directory(config(tmp_path, rewards=custom)).metrics.append([{"step": 0}])
+    assert "no_such_module:reward" in (tmp_path / "config.yaml").read_text()
+    assert list(read_run_config(tmp_path).rewards.computed) == ["accuracy"]
+    with pytest.raises(ValueError, match=r"rewards\.terms\.mine\.path: 'no_such_module:reward' then, None now"):
+        open_run_directory(config(tmp_path, resume=True))

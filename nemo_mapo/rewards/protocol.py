@@ -1,0 +1,35 @@
+"""What a reward is: completions in, one value for each out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from nemo_mapo.types import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSample:
+    """One completion to judge."""
+
+    text: str
+    """The completion without end-of-turn tokens, reasoning tags kept."""
+    example: Example
+    """The question, its choices and right answer, and the clips that it is about."""
+    finished: bool
+    """Whether the model stopped by itself; False if the length limit truncated it."""
+    num_tokens: int
+    """Token ids of the completion, the stop token included."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Judges completions; a value is None if a model that judges gave no verdict."""
+
+    @property
+    def name(self) -> str:
+        """Name of its entry in `rewards.terms` and of its metric."""
+        ...
+
+    def __call__(self, samples: Sequence[RewardSample]) -> Sequence[float | None]:
+        """Return one value per sample, in order."""
+        ...
