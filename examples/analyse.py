@@ -25,7 +25,7 @@ def main() -> None:
     initialize_parallel()
     settings = {"max_items": arguments.max_items, "ratios": tuple(arguments.ratios), "seed": arguments.seed,
                 "samples_per_item": arguments.samples, "collapse_threshold": arguments.collapse,
-                "batch_size": arguments.batch_size}  # fmt: skip
+                "batch_size": arguments.batch_size, "late_after": arguments.late_after}  # fmt: skip
     try:
         config = AnalysisConfig(**settings)
         page = analyse_run(
@@ -56,6 +56,8 @@ def _arguments() -> argparse.Namespace:
                         help="completions of each question for accuracy by length (default: %(default)s)")  # fmt: skip
     parser.add_argument("--collapse", type=float, default=defaults.collapse_threshold, metavar="SHARE",
                         help="collapse index above which a completion counts (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--late-after", metavar="TEXT",
+                        help="tokens after the first TEXT are late, e.g. '.' (default: the last third)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=defaults.seed, help="(default: %(default)s)")
     return parser.parse_args()
 

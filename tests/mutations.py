@@ -38,6 +38,20 @@ class Fault:
 
 FAULTS = (
     Fault(
+        name="causal listening: the prompt's last position stays deaf or hearing whatever token it draws",
+        file="nemo_mapo/rollout/deaf.py",
+        right="queries[:, -1] = self.deaf.includes(chosen, torch.zeros_like(chosen))",
+        wrong="pass",
+        tests=("tests/integration/test_deaf.py",),
+    ),
+    Fault(
+        name="causal listening: a shared prompt's audio is not blocked",
+        file="nemo_mapo/attention/shared.py",
+        right="_after_prompt(blocked.keys[0, prompt], blocked.keys[0, own], group.completions)",
+        wrong="_after_prompt(blocked.keys[0, prompt] & False, blocked.keys[0, own], group.completions)",
+        tests=("tests/unit/attention/test_blocked.py",),
+    ),
+    Fault(
         name="baselines: CISPO's weight carries a gradient",
         file="nemo_mapo/objective/cispo.py",
         right="0.0)).detach().exp()",

@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from nemo_mapo.attention.mass import attention_with_audio_mass, attention_without_mass
+from nemo_mapo.attention.mass import Blocked, attention_with_audio_mass, attention_without_mass
 from nemo_mapo.attention.session import AttentionSession
 from nemo_mapo.attention.shared import shared_prompt_attention
 
@@ -81,15 +81,26 @@ class SDPACoreAttention(torch.nn.Module):
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         segment_ids = None if attention_mask is None else _first_keys(attention_mask, key.shape[1])
         audio = self.session.audio_keys(key.shape[1]) if self.session.captures(self.layer) else None
-        output, mass = self._attend(query, key, value, audio, segment_ids)
+        blocked = self.session.blocked(self.layer, key.shape[1])
+        output, mass = self._attend(query, key, value, audio, segment_ids, blocked)
         if mass is not None:
             self.session.record(self.layer, mass)
         return output.transpose(0, 1).flatten(start_dim=2)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, audio: Tensor | None, segment_ids: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        audio: Tensor | None,
+        segment_ids: Tensor | None,
+        blocked: Blocked | None,
     ) -> tuple[Tensor, Tensor | None]:
-        masks: dict[str, Any] = {"segment_ids": segment_ids, "softmax_scale": self.softmax_scale}
+        masks: dict[str, Any] = {
+            "segment_ids": segment_ids,
+            "softmax_scale": self.softmax_scale,
+            "blocked": blocked,
+        }
         if audio is None:
             return attention_without_mass(query, key, value, **masks), None
         return attention_with_audio_mass(query, key, value, audio, **masks)
@@ -106,6 +117,7 @@ class SDPACoreAttention(torch.nn.Module):
             positions,
             audio_key_mask=audio,
             softmax_scale=self.softmax_scale,
+            blocked=self.session.blocked(self.layer, len(key)),
         )
         if mass is not None:
             self.session.record(self.layer, mass[None])
@@ -116,13 +128,16 @@ class SDPACoreAttention(torch.nn.Module):
     ) -> Float[Tensor, "time hidden"]:
         """Sequence by sequence: the cost is the sum of the squared lengths, not the square of the row's."""
         audio = self.session.audio_keys(key.shape[0]) if self.session.captures(self.layer) else None
+        blocked = self.session.blocked(self.layer, key.shape[0])
         bounds = packed.cu_seqlens_q.tolist()
         assert bounds[0] == 0 and bounds[-1] == query.shape[0], "cu_seqlens must cover the whole packed row"
         outputs, masses = [], []
         for start, end in pairwise(bounds):
             query_part, key_part, value_part = (tensor[None, start:end] for tensor in (query, key, value))
             audio_part = None if audio is None else audio[:, start:end]
-            output, mass = self._attend(query_part, key_part, value_part, audio_part, None)
+            own = slice(start, end)
+            blocked_part = None if blocked is None else blocked.part(slice(None), own, own)
+            output, mass = self._attend(query_part, key_part, value_part, audio_part, None, blocked_part)
             outputs.append(output[0])
             masses.append(mass)
         if audio is not None:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nemo_mapo.attention.mass import Blocked
+
 
 def dense_audio_attention_mass(
     query: Float[Tensor, "batch time_q heads dim"],
@@ -29,6 +31,7 @@ def dense_attention_weights(
     causal: bool = True,
     segment_ids: Int[Tensor, "batch time_k"] | None = None,
     softmax_scale: float | None = None,
+    blocked: Blocked | None = None,
 ) -> Float[Tensor, "batch heads time_q time_k"]:
     """alpha_{t,j} = softmax_j(scale * q_t . k_j) over the keys query t may see."""
     precision = torch.promote_types(query.dtype, torch.float32)
@@ -37,6 +40,8 @@ def dense_attention_weights(
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     logits = torch.einsum("bqhd,bkhd->bhqk", query.to(precision), keys) * scale
     visible = _visible_keys(query.shape[1], key.shape[1], causal, segment_ids, query.device)
+    if blocked is not None:
+        visible = visible & ~(blocked.queries[:, None, :, None] & blocked.keys[:, None, None, :])
     return logits.masked_fill(~visible, -torch.inf).softmax(-1)
 
 

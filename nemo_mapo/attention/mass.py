@@ -2,11 +2,12 @@
 
 The mass of query t is the attention it spends on audio, m_t = sum_{j in audio} alpha_{t,j} (paper section 3.4).
 Attention itself is the linear map alpha @ V, so a value column that is 1 on audio keys and 0 elsewhere comes out
-as m_t: the same kernel, the same masks and exact gradients, with no S x S matrix. Segment boundaries travel in
-extra query and key columns for the same reason: the causal kernel stays, and no mask tensor exists.
+as m_t: the same kernel, the same masks and exact gradients, with no S x S matrix. Segment boundaries and blocked keys
+travel in extra query and key columns for the same reason: the causal kernel stays, and no mask tensor exists.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,18 @@ SEGMENT_SEPARATION = 2.0**16
 """Least logit distance between segments; exp(-2^16) is exactly 0 in every float type, with room for large logits."""
 EXPLICIT_MASK_QUERIES = 256
 """Longest run of queries that continues a key cache under an explicit mask, so that a mask is linear in time_k."""
+
+
+class Blocked(NamedTuple):
+    """Queries that see none of the given keys, whatever else they see: `Blocked(late_tokens, audio_keys)`."""
+
+    queries: Bool[Tensor, "batch time_q"]
+    """True on the queries; none of them stands among the keys, so that each still sees itself."""
+    keys: Bool[Tensor, "batch time_k"]
+
+    def part(self, batch: slice, queries: slice, keys: slice) -> "Blocked":
+        """The same for a part of the rows, queries and keys."""
+        return Blocked(self.queries[batch, queries], self.keys[batch, keys])
 
 
 def audio_attention_mass(
@@ -66,14 +79,18 @@ def attention_with_audio_mass(
     causal: bool = True,
     segment_ids: Int[Tensor, "batch time_k"] | None = None,
     softmax_scale: float | None = None,
+    blocked: Blocked | None = None,
 ) -> tuple[Float[Tensor, "batch time_q heads dim_v"], Float[Tensor, "batch heads time_q"]]:
-    """Attention output and audio mass from one fused call; arguments and errors as in `audio_attention_mass`."""
+    """Attention output and audio mass from one fused call; arguments and errors as in `audio_attention_mass`.
+
+    `blocked` queries attend as if the blocked keys were not there. ValueError if one of them is a blocked key itself.
+    """
     if audio_key_mask.dtype != torch.bool:
         raise ValueError(f"audio_key_mask must be bool, got {audio_key_mask.dtype}")
     if audio_key_mask.shape != key.shape[:2]:
         raise ValueError(f"audio_key_mask has shape {tuple(audio_key_mask.shape)}, keys are {tuple(key.shape[:2])}")
     indicator = audio_key_mask[:, :, None, None].to(value.dtype)
-    widened = _fused_attention(query, key, value, indicator, causal, segment_ids, softmax_scale)
+    widened = _fused_attention(query, key, value, indicator, causal, segment_ids, softmax_scale, blocked)
     # One split, not two slices: its backward is a single concatenation instead of two zero-filled copies and a sum.
     dim_v = value.shape[-1]
     output, mass, _ = widened.split_with_sizes((dim_v, 1, widened.shape[-1] - dim_v - 1), dim=-1)
@@ -89,10 +106,11 @@ def attention_without_mass(
     causal: bool = True,
     segment_ids: Int[Tensor, "batch time_k"] | None = None,
     softmax_scale: float | None = None,
+    blocked: Blocked | None = None,
 ) -> Float[Tensor, "batch time_q heads dim_v"]:
-    """The same attention with nothing captured; arguments and errors as in `audio_attention_mass`."""
+    """The same attention with nothing captured; arguments and errors as in `attention_with_audio_mass`."""
     no_indicator = value.new_zeros(1, 1, 1, 0)
-    widened = _fused_attention(query, key, value, no_indicator, causal, segment_ids, softmax_scale)
+    widened = _fused_attention(query, key, value, no_indicator, causal, segment_ids, softmax_scale, blocked)
     return widened[..., : value.shape[-1]]
 
 
@@ -104,15 +122,20 @@ def _fused_attention(
     causal: bool,
     segment_ids: Tensor | None,
     softmax_scale: float | None,
+    blocked: Blocked | None,
 ) -> Tensor:
     """Attention over [value | value_channels | zeros], `[batch, time_q, heads, width]`."""
     _check_shapes(query, key, value, segment_ids, causal)
+    if blocked is not None:
+        _check_blocked(query, key, blocked)
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if query.shape[1] == 1 and segment_ids is not None and value_channels.shape[-1] == 0:
-        return _decode_kernel(query, key, value, segment_ids, scale)
+        return _decode_kernel(query, key, value, segment_ids, scale, blocked)
     query_channels = key_channels = query.new_zeros(1, 1, 1, 0)
     if segment_ids is not None:
         query_channels, key_channels = _segment_channels(segment_ids, query.shape[1], scale, query.dtype)
+    if blocked is not None:
+        query_channels, key_channels = _with_blocked(query_channels, key_channels, blocked, scale)
     width = _common_width(query.shape[-1], key_channels.shape[-1], value.shape[-1], value_channels.shape[-1])
     attended = _causal_kernel(
         _widen(query, query_channels, width).transpose(1, 2),
@@ -124,9 +147,13 @@ def _fused_attention(
     return attended.transpose(1, 2)
 
 
-def _decode_kernel(query: Tensor, key: Tensor, value: Tensor, segment_ids: Tensor, scale: float) -> Tensor:
+def _decode_kernel(
+    query: Tensor, key: Tensor, value: Tensor, segment_ids: Tensor, scale: float, blocked: Blocked | None
+) -> Tensor:
     """One query a row against a cache: a mask is a single line here, cheaper than widening the whole cache."""
     visible = (segment_ids == segment_ids[:, -1:])[:, None, None]
+    if blocked is not None:
+        visible = visible & ~(blocked.queries[:, :, None] & blocked.keys[:, None])[:, None]
     attended = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -173,10 +200,28 @@ def _segment_channels(segment_ids: Tensor, time_q: int, scale: float, dtype: tor
     shifts = torch.arange(highest.bit_length(), device=segment_ids.device)
     bits = segment_ids.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and(1).bool()
     code = torch.cat((bits, ~bits), dim=-1).unsqueeze(2)
-    # A power of two is exact in every float type; each side carries the root, which fits float16 as well.
-    root = 2.0 ** math.ceil(math.log2(SEGMENT_SEPARATION / scale) / 2)
+    root = _root_of_separation(scale)
     time_k = code.shape[1]
     return code[:, time_k - time_q :].to(dtype) * root, code.logical_not().to(dtype) * -root
+
+
+def _with_blocked(query: Tensor, key: Tensor, blocked: Blocked, scale: float) -> tuple[Tensor, Tensor]:
+    """The channels given and one more, whose product is hugely negative on blocked pairs and exactly 0 on all others.
+
+    Logits of a blocked query against other keys keep every digit, so its attention is that without the blocked keys.
+    """
+    root = _root_of_separation(scale)
+    marks = (blocked.queries.to(query.dtype) * root, blocked.keys.to(key.dtype) * -root)
+    channels = []
+    for there, mark in zip((query, key), marks, strict=True):
+        mark = mark[:, :, None, None]
+        channels.append(torch.cat((there.expand(*mark.shape[:3], there.shape[-1]), mark), dim=-1))
+    return channels[0], channels[1]
+
+
+def _root_of_separation(scale: float) -> float:
+    """A power of two, exact in every float type; each side carries the root, which fits float16 as well."""
+    return float(2.0 ** math.ceil(math.log2(SEGMENT_SEPARATION / scale) / 2))
 
 
 def _common_width(dim: int, key_channels: int, dim_v: int, value_channels: int) -> int:
@@ -194,6 +239,17 @@ def _widen(tensor: Tensor, channels: Tensor, width: int) -> Tensor:
         return tensor
     block = F.pad(channels, (0, missing - channels.shape[-1]))
     return torch.cat((tensor, block.expand(*tensor.shape[:-1], missing)), dim=-1)
+
+
+def _check_blocked(query: Tensor, key: Tensor, blocked: Blocked) -> None:
+    shapes = (tuple(blocked.queries.shape), tuple(blocked.keys.shape))
+    if shapes != (tuple(query.shape[:2]), tuple(key.shape[:2])):
+        raise ValueError(
+            f"blocked has queries {shapes[0]} and keys {shapes[1]}; queries are {tuple(query.shape[:2])}, keys "
+            f"{tuple(key.shape[:2])}"
+        )
+    if bool((blocked.queries & blocked.keys[:, key.shape[1] - query.shape[1] :]).any()):
+        raise ValueError("a blocked query is a blocked key itself and might see no key at all; leave it out of queries")
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, segment_ids: Tensor | None, causal: bool) -> None:

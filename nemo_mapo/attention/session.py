@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,30 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nemo_mapo.attention.mass import Blocked
+
 HeadReduction = Literal["max", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deafness:
+    """Tokens of a forward pass that attend to no audio, and the layers in which they do not.
+
+    An intervention, to measure what listening is worth: `Deafness(queries=late)` leaves out late tokens' attention to
+    the audio and nothing else. What they read of earlier tokens that did listen is untouched.
+    """
+
+    queries: Bool[Tensor, "batch time_q"]
+    """True on the tokens that are deaf; never on audio tokens."""
+    audio_keys: Bool[Tensor, "batch time_k"] | None = None
+    """True on audio keys; with a KV cache it covers the whole cache. None: the placeholders of the tokens read."""
+    layers: tuple[int, ...] | None = None
+    """0-based decoder layers; None is all of them."""
+
+    def to(self, device: torch.device) -> "Deafness":
+        """Copy to `device`."""
+        keys = None if self.audio_keys is None else self.audio_keys.to(device)
+        return Deafness(queries=self.queries.to(device), audio_keys=keys, layers=self.layers)
 
 
 class AttentionSession:
@@ -38,6 +62,7 @@ class AttentionSession:
         self._audio_key_mask: Tensor | None = None
         self._positions: Tensor | None = None
         self._read_at: Tensor | None = None
+        self._deaf: Deafness | None = None
         self._masses: dict[int, Tensor] = {}
 
     @contextmanager
@@ -47,6 +72,7 @@ class AttentionSession:
         audio_key_mask: Bool[Tensor, "batch time_k"] | None = None,
         positions: Int[Tensor, " time"] | None = None,
         read_at: Int[Tensor, " read"] | None = None,
+        deaf: Deafness | None = None,
     ) -> Iterator[None]:
         """Describe one model forward; forget the masses of the one before.
 
@@ -54,6 +80,8 @@ class AttentionSession:
             audio_key_mask: True on audio keys; None captures nothing. With a KV cache it covers the whole cache.
             positions: position of each token of the row in its own sequence, if they are not 0, 1, 2, ...
             read_at: tokens of the row whose logits are wanted; None is all.
+            deaf: tokens that attend to no audio; its `audio_keys` are given. Layers that activation recompute runs
+                again in the backward pass would not know of it, so such a model is read without gradient.
 
         Raises:
             RuntimeError: another forward of this session is still active. One that fails leaves no masses behind.
@@ -62,14 +90,14 @@ class AttentionSession:
             raise RuntimeError("this session already has an active forward; forwards do not nest")
         self._masses = {}
         self._active, self._audio_key_mask = True, audio_key_mask
-        self._positions, self._read_at = positions, read_at
+        self._positions, self._read_at, self._deaf = positions, read_at, deaf
         completed = False
         try:
             yield
             completed = True
         finally:
             self._active, self._audio_key_mask = False, None
-            self._positions = self._read_at = None
+            self._positions = self._read_at = self._deaf = None
             if not completed:
                 self._masses = {}
 
@@ -93,6 +121,17 @@ class AttentionSession:
                 f"audio_key_mask covers {self._audio_key_mask.shape[1]} positions, attention has {time_k} keys"
             )
         return self._audio_key_mask[:, :time_k]
+
+    def blocked(self, layer: int, time_k: int) -> Blocked | None:
+        """What the active forward's tokens do not hear in 0-based `layer`; ValueError if fewer than `time_k` keys are
+        known."""
+        deaf = self._deaf
+        if deaf is None or (deaf.layers is not None and layer not in deaf.layers):
+            return None
+        assert deaf.audio_keys is not None, "a forward with deaf tokens names the audio keys"
+        if deaf.audio_keys.shape[1] < time_k:
+            raise ValueError(f"deaf.audio_keys cover {deaf.audio_keys.shape[1]} positions, attention has {time_k} keys")
+        return Blocked(deaf.queries, deaf.audio_keys[:, :time_k])
 
     def record(self, layer: int, mass: Float[Tensor, "batch head query"]) -> None:
         """Store the mass of 0-based `layer`; RuntimeError when it reported before in this forward."""

@@ -13,7 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_mapo.attention.mass import EXPLICIT_MASK_QUERIES, attention_with_audio_mass, attention_without_mass
+from nemo_mapo.attention.mass import (
+    EXPLICIT_MASK_QUERIES,
+    Blocked,
+    attention_with_audio_mass,
+    attention_without_mass,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,7 @@ def shared_prompt_attention(
     *,
     audio_key_mask: Bool[Tensor, " time"] | None = None,
     softmax_scale: float | None = None,
+    blocked: Blocked | None = None,
 ) -> tuple[Float[Tensor, "time heads dim_v"], Float[Tensor, "heads time"] | None]:
     """Attention output, and the audio mass of the completions if `audio_key_mask` is given.
 
@@ -104,6 +110,7 @@ def shared_prompt_attention(
         positions: position of each token in its own sequence (`shared_prompts`).
         audio_key_mask: True on the keys whose mass is asked for.
         softmax_scale: dim^-0.5 if None.
+        blocked: tokens of the one row that do not see some of its keys.
 
     Raises:
         ValueError: from `shared_prompts`, for positions that describe no groups.
@@ -113,11 +120,9 @@ def shared_prompt_attention(
         end_of_prompt = group.start + group.prompt
         prompt, own = slice(group.start, end_of_prompt), slice(end_of_prompt, group.end)
         if group.prompt:
-            outputs.append(
-                attention_without_mass(
-                    query[None, prompt], key[None, prompt], value[None, prompt], softmax_scale=softmax_scale
-                )[0]
-            )
+            of_prompt = None if blocked is None else blocked.part(slice(None), prompt, prompt)
+            rows = (query[None, prompt], key[None, prompt], value[None, prompt])
+            outputs.append(attention_without_mass(*rows, softmax_scale=softmax_scale, blocked=of_prompt)[0])
         queries = _side_by_side(query[own], group.completions)
         keys = _after_prompt(key[prompt], key[own], group.completions)
         values = _after_prompt(value[prompt], value[own], group.completions)
@@ -125,7 +130,11 @@ def shared_prompt_attention(
         audio = None
         if audio_key_mask is not None:
             audio = _after_prompt(audio_key_mask[prompt], audio_key_mask[own], group.completions)
-        output, mass = _attend_in_blocks(queries, keys, values, audio, softmax_scale)
+        of_own = None
+        if blocked is not None:
+            deaf = _side_by_side(blocked.queries[0, own], group.completions)
+            of_own = Blocked(deaf, _after_prompt(blocked.keys[0, prompt], blocked.keys[0, own], group.completions))
+        output, mass = _attend_in_blocks(queries, keys, values, audio, softmax_scale, of_own)
         outputs.append(output[valid])
         if mass is not None:
             masses += [mass.new_zeros(mass.shape[1], group.prompt), mass.transpose(1, 2)[valid].T]
@@ -133,7 +142,12 @@ def shared_prompt_attention(
 
 
 def _attend_in_blocks(
-    query: Tensor, key: Tensor, value: Tensor, audio: Tensor | None, softmax_scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    audio: Tensor | None,
+    softmax_scale: float | None,
+    blocked: Blocked | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of the last positions to all before them, so many queries at a time that a mask is cheap.
 
@@ -144,10 +158,15 @@ def _attend_in_blocks(
     for begin in range(0, time, EXPLICIT_MASK_QUERIES):
         end = min(begin + EXPLICIT_MASK_QUERIES, time)
         block = (query[:, begin:end], key[:, : earlier + end], value[:, : earlier + end])
+        hidden = None
+        if blocked is not None:
+            hidden = blocked.part(slice(None), slice(begin, end), slice(earlier + end))
         if audio is None:
-            outputs.append(attention_without_mass(*block, softmax_scale=softmax_scale))
+            outputs.append(attention_without_mass(*block, softmax_scale=softmax_scale, blocked=hidden))
             continue
-        output, mass = attention_with_audio_mass(*block, audio[:, : earlier + end], softmax_scale=softmax_scale)
+        output, mass = attention_with_audio_mass(
+            *block, audio[:, : earlier + end], softmax_scale=softmax_scale, blocked=hidden
+        )
         outputs.append(output)
         masses.append(mass)
     return torch.cat(outputs, dim=1), torch.cat(masses, dim=2) if masses else None

@@ -142,6 +142,11 @@ class TECoreAttention(nn.Module):
             return self._generate(query, key, value, attention_mask)
         if packed_seq_params is not None and self.layout != "thd":
             raise ValueError("packed rows came to attention built for unpacked ones; build it with layout='thd'")
+        if self.session.blocked(self.layer, key.shape[0]) is not None:
+            raise ValueError(
+                "deaf tokens need a mask per query, which Transformer Engine does not get; build the model with "
+                "model.attention_backend=sdpa to measure what listening is worth"
+            )
         rows = {
             "attention_mask": None,
             "attn_mask_type": AttnMaskType.causal,

@@ -24,6 +24,9 @@ class AnalysisConfig:
     """Completions of each question, sampled as in training, for accuracy against length."""
     collapse_threshold: Share = 0.5
     """A completion has collapsed when its collapse index is above this."""
+    late_after: Annotated[str, Field(min_length=1)] | None = None
+    """Late tokens are those after the first occurrence of this text in a completion, early ones those before it (a
+    description's full stop, say); null takes the last and the first third."""
     seed: int = 0
     """Of the choice of questions, random masks and sampling."""
     bootstrap_samples: Count = 2000

@@ -1,7 +1,7 @@
 """The audio language model: perception, then a Megatron-core decoder reading audio as placeholder tokens."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from nemo_mapo.attention.session import AttentionSession, HeadReduction
+from nemo_mapo.attention.session import AttentionSession, Deafness, HeadReduction
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.decoder import build_decoder
 from nemo_mapo.models.perception import build_perception
@@ -100,6 +100,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         positions: Int[Tensor, " time"] | None = None,
         read_at: Int[Tensor, " read"] | None = None,
         audio_mass: HeadReduction | None = None,
+        deaf: Deafness | None = None,
         inference_context: StaticInferenceContext | None = None,
     ) -> AudioLLMOutput | Float[Tensor, "time batch hidden"]:
         """Run this stage on `[batch, time]` tokens; hidden states come out of every pipeline stage but the last.
@@ -117,11 +118,12 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
                 (`attention.shared`).
             read_at: tokens of each row whose logits and mass are wanted; None is all of them.
             audio_mass: head reduction "max" or "mean" to capture the mass; None captures nothing.
+            deaf: tokens of these rows that attend to no audio.
             inference_context: Megatron's KV cache for generation.
 
         Raises:
             ValueError: if the frames of a sequence's clips do not fill exactly its placeholders, or a sequence is
-                longer than the model's positions.
+                longer than the model's positions, or deaf tokens come with gradient to a model with recompute.
         """
         self._refuse_long(tokens.shape[1], packed_lengths, positions)
         read = slice(tokens.shape[1]) if read_at is None else read_at
@@ -132,7 +134,9 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         sequence = _sequence_of_positions(tokens, packed_lengths)
         embeddings = self._embed(tokens, placeholders, sequence, audio, audio_row) if self.pre_process else None
         capture = placeholders if audio_mass is not None else None
-        with self.session.forward(audio_key_mask=capture, positions=positions, read_at=early):
+        if deaf is not None:
+            deaf = self._deafness(deaf, placeholders)
+        with self.session.forward(audio_key_mask=capture, positions=positions, read_at=early, deaf=deaf):
             output: Tensor = self.language_model(
                 tokens,
                 None,
@@ -148,6 +152,17 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
             mass = self.session.audio_mass(audio_mass, head_group=self.tensor_group)[:, read]
         logits = output if early is not None else output[:, read]
         return AudioLLMOutput(logits=self._mask_vocabulary_padding(logits), audio_mass=mass)
+
+    def _deafness(self, deaf: Deafness, placeholders: Bool[Tensor, "batch time"]) -> Deafness:
+        """With its audio keys, and as long as the rows are after filling up."""
+        if torch.is_grad_enabled() and self.config.recompute_granularity is not None:
+            raise ValueError(
+                "deaf tokens would hear again where activation recompute runs a layer in the backward pass: read them "
+                "under torch.no_grad(), or set model.decoder.recompute_granularity=null"
+            )
+        missing = placeholders.shape[1] - deaf.queries.shape[1]
+        keys = placeholders if deaf.audio_keys is None else deaf.audio_keys
+        return replace(deaf, queries=F.pad(deaf.queries, (0, missing)), audio_keys=keys)
 
     def _refuse_long(self, time: int, packed_lengths: Tensor | None, positions: Tensor | None) -> None:
         longest = time if packed_lengths is None else int(packed_lengths.max())

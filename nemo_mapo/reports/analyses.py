@@ -8,9 +8,18 @@ from typing import Any
 
 HEARD = {"full": "its clip", "exchanged": "another clip", "silence": "silence", "text_only": "text alone"}
 """What the model was given, by name in the file."""
+BLOCKED = {
+    "full": "hears throughout",
+    "deaf_late": "late tokens deaf",
+    "deaf_early": "early tokens deaf",
+    "deaf_completion": "completion deaf",
+    "deaf_target_layers": "completion deaf in target layers",
+    "only_late": "only late tokens hear",
+}
+"""For which tokens attention to the audio was blocked, by name in the file."""
 NEEDED = {"checkpoint", "split", "items", "items_in_split", "ids", "chance", "examples", "scores", "settings",
           "accuracy", "needs_ears", "profile", "heads", "collapse", "untagged_completions", "parts_of_speech",
-          "evidence", "acs", "length"}  # fmt: skip
+          "causal", "evidence", "acs", "length"}  # fmt: skip
 """What a page reads of an analysis."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_mapo.reports.analyses import HEARD, Analysis, refuse_incomparable
+from nemo_mapo.reports.analyses import BLOCKED, HEARD, Analysis, refuse_incomparable
 from nemo_mapo.reports.charts import Level, Profile, Scale, profiles
 from nemo_mapo.reports.clips import kept_clips
 from nemo_mapo.reports.estimate_charts import Bars, Group, Point, Points, bars, groups, heads, points
@@ -17,9 +17,12 @@ from nemo_mapo.reports.grounding_tables import (
     Rows,
     accuracy_table,
     acs_table,
+    admission,
     between_table,
+    causal_table,
     drop_table,
     length_table,
+    truth_table,
 )
 from nemo_mapo.reports.pages import Figure, write_page
 from nemo_mapo.reports.theme import LINE, MASS, RUNS, SILENT, Colour, tints
@@ -86,6 +89,14 @@ def _listening_blocks(analyses: Sequence[Analysis]) -> list[Block]:
 def _effect_blocks(analyses: Sequence[Analysis]) -> list[Block]:
     return [
         Block(
+            name="causal",
+            title="Causal listening",
+            lead=_CAUSAL_LEAD,
+            figures=[_blocked(analyses)],
+            tables=[causal_table(analyses), truth_table(analyses)],
+            note=" ".join(admission(one) for one in analyses),
+        ),
+        Block(
             name="evidence",
             title="Evidence masking",
             lead=_EVIDENCE_LEAD,
@@ -137,6 +148,10 @@ _HEARD_NOTE = (
     "Differences are paired over the questions: Tango's interval, exact McNemar p. An interval that contains 0 does "
     "not show that there is no difference: it shows which sizes are excluded."
 )
+_CAUSAL_LEAD = (
+    "The same questions with attention to the audio blocked for some tokens. What is lost is what listening there is "
+    "worth; a token that looks at the audio and loses nothing without it has not used it."
+)
 _EVIDENCE_LEAD = (
     "Parts of each clip are silenced and the question is asked again. Where accuracy falls more without the frames "
     "that the model attended to than without as many others, its attention was on the evidence (ACS: random minus "
@@ -145,19 +160,32 @@ _EVIDENCE_LEAD = (
 
 
 def _heard(analyses: Sequence[Analysis]) -> Figure:
+    found = {name: [one.results["accuracy"][key] for one in analyses] for key, name in HEARD.items()}
+    return _accuracies(analyses, found, "Accuracy by what is heard")
+
+
+def _blocked(analyses: Sequence[Analysis]) -> Figure:
+    found = {
+        name: [(one.results["accuracy"] | one.results["causal"]["accuracy"])[key] for one in analyses]
+        for key, name in BLOCKED.items()
+    }
+    return _accuracies(analyses, found, "Accuracy by which tokens are deaf")
+
+
+def _accuracies(analyses: Sequence[Analysis], found: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> Figure:
     rows = [
         Group(
             label=name if len(analyses) == 1 else f"{name}, {analysis.label}",
             colour=_colour(number),
             values={},
-            estimate=_estimate(analysis.results["accuracy"][key]),
+            estimate=_estimate(interval),
         )
-        for key, name in HEARD.items()
-        for number, analysis in enumerate(analyses)
+        for name, intervals in found.items()
+        for number, (analysis, interval) in enumerate(zip(analyses, intervals, strict=True))
     ]
     chance = [Level(label="chance", value=analyses[0].results["chance"])]
     chart = groups(rows, Scale(label="accuracy", kind="percent"), chance)
-    return Figure(title="Accuracy by what is heard", chart=chart, caption="Diamond: accuracy; line: its interval.")
+    return Figure(title=title, chart=chart, caption="Diamond: accuracy; line: its interval.")
 
 
 def _profile(analyses: Sequence[Analysis], key: str, title: str, unit: str, caption: str) -> Figure:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from nemo_mapo.reports.analyses import HEARD, Analysis
+from nemo_mapo.reports.analyses import BLOCKED, HEARD, Analysis
 from nemo_mapo.reports.theme import LEAST, MISSING, MOST, SILENT
 from nemo_mapo.statistics import PairedComparison, compare_paired, difference_in_words
 
@@ -32,6 +32,56 @@ def accuracy_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
         ]
         for analysis in analyses
     ]
+
+
+def causal_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
+    """What is lost with attention to the audio blocked, paired over the questions; first of all late listening."""
+    header = ["accuracy lost, points (p)", *(name for key, name in BLOCKED.items() if key != "full")]
+    return header, [
+        [
+            analysis.label,
+            *(
+                f"{_points(lost)} ({lost['p_value']:.2g})"
+                for lost in (analysis.results["causal"]["lost"][key] for key in BLOCKED if key != "full")
+            ),
+        ]
+        for analysis in analyses
+    ]
+
+
+def truth_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
+    """Teacher-forced probability of the right choice, by what is heard or blocked."""
+    names = BLOCKED | {key: HEARD[key] for key in ("silence", "exchanged")}
+    header = ["probability of the truth, %", "questions", *names.values()]
+    rows = []
+    for analysis in analyses:
+        causal = analysis.results["causal"]
+        found = [causal["truth"].get(key) for key in names]
+        cells = [
+            MISSING if one is None else f"{100 * one['mean']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+            for one in found
+        ]
+        rows.append([analysis.label, str(causal["truth_questions"]), *cells])
+    return header, rows
+
+
+def admission(analysis: Analysis) -> str:
+    """Whether this task can test late listening with this model, in a sentence."""
+    causal, chance = analysis.results["causal"], analysis.results["chance"]
+    used, alone = causal["late_listening_used"], causal["accuracy"]["only_late"]
+    measured = (
+        f"{analysis.label}: late listening is worth {_points(used)} points; when only late tokens hear, "
+        f"{100 * alone['mean']:.1f} % [{100 * alone['low']:.1f}, {100 * alone['high']:.1f}] are right "
+        f"(chance {100 * chance:.1f} %)"
+    )
+    if causal["without_late_part"]:
+        measured += f"; {causal['without_late_part']} completions have no late part"
+    if used["low"] > 0:
+        return f"{measured}. Late listening is used: the task can test it."
+    return (
+        f"{measured}. The interval contains 0: with this model the task cannot test whether late listening helps, "
+        "whatever the audio mass says."
+    )
 
 
 def between_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:

@@ -12,6 +12,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.attention.session import Deafness
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import whole_texts
 from nemo_mapo.data.tokenizer import SpecialTokens
@@ -24,6 +25,7 @@ from nemo_mapo.models.pipeline import (
     whole_sequences,
 )
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
+from nemo_mapo.rollout.deaf import DeafGeneration, DeafTokens
 from nemo_mapo.rollout.kv_cache import SlotCache
 from nemo_mapo.rollout.prefill_inputs import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_of, left_padded, no_audio
 from nemo_mapo.rollout.protocol import Capabilities
@@ -132,6 +134,7 @@ class MegatronRollout:
         self._device = next(model.parameters()).device
         self._forbidden_ids = torch.tensor(sorted(forbidden), device=self._device)
         self._stop_ids = torch.tensor(sorted(stops), device=self._device)
+        self._deaf: DeafGeneration | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -152,8 +155,11 @@ class MegatronRollout:
         *,
         group_size: int,
         seeds: Int[Tensor, " batch"],
+        deaf: DeafTokens | None = None,
     ) -> Rollouts:
         """Sample completions; see `RolloutBackend.generate`. The result lies where the prompts lie.
+
+        `deaf` tokens are drawn without attention to the audio (an intervention for analyses).
 
         Raises:
             ValueError: if there are no prompts, the group does not fit `batch_size`, the seeds are not one int64 per
@@ -165,6 +171,10 @@ class MegatronRollout:
         )
         samples = _Samples.empty(len(seeds), sampling.max_new_tokens, pad_id=self.pad_id, device=self._device)
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(self._device)
+        audio_id = self.model.audio_token_id
+        self._deaf = None
+        if deaf is not None:
+            self._deaf = DeafGeneration(deaf, prompts, audio_token_id=audio_id, group_size=group_size)
         # Not inference_mode, which is no faster: tables that modules build on demand and keep (Megatron's rotary
         # one) would be inference tensors, and autograd refuses to save those in a later training step.
         with evaluation_mode(self.model), whole_sequences(self.model), torch.no_grad():
@@ -212,6 +222,7 @@ class MegatronRollout:
             audio_row.to(self._device),
             segment_ids=None if unpadded else segment_ids.to(self._device),
             context=context,
+            deaf=None if self._deaf is None else self._deaf.prompts(chosen, tokens.shape[1]).to(self._device),
         )
         context.sequence_len_offset = tokens.shape[1]
         copies = torch.arange(len(chosen), device=self._device).repeat_interleave(group_size)
@@ -317,6 +328,7 @@ class MegatronRollout:
             torch.full_like(live.rows, -1),
             segment_ids=live.segment_ids[:, : position + 1],
             context=cache.context,
+            deaf=None if self._deaf is None else self._deaf.step(live.rows, live.steps, position),
         )
         cache.context.sequence_len_offset = position + 1
         return replace(live, most_steps=live.most_steps + 1, logits=logits)
@@ -329,10 +341,11 @@ class MegatronRollout:
         *,
         segment_ids: Int[Tensor, "live cache"] | None,
         context: StaticInferenceContext,
+        deaf: Deafness | None,
     ) -> Float[Tensor, "live vocab"]:
         """Logits of the token after the last one read, the same on all ranks of a model replica."""
         output = forward_all_stages(
-            self.model, tokens, audio, audio_row, segment_ids=segment_ids, inference_context=context
+            self.model, tokens, audio, audio_row, segment_ids=segment_ids, inference_context=context, deaf=deaf
         )
         last = None if output is None else self.model.whole_vocabulary(output.logits[:, -1])
         return from_last_stage(last, (len(tokens), self.model.vocab_size), next(self.model.parameters()))

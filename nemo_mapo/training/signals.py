@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_mapo.attention.session import HeadReduction
+from nemo_mapo.attention.session import Deafness, HeadReduction
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.data.sequences import (
     Rows,
@@ -26,7 +26,9 @@ from nemo_mapo.data.sequences import (
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
+from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.scoring import Drawing, drawn_log_probs
+from nemo_mapo.training.deaf import deaf_positions
 from nemo_mapo.training.packing import pack_rows, pack_shared_rows
 from nemo_mapo.types import AudioBatch, TokenBatch
 
@@ -183,10 +185,12 @@ def token_signals_in_parts(
     head_reduction: HeadReduction | None,
     batching: MicroBatching,
     drawing: Drawing | None = None,
+    deaf: DeafTokens | None = None,
 ) -> TokenSignals:
     """`token_signals` without gradient, part by part, through all pipeline stages and known on all of them.
 
-    With `drawing` the log-probs of the distribution that it draws from are among them.
+    With `drawing` the log-probs of the distribution that it draws from are among them. The tokens of `deaf` are
+    predicted without attention to the audio.
     """
     num_rows, num_tokens = len(sequences.prompt_lengths), int(sequences.completion_lengths.max())
     log_probs = torch.zeros(num_rows, num_tokens)
@@ -195,7 +199,8 @@ def token_signals_in_parts(
     drawn = None if drawing is None else torch.zeros(num_rows, num_tokens)
     for rows in batching.split(sequences):
         part = select_rows(sequences, rows)
-        signals = _without_gradient(model, part, head_reduction, batching, drawing)
+        deaf_part = None if deaf is None else deaf.of(rows)
+        signals = _without_gradient(model, part, head_reduction, batching, drawing, deaf_part)
         width = signals[0].shape[1]
         log_probs[rows, :width], entropy[rows, :width] = signals[0], signals[1]
         if mass is not None:
@@ -211,11 +216,13 @@ def _without_gradient(
     head_reduction: HeadReduction | None,
     batching: MicroBatching,
     drawing: Drawing | None,
+    deaf: DeafTokens | None,
 ) -> Float[Tensor, "signal batch time"]:
     """Log-probability, entropy and (if asked for) mass and log mu, stacked, on every pipeline stage."""
     sequences = sequences.to(model.device)
     inputs = batching.lay_out(sequences)
-    output = inputs.call(partial(forward_all_stages, model), head_reduction)
+    deafness = None if deaf is None else _deafness(deaf, inputs, sequences, model)
+    output = inputs.call(partial(forward_all_stages, model, deaf=deafness), head_reduction)
     stacked = None
     if output is not None:
         signals = read_signals(model, output, inputs, sequences)
@@ -225,6 +232,17 @@ def _without_gradient(
     signals_asked = 2 + (head_reduction is not None) + (drawing is not None)
     shape = (signals_asked, len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
     return from_last_stage(stacked, shape, torch.zeros(0, device=model.device)).cpu()
+
+
+def _deafness(deaf: DeafTokens, inputs: ModelInputs, sequences: TokenBatch, model: AudioLLM) -> Deafness:
+    in_one_row = inputs.packed_lengths is not None
+    positions = deaf_positions(
+        deaf,
+        sequences,
+        read_at=inputs.read_at,
+        packed_tokens=inputs.tokens.shape[1] if in_one_row else None,
+    )
+    return Deafness(queries=positions & (inputs.tokens != model.audio_token_id), layers=deaf.layers)
 
 
 def _drawn(

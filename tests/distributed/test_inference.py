@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from distributed.deaf_ranks import deaf_passes
 
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.testing.layouts import Layout, dense_config, generate, reference_signals, write_start
@@ -55,3 +56,12 @@ def test_reference_passes_are_those_of_the_plain_run(start: tuple[str, RolloutBa
     for signals in run_on_ranks(reference_signals, layout.ranks, layout, dense_config(), path, batch):
         for found, expected in zip(signals, plain, strict=True):
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_deaf_tokens_are_deaf_on_all_ranks(start: tuple[str, RolloutBatch]) -> None:
+    path, batch = start
+    (plain,) = run_on_ranks(deaf_passes, 1, Layout(), dense_config(), path, batch)
+    for log_probs, drawn, heard in run_on_ranks(deaf_passes, 4, LAYOUTS[-1], dense_config(), path, batch):
+        torch.testing.assert_close(log_probs, plain[0], atol=2e-5, rtol=1e-4)
+        assert torch.equal(drawn, plain[1]) and torch.equal(heard, plain[2])
+        assert drawn.shape != heard.shape or not torch.equal(drawn, heard)

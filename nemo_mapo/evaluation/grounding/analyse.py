@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,15 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import prefills
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.evaluation.grounding.causal import (
+    INTERVENTIONS,
+    LATE,
+    belief_parts,
+    belief_rows,
+    completions_of,
+    parts_of,
+    truth_probabilities,
+)
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
 from nemo_mapo.evaluation.grounding.controls import (
     exchanged,
@@ -36,7 +45,8 @@ from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.grounding.pos_gate import pos_token_gate, pos_token_tags
 from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.rollout.deaf import DeafTokens
+from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import score_rollouts
 from nemo_mapo.training.signals import token_signals_in_parts
@@ -57,7 +67,7 @@ class Subject:
     """What is analysed, and what it takes to ask it."""
 
     policy: AudioLLM
-    backend: RolloutBackend
+    backend: MegatronRollout
     reference: FrozenReference
     tokenizer: PreTrainedTokenizerBase
     tagger: Tagger
@@ -66,6 +76,8 @@ class Subject:
     """As in training; greedy decoding is made of it."""
     wording: Wording
     """As in training."""
+    completions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By question and choice, from manifests that give them (docs/data.md): texts to compare the choices by."""
 
 
 @dataclass
@@ -81,6 +93,10 @@ class _Found:
     """Accuracy of guessing, by question."""
     accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
     """By what the model heard: full, text_only, silence, exchanged, and `<selection> <ratio>` for evidence masking."""
+    truth: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
+    """Probability of the right choice by what was heard or blocked; NaN of a question that has none."""
+    without_late_part: int = 0
+    """Completions in which nothing is late."""
     collapse: list[float] = field(default_factory=list)
     by_tag: defaultdict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     """Policy entropy, delta h and audio mass of every token, by part of speech."""
@@ -132,6 +148,7 @@ def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfi
     answers = {"full": rollouts} | {name: ask(changed) for name, changed in heard.items()}
     for name in heard:
         found.accuracy[name] += _correct(answers[name], subject.rewards)
+    _add_causal(prompts, {name: heard[name] for name in ("silence", "exchanged")}, rollouts, subject, config, found)
     _add_examples(prompts, answers, found)
     _add_signals(rollouts, listening, subject, found)
     _add_lengths(prompts, subject, config, found)
@@ -152,12 +169,39 @@ def _add_examples(prompts: PromptBatch, answers: dict[str, Rollouts], found: _Fo
         found.clips[example.id] = prompts.waveforms(row)
 
 
-def _asker(subject: Subject) -> Callable[[PromptBatch], Rollouts]:
+def _add_causal(
+    prompts: PromptBatch,
+    heard: Mapping[str, PromptBatch],
+    own: Rollouts,
+    subject: Subject,
+    config: AnalysisConfig,
+    found: _Found,
+) -> None:
+    """Ask again with the audio blocked for some tokens, and read what each choice's completion is worth then."""
+    tokenizer, layers, ask = subject.tokenizer, _layers(subject), _asker(subject)
+    parts = parts_of(completions_of(own), tokenizer, config.late_after)
+    found.without_late_part += int((parts.late_from >= own.completion_lengths).sum())
+    rows = belief_rows(prompts, own, subject.completions, subject.rewards.template, tokenizer)
+    believed = belief_parts(rows, tokenizer, config.late_after)
+
+    def truth(asked: PromptBatch, deaf: DeafTokens | None = None) -> Scores:
+        pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
+        batching = subject.reference.batching
+        return truth_probabilities(subject.policy, asked, rows, pad_id=pad_id, batching=batching, deaf=deaf).tolist()
+
+    for name, asked in {"full": prompts, **heard}.items():
+        found.truth[name] += truth(asked)
+    for name in INTERVENTIONS:
+        found.accuracy[name] += _correct(ask(prompts, parts.deaf(name, layers)), subject.rewards)
+        found.truth[name] += truth(prompts, believed.deaf(name, layers))
+
+
+def _asker(subject: Subject) -> Callable[..., Rollouts]:
     greedy = replace(subject.sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
-    def ask(prompts: PromptBatch) -> Rollouts:
+    def ask(prompts: PromptBatch, deaf: DeafTokens | None = None) -> Rollouts:
         seeds = torch.zeros(len(prompts), dtype=torch.int64)
-        return subject.backend.generate(prompts, greedy, group_size=1, seeds=seeds)
+        return subject.backend.generate(prompts, greedy, group_size=1, seeds=seeds, deaf=deaf)
 
     return ask
 
@@ -242,10 +286,27 @@ def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[st
         "collapse": _collapse(found, config.collapse_threshold),
         "untagged_completions": found.untagged,
         "parts_of_speech": [_tag_row(tag, values) for tag, values in sorted(found.by_tag.items())],
+        "causal": _causal(effects, config, found),
         "evidence": effects.evidence(),
         "acs": effects.acs(),
         "length": asdict(length_effect(found.lengths, found.length_scores, found.finished)),
         "scores": dict(found.accuracy),
+    }
+
+
+def _causal(effects: Effects, config: AnalysisConfig, found: _Found) -> dict[str, Any]:
+    """Accuracy and probability of the truth by what was blocked; what each loses against hearing all, paired."""
+    known = [index for index, value in enumerate(found.truth["full"]) if math.isfinite(value)]
+    truth = Effects(scores={name: [values[i] for i in known] for name, values in found.truth.items()}, config=config)
+    conditions = list(found.truth) if known else []
+    return {
+        "without_late_part": found.without_late_part,
+        "accuracy": {name: effects.accuracy(name) for name in INTERVENTIONS},
+        "lost": {name: effects.lost("full", name) for name in INTERVENTIONS},
+        "late_listening_used": effects.lost("full", LATE),
+        "truth_questions": len(known),
+        "truth": {name: truth.accuracy(name) for name in conditions},
+        "truth_lost": {name: truth.lost("full", name) for name in conditions if name != "full"},
     }
 
 

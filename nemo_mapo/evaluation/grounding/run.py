@@ -11,6 +11,7 @@ import torch
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.data.by_choice import completions_by_choice
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, question_ids
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
@@ -65,6 +66,7 @@ def analyse_run(
     ids = question_ids(dataset, prompts)
     chosen = _choose(ids, config)
     batches = build_dataloader(dataset, prompt_dataset=prompts, only=frozenset(chosen))
+    subject = replace(subject, completions=completions_by_choice(dataset))
     results, clips = analyse(subject, batches, config)
     results["items_in_split"] = len(ids)
     for question, waveforms in clips.items():

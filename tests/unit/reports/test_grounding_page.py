@@ -12,6 +12,7 @@ from nemo_mapo.reports.grounding_page import write_grounding_page
 
 INTERVAL = {"mean": 0.5, "low": 0.25, "high": 0.75}
 LOST = {**INTERVAL, "p_value": 0.04}
+BLOCKED = ("deaf_late", "deaf_early", "deaf_completion", "deaf_target_layers", "only_late")
 HEARD = ("full", "text_only", "silence", "exchanged")
 
 
@@ -55,6 +56,15 @@ def results(**changes):
             for ratio, drop in ((0.1, 0.125), (0.5, -0.375))
             for selection in ("top", "random", "low")
         ],
+        "causal": {
+            "without_late_part": 0,
+            "accuracy": dict.fromkeys(BLOCKED, INTERVAL),
+            "lost": dict.fromkeys(BLOCKED, LOST),
+            "late_listening_used": LOST,
+            "truth_questions": 2,
+            "truth": dict.fromkeys((*BLOCKED, "full", "silence", "exchanged"), INTERVAL),
+            "truth_lost": dict.fromkeys(BLOCKED, LOST),
+        },
         "acs": [{"ratio": ratio, **LOST} for ratio in (0.1, 0.5)],
         "length": {
             "pearson": -0.25,

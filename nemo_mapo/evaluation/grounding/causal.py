@@ -1,0 +1,194 @@
+"""Causal listening: what a model loses when chosen tokens may not attend to the audio.
+
+Attention mass says where a model looks. Whether the answer depends on it is another question: evidence also travels in
+the hidden states of tokens that listened earlier. So the attention is blocked, and the same question asked again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.rewards.templates import Template, join_completion, split_completion
+from nemo_mapo.rollout.deaf import DeafTokens
+from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.types import PromptBatch, Rollouts, TokenBatch
+
+LATE, EARLY, COMPLETION, TARGET_LAYERS, ONLY_LATE = (
+    "deaf_late",
+    "deaf_early",
+    "deaf_completion",
+    "deaf_target_layers",
+    "only_late",
+)
+INTERVENTIONS = (LATE, EARLY, COMPLETION, TARGET_LAYERS, ONLY_LATE)
+"""Late tokens are deaf; early ones; the whole completion; that in the target layers alone; everything but late tokens,
+the prompt's text included."""
+NEVER = 2**31
+"""Number of a token that no completion has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Where completions divide: early tokens are those before `early_end`, late ones those from `late_from` on."""
+
+    early_end: Int[Tensor, " row"]
+    late_from: Int[Tensor, " row"]
+    """The completion's length if it has no late part."""
+
+    def of(self, rows: Sequence[int]) -> "Parts":
+        """The same for some of the rows, each as often as named."""
+        return Parts(early_end=self.early_end[list(rows)], late_from=self.late_from[list(rows)])
+
+    def deaf(self, intervention: str, target_layers: tuple[int, ...]) -> DeafTokens:
+        """The tokens that are deaf in one of `INTERVENTIONS`."""
+        start, end = torch.zeros_like(self.late_from), torch.full_like(self.late_from, NEVER)
+        match intervention:
+            case "deaf_late":
+                return DeafTokens(first=self.late_from, end=end)
+            case "deaf_early":
+                return DeafTokens(first=start, end=self.early_end)
+            case "deaf_completion":
+                return DeafTokens(first=start, end=end)
+            case "deaf_target_layers":
+                return DeafTokens(first=start, end=end, layers=target_layers)
+            case "only_late":
+                return DeafTokens(first=start, end=self.late_from, prompt_text=True)
+        raise ValueError(f"unknown intervention {intervention!r}; one of {INTERVENTIONS}")
+
+
+def thirds(lengths: Int[Tensor, " row"]) -> Parts:
+    """First and last third; token t belongs to the third in which its middle (2 t + 1) / (2 T) lies."""
+    # The first t with 3 (2 t + 1) >= 2 T, and >= 4 T: rounded up.
+    return Parts(early_end=(2 * lengths + 2) // 6, late_from=(4 * lengths + 2) // 6)
+
+
+def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mark: str) -> Parts:
+    """Late is what follows the first `mark` of a completion, early what stands before; without it nothing is late."""
+    ends = []
+    for ids in completions:
+        end = len(ids)
+        for count in range(1, len(ids) + 1):
+            if mark in tokenizer.decode(list(ids[:count])):
+                end = count
+                break
+        ends.append(end)
+    late_from = torch.tensor(ends)
+    return Parts(early_end=late_from, late_from=late_from)
+
+
+def parts_of(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, late_after: str | None) -> Parts:
+    """Thirds, or before and after the text `late_after`."""
+    if late_after is not None:
+        return after_text(completions, tokenizer, late_after)
+    return thirds(torch.tensor([len(ids) for ids in completions]))
+
+
+def completions_of(rollouts: Rollouts) -> list[list[int]]:
+    """Token ids without the padding."""
+    lengths = rollouts.completion_lengths.tolist()
+    return [row[:length] for row, length in zip(rollouts.completions.tolist(), lengths, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeliefRows:
+    """For each of some questions a completion for every choice: the texts that its probability of the truth compares.
+
+    Texts of one question agree but for what they believe, so what all of them say cancels.
+    """
+
+    completions: list[list[int]]
+    question: list[int]
+    """Row of the prompts that each completion answers."""
+    truth: list[bool]
+    """Whether it believes the right choice."""
+
+
+def belief_rows(
+    prompts: PromptBatch,
+    own: Rollouts,
+    given: Mapping[str, Mapping[str, str]],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+) -> BeliefRows:
+    """Completions by choice: those that a manifest gives, else the model's own reasoning with every choice as answer.
+
+    A question without given completions whose own completion departs from the template is left out.
+
+    Raises:
+        ValueError: given completions that are not those of the choices.
+    """
+    rows = BeliefRows(completions=[], question=[], truth=[])
+    end = SpecialTokens.from_tokenizer(tokenizer).end_id
+    for question, (example, text) in enumerate(zip(prompts.examples, own.texts, strict=True)):
+        texts = given.get(example.id)
+        if texts is None:
+            parts = split_completion(text, template) if template in ("think", "reasoning") else None
+            if parts is None:
+                continue
+            texts = {choice: join_completion(parts.reasoning, choice, template) for choice in example.choices}
+        if set(texts) != set(example.choices):
+            raise ValueError(f"{example.id}: completions are given for {sorted(texts)}, choices are {example.choices}")
+        for choice in example.choices:
+            rows.completions.append([*tokenizer.encode(texts[choice], add_special_tokens=False), end])
+            rows.question.append(question)
+            rows.truth.append(choice == example.answer)
+    return rows
+
+
+@torch.no_grad()
+def truth_probabilities(
+    policy: AudioLLM,
+    prompts: PromptBatch,
+    rows: BeliefRows,
+    *,
+    pad_id: int,
+    batching: MicroBatching,
+    deaf: DeafTokens | None = None,
+) -> Float[Tensor, " question"]:
+    """Probability of the right choice's completion among those of its question, teacher-forced; NaN without any.
+
+    p = exp(L_truth) / sum_c exp(L_c), L_c the summed log-probability of the completion that believes choice c. No
+    sampling: the same weights give the same number. `deaf` is by row of `rows`.
+    """
+    probabilities = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+    if not rows.question:
+        return probabilities
+    signals = token_signals_in_parts(
+        policy, _sequences(prompts, rows, pad_id), head_reduction=None, batching=batching, deaf=deaf
+    )
+    totals = signals.log_probs.double().sum(1)
+    question, truth = torch.tensor(rows.question), torch.tensor(rows.truth)
+    for asked in sorted(set(rows.question)):
+        own = question == asked
+        probabilities[asked] = totals[own].softmax(0)[truth[own]].sum()
+    return probabilities
+
+
+def _sequences(prompts: PromptBatch, rows: BeliefRows, pad_id: int) -> TokenBatch:
+    together = [
+        torch.cat((prompts.tokens[question, : prompts.lengths[question]], torch.tensor(completion)))
+        for question, completion in zip(rows.question, rows.completions, strict=True)
+    ]
+    return TokenBatch(
+        tokens=pad_sequence(together, batch_first=True, padding_value=pad_id),
+        prompt_lengths=prompts.lengths[rows.question],
+        completion_lengths=torch.tensor([len(completion) for completion in rows.completions]),
+        audio=prompts.audio,
+        audio_row=prompts.audio_row[rows.question],
+    )
+
+
+def belief_parts(rows: BeliefRows, tokenizer: PreTrainedTokenizerBase, late_after: str | None) -> Parts:
+    """Where the completions divide; those of a question as that of its truth does."""
+    found = parts_of(rows.completions, tokenizer, late_after)
+    of_truth = {
+        question: row for row, (question, truth) in enumerate(zip(rows.question, rows.truth, strict=True)) if truth
+    }
+    return found.of([of_truth[question] for question in rows.question])

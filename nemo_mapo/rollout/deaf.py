@@ -1,0 +1,72 @@
+"""Generation in which chosen tokens attend to no audio: what a completion would be without listening there."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from nemo_mapo.attention.session import Deafness
+from nemo_mapo.rollout.prefill_inputs import left_padded
+from nemo_mapo.types import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeafTokens:
+    """Completion tokens, numbered from 0, that are read or drawn without attention to the audio: `first` to `end` - 1.
+
+    A token is drawn at the position before it, so it is that position which does not listen. What the tokens before
+    heard stays in their hidden states, which deaf tokens read as ever.
+
+        late = DeafTokens(first=torch.tensor([20]), end=torch.tensor([1000]))
+    """
+
+    first: Int[Tensor, " row"]
+    """By row; in generation by prompt, for all completions of its group."""
+    end: Int[Tensor, " row"]
+    prompt_text: bool = False
+    """Whether the prompt's text is deaf as well, up to the position that draws the first token."""
+    layers: tuple[int, ...] | None = None
+    """0-based decoder layers; None is all of them."""
+
+    def includes(self, rows: Int[Tensor, "row *one"], token: Int[Tensor, "row *time"]) -> Bool[Tensor, "row *time"]:
+        """Whether completion token number `token` of each of these rows is deaf."""
+        first, end = (bounds.to(token.device)[rows] for bounds in (self.first, self.end))
+        return (first <= token) & (token < end)
+
+    def of(self, rows: slice | list[int]) -> "DeafTokens":
+        """The same for some of the rows."""
+        return replace(self, first=self.first[rows], end=self.end[rows])
+
+
+class DeafGeneration:
+    """Says for every pass of a generation which of its tokens are deaf, and which keys of the cache are audio."""
+
+    def __init__(self, deaf: DeafTokens, prompts: PromptBatch, *, audio_token_id: int, group_size: int) -> None:
+        """Of one call; ValueError if `deaf` is not about these prompts."""
+        if not len(deaf.first) == len(deaf.end) == len(prompts):
+            raise ValueError(
+                f"deaf tokens are given for {len(deaf.first)} and {len(deaf.end)} prompts, there are {len(prompts)}"
+            )
+        self.deaf = deaf
+        self.group_size = group_size
+        audio, _ = left_padded((prompts.tokens == audio_token_id).long(), prompts.lengths, 0)
+        self._audio = audio.bool()
+
+    def prompts(self, chosen: Int[Tensor, " prompts"], width: int) -> Deafness:
+        """For reading these prompts, left-padded to `width`."""
+        audio = self._audio[chosen, self._audio.shape[1] - width :]
+        queries = ~audio if self.deaf.prompt_text else torch.zeros_like(audio)
+        queries[:, -1] = self.deaf.includes(chosen, torch.zeros_like(chosen))
+        return Deafness(queries=queries, audio_keys=audio, layers=self.deaf.layers)
+
+    def step(self, rows: Int[Tensor, " live"], drawn: Int[Tensor, " live"], position: int) -> Deafness:
+        """For reading the last of the `drawn` tokens of each row, which stands at `position` of the cache."""
+        prompts = rows // self.group_size
+        whole = self._audio.to(rows.device)[prompts]
+        # Prompts ended one before the first drawn token; what is left of them, and right, is no audio.
+        source = torch.arange(position + 1, device=rows.device) - (position - drawn + 1)[:, None] + whole.shape[1]
+        inside = (source >= 0) & (source < whole.shape[1])
+        audio = whole.gather(1, source.clamp(0, whole.shape[1] - 1)) & inside
+        deaf = self.deaf.includes(prompts, drawn)
+        return Deafness(queries=deaf[:, None], audio_keys=audio, layers=self.deaf.layers)
