@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
-from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
+from nemo_mapo.embedded.prior_shift import PriorShiftConfig, prior_shift_recipe
+from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, recipe, write_recipe
 from nemo_mapo.embedded.synthetic_export import export_questions
 
 _EPILOG = """
@@ -27,6 +28,11 @@ def _arguments() -> argparse.Namespace:
         parser.add_argument(f"--{split}", type=int, default=size, metavar="CLIPS", help=described)
     parser.add_argument("--seed", type=int, default=defaults.seed, help=f"seed of every clip (default {defaults.seed})")
     parser.add_argument(
+        "--prior-shift",
+        action="store_true",
+        help="the corpus whose training text predicts the answer and whose test text does not (docs/evidence.md)",
+    )
+    parser.add_argument(
         "--questions", type=Path, metavar="DIR", help="also write it as files for prepare_data.py and evaluate.py"
     )
     return parser.parse_args()
@@ -36,10 +42,11 @@ def main() -> None:
     """Write the corpus and say where its parts are."""
     arguments = _arguments()
     try:
-        config = SyntheticCorpusConfig(
-            train=arguments.train, validation=arguments.validation, test=arguments.test, seed=arguments.seed
-        )
-        made = write_corpus(config, arguments.output)
+        sizes = {split: getattr(arguments, split) for split in SPLITS}
+        if arguments.prior_shift:
+            made = write_recipe(prior_shift_recipe(PriorShiftConfig(**sizes, seed=arguments.seed)), arguments.output)
+        else:
+            made = write_recipe(recipe(SyntheticCorpusConfig(**sizes, seed=arguments.seed)), arguments.output)
         exported = export_questions(arguments.output, arguments.questions) if arguments.questions else []
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

@@ -13,12 +13,15 @@ Count = Annotated[int, Field(ge=1)]
 class WarmStartStageConfig:
     """One stage of supervised training."""
 
-    target: Literal["caption", "reasoning"]
-    """Which templated text is learned."""
+    target: Literal["caption", "reasoning", "manifest"]
+    """Which templated text is learned; `manifest` is the cut's own `reasoning`, a whole completion."""
     steps: Count
     """Optimiser steps."""
     batch_size: Count
     """Texts per step."""
+    only_late_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of samples in which only what follows the first full stop hears the audio, so that listening late is
+    learned at all (see docs/grounding.md, "only late tokens hear")."""
     truth_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
 

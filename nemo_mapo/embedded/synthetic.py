@@ -9,18 +9,20 @@ import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from pydantic import Field
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
@@ -44,7 +46,7 @@ STAMP_NAME = "corpus.json"
 
 _EVENTS = 3
 """Sounds per clip, except in counting clips."""
-_EVENT_SECONDS = (0.42, 0.58)
+EVENT_SECONDS = (0.42, 0.58)
 _COUNTED_EVENT_SECONDS = (0.36, 0.42)
 """Shorter, so that four fit; the same range whatever the count, so that durations do not tell it."""
 _LEAST_GAP_SECONDS = 0.03
@@ -98,7 +100,46 @@ class SyntheticClip:
     events: tuple[Event, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a corpus of synthetic sounds is made: `write_recipe(recipe(SyntheticCorpusConfig()), Path("data/mine"))`."""
+
+    config: Any
+    """Dataclass of everything that it depends on."""
+    sizes: Mapping[str, int]
+    """Clips of each manifest; those after the three splits repeat clips of the test split."""
+    plan: Callable[[str], Sequence[SyntheticClip]]
+    """The clips of a manifest, by its name."""
+    fields: Callable[[SyntheticClip, np.random.Generator], dict[str, Any]]
+    """What the manifest says of a clip beyond its question and sounds."""
+    tokenizer: Callable[[], PreTrainedTokenizerFast]
+    modules: tuple[str, ...]
+    """Files beside this one whose code it depends on."""
+
+
+def recipe(config: SyntheticCorpusConfig) -> Recipe:
+    """The embedded corpus."""
+
+    def fields(clip: SyntheticClip, rng: np.random.Generator) -> dict[str, Any]:
+        reasoning = reasoning_text(clip.events, clip.example, clip.example.answer, rng)
+        return {"reasoning": reasoning, "caption": caption_text(clip.events)}
+
+    return Recipe(
+        config=config,
+        sizes={split: int(asdict(config)[split]) for split in SPLITS},
+        plan=partial(plan_split, config),
+        fields=fields,
+        tokenizer=build_tokenizer,
+        modules=("synthetic.py", "synthetic_audio.py", "synthetic_text.py", "tokenizer.py"),
+    )
+
+
 def write_corpus(config: SyntheticCorpusConfig, output: Path, *, progress: bool = True) -> bool:
+    """Write the embedded corpus into `output` (`write_recipe`); return False if it was there already."""
+    return write_recipe(recipe(config), output, progress=progress)
+
+
+def write_recipe(made: Recipe, output: Path, *, progress: bool = True) -> bool:
     """Write clips, manifests and tokenizer into `output`; return False if they were there already.
 
     The layout is `audio/<split>/<id>.flac`, `cuts_<split>.jsonl.gz`, `tokenizer/`. The same parameters give the same
@@ -109,29 +150,34 @@ def write_corpus(config: SyntheticCorpusConfig, output: Path, *, progress: bool 
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(output.with_name(f".{output.name}.lock")):
-        stamp = {"fingerprint": corpus_fingerprint(config), "config": asdict(config)}
+        stamp = {"fingerprint": fingerprint(made), "config": asdict(made.config)}
         if _found_fingerprint(output) == stamp["fingerprint"]:
             return False
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        with tqdm(total=config.train + config.validation + config.test, unit="clip", disable=not progress) as bar:
-            for split in SPLITS:
-                bar.set_description(f"synthesising {split}")
-                _write_split(config, split, partial, bar)
-        build_tokenizer().save_pretrained(tokenizer_path(partial))
+        unfinished = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with tqdm(total=sum(made.sizes.values()), unit="clip", disable=not progress) as bar:
+            for name in made.sizes:
+                bar.set_description(f"synthesising {name}")
+                _write_manifest(made, name, unfinished, bar)
+        made.tokenizer().save_pretrained(tokenizer_path(unfinished))
         # A corpus inside a repository keeps itself out of it.
-        (partial / ".gitignore").write_text("*\n", encoding="utf-8")
-        (partial / STAMP_NAME).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        (unfinished / ".gitignore").write_text("*\n", encoding="utf-8")
+        (unfinished / STAMP_NAME).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
         if output.exists():
             shutil.rmtree(output)
-        partial.rename(output)
+        unfinished.rename(output)
         return True
 
 
 def corpus_fingerprint(config: SyntheticCorpusConfig) -> str:
     """Return a hash of the parameters and of the code that turns them into clips."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for name in ("synthetic.py", "synthetic_audio.py", "synthetic_text.py", "tokenizer.py"):
+    return fingerprint(recipe(config))
+
+
+def fingerprint(made: Recipe) -> str:
+    """Return a hash of the parameters of a corpus and of the code that turns them into clips."""
+    digest = hashlib.sha256(json.dumps(asdict(made.config), sort_keys=True).encode())
+    for name in made.modules:
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
 
@@ -144,7 +190,7 @@ def plan_split(config: SyntheticCorpusConfig, split: str) -> list[SyntheticClip]
         for task, count in _task_counts(size, config.shares).items()
         for number in range(count)
     ]
-    order = _generator(config.seed, split, "order").permutation(len(clips))
+    order = generator(config.seed, split, "order").permutation(len(clips))
     return [clips[row] for row in order]
 
 
@@ -155,7 +201,7 @@ def plan_clip(seed: int, split: str, task: str, number: int) -> SyntheticClip:
     over whole rounds both are exactly uniform, so a guess that ignores the audio scores one in four.
     """
     name = f"{split}-{task}-{number:05d}"
-    rng = _generator(seed, name, "plan")
+    rng = generator(seed, name, "plan")
     subject, answer = _deal(_TARGETS[task], number, seed, split, task, "target")
     position = _deal(range(len(COUNT_WORDS)), number, seed, split, task, "position")
     events = _lay_out(task, subject, answer, rng)
@@ -189,52 +235,56 @@ def _lay_out(task: str, subject: str, answer: str, rng: np.random.Generator) -> 
     if task == "attribute":
         words[kinds.index(subject)] = answer
     loudest = kinds.index(answer) if task == "loudness" else int(rng.integers(count))
-    starts, durations = _times(count, _COUNTED_EVENT_SECONDS if task == "count" else _EVENT_SECONDS, rng)
-    peak = rng.uniform(*_LOUDEST_DBFS)
-    below = np.where(np.arange(count) == loudest, 0.0, rng.uniform(*_BELOW_LOUDEST_DB, count))
-    # Rounding both terms keeps the margin: the difference of two rounded levels is exact to the last decimal.
-    levels = np.round(peak, _DECIMALS) - np.ceil(below * 10**_DECIMALS) / 10**_DECIMALS
+    starts, durations = event_times(count, _COUNTED_EVENT_SECONDS if task == "count" else EVENT_SECONDS, rng)
+    levels = event_levels(count, loudest, rng)
     return tuple(
-        Event(
-            kind=kind,
-            attribute=word,
-            start_seconds=round(float(start), _DECIMALS),
-            duration_seconds=round(float(duration), _DECIMALS),
-            loudness=round(float(level), _DECIMALS),
-        )
+        Event(kind=kind, attribute=word, start_seconds=start, duration_seconds=duration, loudness=level)
         for kind, word, start, duration, level in zip(kinds, words, starts, durations, levels, strict=True)
     )
 
 
-def _times(
-    count: int, seconds: tuple[float, float], rng: np.random.Generator
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Draw durations and starts of `count` sounds in a row; the time left over is split at random into the gaps."""
+def event_levels(count: int, loudest: int, rng: np.random.Generator) -> list[float]:
+    """Draw the loudness of `count` sounds, of which one stands `LOUD_MARGIN_DB` above the others."""
+    peak = rng.uniform(*_LOUDEST_DBFS)
+    below = np.where(np.arange(count) == loudest, 0.0, rng.uniform(*_BELOW_LOUDEST_DB, count))
+    # Rounding both terms keeps the margin: the difference of two rounded levels is exact to the last decimal.
+    levels = np.round(peak, _DECIMALS) - np.ceil(below * 10**_DECIMALS) / 10**_DECIMALS
+    return [round(float(level), _DECIMALS) for level in levels]
+
+
+def event_times(count: int, seconds: tuple[float, float], rng: np.random.Generator) -> tuple[list[float], list[float]]:
+    """Draw starts and durations of `count` sounds in a row; the time left over is split at random into the gaps."""
     durations = rng.uniform(*seconds, count)
     spare = CLIP_SECONDS - durations.sum() - (count + 1) * _LEAST_GAP_SECONDS
     gaps = _LEAST_GAP_SECONDS + spare * rng.dirichlet(np.ones(count + 1))
     starts = np.cumsum(gaps[:-1]) + np.concatenate([[0.0], np.cumsum(durations[:-1])])
-    return starts.tolist(), durations.tolist()
+    return [round(float(start), _DECIMALS) for start in starts], [
+        round(float(length), _DECIMALS) for length in durations
+    ]
 
 
-def _write_split(config: SyntheticCorpusConfig, split: str, directory: Path, bar: "tqdm[None]") -> None:
-    (directory / "audio" / split).mkdir(parents=True)
+def _write_manifest(made: Recipe, split: str, directory: Path, bar: "tqdm[None]") -> None:
+    """Write a manifest and the clips that no manifest before it had."""
+    seed = int(asdict(made.config)["seed"])
+    (directory / "audio").mkdir(parents=True, exist_ok=True)
     # Neither name nor time of writing in the gzip header.
     with (
         manifest_path(directory, split).open("wb") as file,
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as manifest,
     ):
-        for clip in plan_split(config, split):
+        for clip in made.plan(split):
             name = clip.example.id
-            path = Path("audio") / split / f"{name}.flac"
-            samples = render_clip(clip.events, _generator(config.seed, name, "audio"))
-            soundfile.write(directory / path, samples, SAMPLE_RATE, subtype="PCM_16")
-            cut = _cut(clip, path, len(samples), _generator(config.seed, name, "text"))
+            path = Path("audio") / name.split("-")[0] / f"{name}.flac"
+            (directory / path).parent.mkdir(parents=True, exist_ok=True)
+            samples = render_clip(clip.events, generator(seed, name, "audio"))
+            if not (directory / path).exists():
+                soundfile.write(directory / path, samples, SAMPLE_RATE, subtype="PCM_16")
+            cut = _cut(clip, path, len(samples), made.fields(clip, generator(seed, name, "text")))
             manifest.write(json.dumps(cut.to_dict()).encode() + b"\n")
             bar.update()
 
 
-def _cut(clip: SyntheticClip, path: Path, num_samples: int, rng: np.random.Generator) -> MonoCut:
+def _cut(clip: SyntheticClip, path: Path, num_samples: int, fields: dict[str, Any]) -> MonoCut:
     """Describe a clip; `path` is relative to the manifest, as NeMo and `load_cuts` read it."""
     example, seconds = clip.example, num_samples / SAMPLE_RATE
     recording = Recording(
@@ -252,8 +302,7 @@ def _cut(clip: SyntheticClip, path: Path, num_samples: int, rng: np.random.Gener
         "choices": list(example.choices),
         "answer": example.answer,
         "task": example.task,
-        "reasoning": reasoning_text(clip.events, example, example.answer, rng),
-        "caption": caption_text(clip.events),
+        **fields,
         "events": [asdict(event) for event in clip.events],
     }
     return MonoCut(
@@ -280,11 +329,12 @@ def _task_counts(size: int, shares: TaskSharesConfig) -> dict[str, int]:
 def _deal(options: Sequence[Option], number: int, seed: int, *names: str) -> Option:
     """Return entry `number` of an endless deal in which every round of `len(options)` holds each option once."""
     turn, place = divmod(number, len(options))
-    order = _generator(seed, *names, str(turn)).permutation(len(options))
+    order = generator(seed, *names, str(turn)).permutation(len(options))
     return options[int(order[place])]
 
 
-def _generator(seed: int, *names: str) -> np.random.Generator:
+def generator(seed: int, *names: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and these names alone."""
     digest = hashlib.sha256("/".join((str(seed), *names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 

@@ -1,6 +1,7 @@
 """The tokenizer of the embedded corpus."""
 
 import re
+from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -14,8 +15,8 @@ _WORD_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 """Words and runs of punctuation, each with the blank before it."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer of the embedded corpus: byte-level BPE in which every word of the templates is one token.
+def build_tokenizer(texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+    """Train the tokenizer of a synthetic corpus (without `texts` the embedded one): byte-level BPE, a word a token.
 
     The blank before a word belongs to it. The result depends on the templates alone. Any text can be encoded: other
     words fall apart into pieces and bytes.
@@ -35,7 +36,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_trained_words(), trainer)
+    tokenizer.train_from_iterator(_trained_words(template_texts() if texts is None else texts), trainer)
     # Not "special": decoding keeps the tags, which rewards parse.
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in THINK_TAGS])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -48,11 +49,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _trained_words() -> list[str]:
+def _trained_words(texts: Iterable[str]) -> list[str]:
     """Return the template texts, each word once: equal counts make merges follow what words share, not how often."""
     splitter = pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated")
     words: dict[str, None] = {}
-    for text in template_texts():
+    for text in texts:
         for part in re.split("|".join(THINK_TAGS), text):
             words.update((word, None) for word, _ in splitter.pre_tokenize_str(part))
     return list(words)

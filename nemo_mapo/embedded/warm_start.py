@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
+from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rewards.templates import prompt_wording
+from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import MainWeightAdamW, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy
@@ -130,7 +133,10 @@ def _trained(
         for stage in config.stages:
             for _ in range(stage.steps):
                 optimizer.zero_grad()
-                figures = supervised_gradient(wrapped, maker.batch(stage), MicroBatching(rows=stage.batch_size))
+                rows = maker.batch(stage)
+                figures = supervised_gradient(
+                    wrapped, rows, MicroBatching(rows=stage.batch_size), deaf=maker.deaf(rows, stage)
+                )
                 lr = config.lr * _cosine_with_warmup(bar.n / total)
                 taken = optimizer.step(lr=lr, max_norm=_CLIP_NORM)
                 if taken.fault is not None:
@@ -191,10 +197,28 @@ class _BatchMaker:
             sequences, self.special, text_only=rows < text_only, silent=(rows >= text_only) & (rows < silent)
         )
 
+    def deaf(self, rows: TokenBatch, stage: WarmStartStageConfig) -> DeafTokens | None:
+        """In the last rows of a step, all that stands before the end of the first sentence."""
+        count = round(stage.batch_size * stage.only_late_share)
+        if count == 0:
+            return None
+        prompts, lengths = rows.prompt_lengths.tolist(), rows.completion_lengths.tolist()
+        completions = [
+            tokens[prompt : prompt + length]
+            for tokens, prompt, length in zip(rows.tokens.tolist(), prompts, lengths, strict=True)
+        ]
+        parts = after_text(completions, self.tokenizer, ".")
+        hearing = torch.arange(stage.batch_size) < stage.batch_size - count
+        deaf = parts.deaf(ONLY_LATE, ())
+        return replace(deaf, end=deaf.end.masked_fill(hearing, 0), text_rows=~hearing)
+
     def _target(self, cut: Cut, stage: WarmStartStageConfig) -> str:
-        events = events_from_custom(cut.custom)
         if stage.target == "caption":
-            return caption_text(events)
+            return caption_text(events_from_custom(cut.custom))
         example = example_from_cut(cut)
+        if stage.target == "manifest":
+            if example.reasoning is None:
+                raise ValueError(f"cut {cut.id}: no 'reasoning', which warm_start stages of target=manifest learn")
+            return example.reasoning
         belief = warm_start_belief(example, stage.truth_share, self.rng)
-        return reasoning_text(events, example, belief, self.rng)
+        return reasoning_text(events_from_custom(cut.custom), example, belief, self.rng)

@@ -26,6 +26,8 @@ class DeafTokens:
     end: Int[Tensor, " row"]
     prompt_text: bool = False
     """Whether the prompt's text is deaf as well, up to the position that draws the first token."""
+    text_rows: Bool[Tensor, " row"] | None = None
+    """Rows whose prompt text is deaf if `prompt_text` says so; None is all of them. Training only."""
     layers: tuple[int, ...] | None = None
     """0-based decoder layers; None is all of them."""
 
@@ -36,7 +38,8 @@ class DeafTokens:
 
     def of(self, rows: slice | list[int]) -> "DeafTokens":
         """The same for some of the rows."""
-        return replace(self, first=self.first[rows], end=self.end[rows])
+        text_rows = None if self.text_rows is None else self.text_rows[rows]
+        return replace(self, first=self.first[rows], end=self.end[rows], text_rows=text_rows)
 
 
 class DeafGeneration:

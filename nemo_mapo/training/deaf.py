@@ -30,6 +30,7 @@ def deaf_positions(
     chosen = deaf.includes(rows, torch.arange(num_tokens, device=written.device).expand_as(written))
     if read_at is not None:
         assert packed_tokens is not None, "shared prompts stand in one row of known length"
+        assert deaf.text_rows is None, "a shared prompt is deaf to all of its completions or to none"
         shared = written.new_full((1, packed_tokens), deaf.prompt_text)
         shared[0, read_at] = chosen[written]
         return shared
@@ -38,7 +39,8 @@ def deaf_positions(
     inside = (number >= 0) & (number < num_tokens)
     padded = chosen.gather(1, number.clamp(0, num_tokens - 1)) & inside
     if deaf.prompt_text:
-        padded = padded | (number < 0)
+        text = number < 0
+        padded = padded | (text if deaf.text_rows is None else text & deaf.text_rows.to(text.device)[:, None])
     if packed_tokens is None:
         return padded
     kept = column < (sequences.prompt_lengths + sequences.completion_lengths)[:, None]

@@ -221,8 +221,8 @@ def _without_gradient(
     """Log-probability, entropy and (if asked for) mass and log mu, stacked, on every pipeline stage."""
     sequences = sequences.to(model.device)
     inputs = batching.lay_out(sequences)
-    deafness = None if deaf is None else _deafness(deaf, inputs, sequences, model)
-    output = inputs.call(partial(forward_all_stages, model, deaf=deafness), head_reduction)
+    blocked = None if deaf is None else deafness(deaf, inputs, sequences, model)
+    output = inputs.call(partial(forward_all_stages, model, deaf=blocked), head_reduction)
     stacked = None
     if output is not None:
         signals = read_signals(model, output, inputs, sequences)
@@ -234,7 +234,8 @@ def _without_gradient(
     return from_last_stage(stacked, shape, torch.zeros(0, device=model.device)).cpu()
 
 
-def _deafness(deaf: DeafTokens, inputs: ModelInputs, sequences: TokenBatch, model: AudioLLM) -> Deafness:
+def deafness(deaf: DeafTokens, inputs: ModelInputs, sequences: TokenBatch, model: AudioLLM) -> Deafness:
+    """The positions of deaf tokens, which are given by row of `sequences`, in the rows that the model reads."""
     in_one_row = inputs.packed_lengths is not None
     positions = deaf_positions(
         deaf,

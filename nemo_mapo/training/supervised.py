@@ -14,20 +14,25 @@ from torch import Tensor
 from nemo_mapo.data.sequences import select_rows
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
+from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.training.ranks import gather_metrics, gather_over_data_parallel, sum_over_data_parallel
 from nemo_mapo.training.references import drop_audio
-from nemo_mapo.training.signals import MicroBatching, ModelInputs, read_signals, token_signals_in_parts
+from nemo_mapo.training.signals import MicroBatching, ModelInputs, deafness, read_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, Metric, TokenBatch, merge_metrics
 
 
 def supervised_gradient(
-    wrapped: DistributedDataParallel, sequences: TokenBatch, batching: MicroBatching
+    wrapped: DistributedDataParallel,
+    sequences: TokenBatch,
+    batching: MicroBatching,
+    *,
+    deaf: DeafTokens | None = None,
 ) -> dict[str, float]:
     """Add the gradient of one optimiser step to Megatron's buffers; `sequences` is this data-parallel rank's share.
 
     The loss is the mean negative log-likelihood, nats, of the completion tokens of the whole step: prompt and padding
     have no part in it, and neither micro-batches, packing nor ranks change it. Returns `train/loss` and
-    `train/target_tokens` of the whole step, on every rank.
+    `train/target_tokens` of the whole step, on every rank. The tokens of `deaf` learn without hearing the audio.
 
         supervised_gradient(wrap_data_parallel(policy), sequences, MicroBatching(rows=8))["train/loss"]
     """
@@ -37,10 +42,14 @@ def supervised_gradient(
     # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
     scale = len(parts) * parallel_state.get_data_parallel_world_size()
 
-    def forward_step(batches: Iterator[TokenBatch], model: DistributedDataParallel) -> tuple[Any, Any]:
-        part = next(batches).to(policy.device)
+    def forward_step(
+        batches: Iterator[tuple[TokenBatch, DeafTokens | None]], model: DistributedDataParallel
+    ) -> tuple[Any, Any]:
+        sequences, deaf = next(batches)
+        part = sequences.to(policy.device)
         inputs = batching.lay_out(part)
-        output = inputs.call(model, None)
+        called = model if deaf is None else partial(model, deaf=deafness(deaf, inputs, part, policy))
+        output = inputs.call(called, None)
         return output, partial(loss_of, part=part, inputs=inputs)
 
     def loss_of(output: AudioLLMOutput, *, part: TokenBatch, inputs: ModelInputs) -> tuple[Tensor, dict[str, Metric]]:
@@ -52,7 +61,9 @@ def supervised_gradient(
     metrics: list[dict[str, Metric]] = get_forward_backward_func()(
         forward_step_func=forward_step,
         # A batch that goes through whole stays as it is: which clips are encoded together decides the last bits.
-        data_iterator=iter([sequences]) if len(parts) == 1 else (select_rows(sequences, rows) for rows in parts),
+        data_iterator=iter([(sequences, deaf)])
+        if len(parts) == 1
+        else ((select_rows(sequences, rows), None if deaf is None else deaf.of(rows)) for rows in parts),
         model=[wrapped],
         num_microbatches=len(parts),
         # Both are exchanged with the hidden states, because rows are cut to their longest.

@@ -79,7 +79,7 @@ def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokeni
                 end = count
                 break
         ends.append(end)
-    late_from = torch.tensor(ends)
+    late_from = torch.tensor(ends, dtype=torch.int64)
     return Parts(early_end=late_from, late_from=late_from)
 
 
@@ -87,7 +87,7 @@ def parts_of(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenize
     """Thirds, or before and after the text `late_after`."""
     if late_after is not None:
         return after_text(completions, tokenizer, late_after)
-    return thirds(torch.tensor([len(ids) for ids in completions]))
+    return thirds(torch.tensor([len(ids) for ids in completions], dtype=torch.int64))
 
 
 def completions_of(rollouts: Rollouts) -> list[list[int]]:

@@ -74,3 +74,11 @@ def test_completions_of_a_question_divide_as_that_of_its_truth_does(tiny: TinyAu
     long, short = tiny.tokenizer.encode("I hear a tone . so deep ."), tiny.tokenizer.encode("I . so low .")
     rows = BeliefRows(completions=[long, short], question=[0, 0], truth=[False, True])
     assert belief_parts(rows, tiny.tokenizer, ".").late_from.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("late_after", [None, "."])
+def test_without_comparable_completions_no_question_has_a_probability(tiny: TinyAudioLLM, late_after) -> None:
+    rows = BeliefRows(completions=[], question=[], truth=[])
+    assert len(belief_parts(rows, tiny.tokenizer, late_after).late_from) == 0
+    prompts = tiny_prompt_batch(tiny, num_prompts=2)
+    assert truth_probabilities(tiny.model, prompts, rows, pad_id=0, batching=MicroBatching(rows=2)).isnan().all()
