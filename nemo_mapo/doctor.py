@@ -22,6 +22,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from nemo_mapo.rollout.trtllm.release import SUPPORTED as TENSORRT_LLM
+
 Verdict = Literal["OK", "missing", "wrong"]
 Versions = Mapping[str, str]
 """Installed versions by canonical name."""
@@ -65,9 +67,9 @@ OPTIONAL = (
     ),
     Component(
         name="tensorrt-llm",
-        supported=SpecifierSet(">=0.13"),
+        supported=TENSORRT_LLM,
         folder="runtime",
-        cost="no rollouts by TensorRT-LLM; rollout.backend=megatron or server generate without it",
+        cost="no rollouts by TensorRT-LLM; rollout.backend=megatron or vllm generate without it",
     ),
 )
 KEPT = ("torch", *(component.name for component in OPTIONAL))

@@ -471,6 +471,13 @@ FAULTS = (
         tests=("tests/vllm/test_servers.py", "-k", "in_the_middle_of_a_request"),
     ),
     Fault(
+        name="vLLM: experts keep the layout of a first load at a reload on a CPU",
+        file="nemo_mapo/rollout/vllm/plugin/nemo_mapo_reload.py",
+        right="                module.quant_method.moe_kernel = None\n",
+        wrong="                pass\n",
+        tests=("tests/vllm/test_native_audio.py", "-k", "qwen3_omni_moe and before_and_after"),
+    ),
+    Fault(
         name="vLLM: a server that serves other weights than it was sent is used",
         file="nemo_mapo/rollout/vllm/fleet.py",
         right="        if not nats <= self._alarm:\n",

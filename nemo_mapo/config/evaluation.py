@@ -86,6 +86,10 @@ class EvaluationConfig:
     judge: JudgeConfig = JudgeConfig()
     statistics: StatisticsConfig = StatisticsConfig()
 
+    def __post_init__(self) -> None:
+        if self.rollout.vllm is not None:
+            self.rollout.vllm.check_model(self.model)
+
 
 def register_evaluation_defaults() -> None:
     """Give Hydra every key with its default, so that each can be overridden."""

@@ -86,6 +86,9 @@ class QwenOmniPerceptionConfig:
     """The model's thinker_config.audio_config; without a projector its output_dim is the decoder's hidden size."""
     features: dict[str, Any]
     """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
+    whole_frames: bool = False
+    """Qwen3-Omni: fill a clip up with zeros to whole feature frames (10 ms), as vLLM does; its own processor drops what
+    is left over. rollout.backend=vllm needs it."""
     projector: ProjectorConfig | None = None
     """Behind the encoder's own, for a decoder of another model; null is none."""
 

@@ -1,12 +1,13 @@
 """Engines beside the default one: vLLM, and TensorRT-LLM."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 
 if TYPE_CHECKING:
+    from nemo_mapo.config.model import ModelConfig
     from nemo_mapo.config.run import RunConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -49,8 +50,10 @@ class VllmConfig:
     sync_dir: str | None = None
     """Directory of the run's own for model files, updates and logs, on storage that trainer and servers share; null is
     `vllm` in the run directory."""
+    weight_sync: Literal["directory", "nccl"] = "directory"
+    """How weights get into servers: as files in `sync_dir`, or over NCCL from the trainer's first GPU into vLLM's."""
     bucket_megabytes: Annotated[float, Field(gt=0)] = 512.0
-    """Weights are written in files of about this size."""
+    """Weights are written in files, or sent in pieces, of about this size."""
 
     def __post_init__(self) -> None:
         if self.launch == bool(self.urls):
@@ -61,6 +64,11 @@ class VllmConfig:
         if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
             raise ValueError(f"urls={wrong} must start with http:// or https://")
 
+    @property
+    def bucket_bytes(self) -> int:
+        """`bucket_megabytes` in bytes."""
+        return round(self.bucket_megabytes * 2**20)
+
     def check(self, run: "RunConfig") -> None:
         """ValueError if servers could not be reached, or be given what they need."""
         if self.launch and run.trainer.num_nodes > 1:
@@ -69,16 +77,33 @@ class VllmConfig:
                 "here listens to this machine alone; start servers with examples/serve_vllm.py and set "
                 "rollout.vllm.launch=false rollout.vllm.urls=[http://HOST:8000]"
             )
-        if run.model.perception.type == "qwen_omni" and self.original is None:
+        if self.weight_sync == "nccl" and run.trainer.accelerator != "gpu":
+            raise ValueError(
+                f"rollout.vllm.weight_sync=nccl sends weights from a GPU, and trainer.accelerator="
+                f"{run.trainer.accelerator}; set rollout.vllm.weight_sync=directory, which runs everywhere"
+            )
+        self.check_model(run.model)
+
+    def check_model(self, model: "ModelConfig") -> None:
+        """ValueError if a model that vLLM serves with its audio encoder lacks what that needs."""
+        perception = model.perception
+        if perception.type != "qwen_omni" or perception.projector is not None:
+            return
+        if self.original is None:
             raise ValueError(
                 "rollout.vllm.original is not set: name the Hugging Face directory of the Qwen Omni model, or "
                 "OUTPUT/original of examples/import_hf.py; vLLM needs its processor"
+            )
+        if perception.family == "qwen3_omni_moe" and not perception.whole_frames:
+            raise ValueError(
+                "rollout.backend=vllm fills the clips of Qwen3-Omni up to whole frames of 10 ms, and the policy does "
+                "not: set model.perception.whole_frames=true"
             )
 
 
 @config_class
 class TrtllmConfig:
-    """TensorRT-LLM in the trainer's process (`rollout.backend: trtllm`), in NeMo-Aligner's names; has not been run."""
+    """TensorRT-LLM in the trainer's process (`rollout.backend: trtllm`), in NeMo-Aligner's names."""
 
     trt_model_dir: str = "runs/trt_llm_model"
     """Each process builds its engine in a folder of its own here, which goes with it; as fast a disk as there is."""

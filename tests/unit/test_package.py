@@ -4,6 +4,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_importing_the_package_loads_no_heavy_stack() -> None:
 def test_the_version_is_valid_and_has_a_changelog_entry() -> None:
     assert str(Version(nemo_mapo.__version__)) == nemo_mapo.__version__
     assert f"## {nemo_mapo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_lies_in_no_python_package_is_installed_as_data() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["nemo_mapo"]
+    data = {path for pattern in patterns for path in (ROOT / "nemo_mapo").glob(pattern)}
+    tracked = subprocess.run(["git", "ls-files", "nemo_mapo"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for path in map(ROOT.joinpath, tracked.stdout.split()):
+        assert path in data or (path.suffix == ".py" and (path.parent / "__init__.py").exists()), path
 
 
 def test_no_source_file_is_longer_than_the_limit() -> None:

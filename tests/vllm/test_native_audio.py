@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.config.model import ModelConfig, QwenOmniPerceptionConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
@@ -23,6 +23,7 @@ from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 from tests.integration.qwen_omni_tiny import (
+    HOP,
     SAMPLE_RATE,
     Family,
     TinyHf,
@@ -43,9 +44,9 @@ GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=NEW_TOKENS)
 PAPER = SamplingConfig(temperature=1.2, top_k=20, top_p=0.95, repetition_penalty=1.1, max_new_tokens=NEW_TOKENS)
 HEADS = {
     "qwen2_5_omni": {"num_attention_heads": 1, "num_key_value_heads": 1},
-    "qwen3_omni_moe": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "moe_intermediate_size": 32},
+    "qwen3_omni_moe": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
 }
-"""32 wide, which vLLM's attention on a CPU has; and experts that it need not pad, which it cannot reload."""
+"""32 wide, which vLLM's attention on a CPU has; the experts are narrower than its kernels, which pads them."""
 ROPE = {"rope_type": "default", "type": "default", "mrope_section": [8, 4, 4]}
 
 
@@ -61,7 +62,7 @@ class Served:
     backend: VllmRollout
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_omni"])
+@pytest.fixture(scope="module", params=["qwen2_5_omni", "qwen3_omni_moe"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     install_cpu_host()
     initialize_parallel()
@@ -75,8 +76,10 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         imported.append(folder / f"imported {seed}")
     script = Path(__file__).parent / "make_processor.py"
     subprocess.run([str(PYTHON), str(script), str(imported[0] / ORIGINAL), family], check=True)
-    policy = imported_model(imported[0])
     config = replace(read_model(imported[0] / ORIGINAL).config, target_layers=(2,))
+    assert isinstance(config.perception, QwenOmniPerceptionConfig)
+    config = replace(config, perception=replace(config.perception, whole_frames=family == "qwen3_omni_moe"))
+    policy = imported_model(imported[0], {"perception": config.perception})
     rollout = rollout_config(folder / "vllm", original=str(imported[0] / ORIGINAL))
     backend = build_vllm(rollout, config, policy, tiny_tokenizer(), sample_rate=SAMPLE_RATE, directory=folder / "vllm")
     try:
@@ -86,15 +89,26 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         backend.close()
 
 
+def filled(family: Family, waveform: torch.Tensor) -> torch.Tensor:
+    """A clip as vLLM reads it: of Qwen3-Omni's family with zeros to whole frames."""
+    return waveform if family == "qwen2_5_omni" else torch.nn.functional.pad(waveform, (0, -len(waveform) % HOP))
+
+
 def test_before_and_after_an_update_greedy_tokens_are_ours_and_transformers(served: Served) -> None:
     tokenizer = tiny_tokenizer()
-    rows = [row(served.family, 3, clip(SHORT), 5), row(served.family, clip(LONG), 6), row(served.family, 9)]
+    short, long = clip(SHORT), clip(LONG)
+    clips = ([short], [long], [])
+    rows = [
+        row(served.family, 3, filled(served.family, short), 5),
+        row(served.family, filled(served.family, long), 6),
+        row(served.family, 9),
+    ]
     # One clip is heard before the update and after it.
     for version, (hf, imported) in enumerate(zip(served.hfs, served.imported, strict=True)):
         served.policy.load_state_dict(imported_model(imported).state_dict())
         served.backend.update_weights(version, named_tensors(served.policy))
-        for prompt in rows:
-            batch = prompt_batch([prompt])
+        for prompt, unfilled in zip(rows, clips, strict=True):
+            batch = prompt_batch([(prompt[0], unfilled)])
             greedy = served.backend.generate(batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))
             ours = MegatronRollout(served.policy, tokenizer, batch_size=4).generate(
                 batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64)
@@ -117,7 +131,7 @@ def test_before_and_after_an_update_greedy_tokens_are_ours_and_transformers(serv
 
 def test_a_prompt_that_vllm_reads_as_another_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.backend.update_weights(9, named_tensors(served.policy))
-    batch = prompt_batch([row(served.family, 3, clip(SHORT), 5)])
+    batch = prompt_batch([row(served.family, 3, filled(served.family, clip(SHORT)), 5)])
     shorter = replace(batch, audio=replace(batch.audio, lengths=batch.audio.lengths // 2))
     with pytest.raises(RuntimeError, match=r"vLLM read a prompt of .* another than that of"):
         served.backend.generate(shorter, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))

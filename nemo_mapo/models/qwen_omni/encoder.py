@@ -24,6 +24,7 @@ class QwenOmniPerception(nn.Module):
         self.features = WhisperFeatureExtractor(**config.features)  # type: ignore[no-untyped-call]
         _check(config, self.features, hidden_size, sample_rate)
         self.family = config.family
+        self.whole_frames = config.whole_frames
         # `module`, as in NeMo's perception: what freezing takes for the projector goes by these names.
         self.module = build_encoder(config)
         self.projector = (
@@ -93,6 +94,8 @@ class QwenOmniPerception(nn.Module):
         Qwen2.5's processor pads clips with zeros to five minutes; zeros for one more window give the same features.
         """
         extractor = self.features
+        if self.whole_frames:
+            waveform = nn.functional.pad(waveform, (0, -waveform.shape[0] % extractor.hop_length))
         padded = min(waveform.shape[0] + extractor.n_fft + extractor.hop_length, extractor.n_samples)
         padding = {"padding": "max_length", "max_length": padded - padded % extractor.hop_length}
         features = extractor(
@@ -108,7 +111,7 @@ class QwenOmniPerception(nn.Module):
     def _num_frames(self, num_samples: int) -> int:
         """Feature frames that the processor marks as valid."""
         hop: int = self.features.hop_length
-        return -(-num_samples // hop) if self.family == "qwen2_5_omni" else num_samples // hop
+        return -(-num_samples // hop) if self.family == "qwen2_5_omni" or self.whole_frames else num_samples // hop
 
     def _tokens_of_frames(self, frames: int) -> int:
         from nemo_mapo.models.qwen_omni.hf_encoders import tokens_of_frames

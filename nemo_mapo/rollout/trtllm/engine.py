@@ -1,10 +1,11 @@
-"""The TensorRT-LLM engine itself. Has not been run: everything around it is tested, and this module is kept thin.
+"""The TensorRT-LLM engine itself, kept thin: a Megatron decoder plays it in tests (nemo_mapo/testing).
 
 Megatron-core's TRTLLMHelper converts the weights and builds the engine, because NeMo's own exporter, on which
 NeMo-Aligner's GPTGenerateTRTLLM stands, builds none with a prompt table. Loading, refitting and unloading are NeMo's.
 """
 
 import gc
+import importlib.metadata
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.trtllm.calls import EngineSampling
+from nemo_mapo.rollout.trtllm.release import refuse_release
 from nemo_mapo.rollout.trtllm.weights import placed_weights
 
 _DEVICE_VARIABLE = "DISABLE_TORCH_DEVICE_SET"
@@ -196,12 +198,13 @@ def _refuse_machine(shards: int) -> None:
     if not torch.cuda.is_available():
         raise ValueError("rollout.backend=trtllm needs a GPU; rollout.backend=megatron runs everywhere")
     try:
+        refuse_release(importlib.metadata.version("tensorrt-llm"))
         import tensorrt_llm
         import tensorrt_llm.runtime
     except ImportError as error:
         raise ValueError(
             f"rollout.backend=trtllm: TensorRT-LLM cannot be imported ({error}); use the container of "
-            "docs/container.md, or rollout.backend=megatron or server"
+            "docs/container.md, or rollout.backend=megatron or vllm"
         ) from error
     if os.environ.get(_DEVICE_VARIABLE) != "1":
         raise ValueError(

@@ -40,7 +40,7 @@ def exported_weights(policy: AudioLLM) -> dict[str, Tensor]:
         if layer is None or layer in _NOT_IN_A_LLAMA:
             raise ValueError(
                 f"rollout.backend=trtllm: TensorRT-LLM's llama has no place for {name} of the decoder; "
-                "use rollout.backend=megatron or server"
+                "use rollout.backend=megatron or vllm"
             )
     weights.setdefault(_HEAD, weights[_EMBEDDING])
     return weights

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 from jaxtyping import Int
@@ -37,8 +36,6 @@ from nemo_mapo.rollout.vllm.weights import WeightsError, served_weights, write_u
 from nemo_mapo.types import PromptBatch, Rollouts
 
 logger = logging.getLogger(__name__)
-
-_MEGABYTE: Final = 2**20
 
 
 class VllmRollout:
@@ -134,7 +131,7 @@ class VllmRollout:
         self.fleet.usable = usable
         self.fleet.update = (
             None
-            if sent.directory is None or not prompts
+            if not prompts
             else Update(
                 directory=sent.directory,
                 version=sent.name,
@@ -152,14 +149,12 @@ class VllmRollout:
         assert settings is not None
         try:
             self.fleet.wait_for_a_server()
-            directory = write_update(
-                self._directory,
-                version,
-                served_weights(tensors, self._model_config, prefix=self._prefix),
-                bucket_bytes=round(settings.bucket_megabytes * _MEGABYTE),
-            )
+            weights = served_weights(tensors, self._model_config, prefix=self._prefix)
+            directory = None
+            if settings.weight_sync == "directory":
+                directory = write_update(self._directory, version, weights, bucket_bytes=settings.bucket_bytes)
             update = Update(directory=directory, version=name, prompt=prompts[0], wanted=self._probe.wanted)
-            taken, reasons = self.fleet.load(update)
+            taken, reasons = self.fleet.load(update, weights)
         except (RolloutUnavailable, WeightsError) as error:
             return _Sent(name=name, directory=None, taken={}, reasons=[str(error)])
         return _Sent(name=name, directory=directory, taken=taken, reasons=reasons)

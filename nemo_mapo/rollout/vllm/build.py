@@ -19,6 +19,7 @@ from nemo_mapo.rollout.vllm.model_directory import hears, write_model_directory
 from nemo_mapo.rollout.vllm.process import MODEL_NAME, VllmProcess, free_port, serve_command, serve_environment
 from nemo_mapo.rollout.vllm.requests import NativeAudio, PromptEmbeddings, WayIn
 from nemo_mapo.rollout.vllm.server import VllmServer
+from nemo_mapo.rollout.vllm.transfer import Nccl, WeightTransfer
 
 
 def build_vllm(
@@ -56,6 +57,7 @@ def build_vllm(
         vocab_size=len(tokenizer),
         alarm=config.log_prob_alarm,
         process=process,
+        transfer=_transfer(settings, policy) if settings.weight_sync == "nccl" and is_first_rank() else None,
     )
     if not settings.launch and is_first_rank():
         fleet.wait_for_a_server()
@@ -100,6 +102,17 @@ def served(config: RunConfig) -> tuple[list[str], dict[str, str]]:
 def sync_dir(config: VllmConfig, run_directory: Path) -> Path:
     """Where model files, updates and logs go."""
     return (run_directory / "vllm" if config.sync_dir is None else Path(config.sync_dir)).resolve()
+
+
+def _transfer(settings: VllmConfig, policy: AudioLLM) -> WeightTransfer:
+    if policy.device.type != "cuda":
+        raise ValueError(
+            f"rollout.vllm.weight_sync=nccl sends weights from a GPU to vLLM's, and the policy is on the "
+            f"{policy.device.type}; set rollout.vllm.weight_sync=directory"
+        )
+    return WeightTransfer(
+        Nccl(policy.device), bucket_bytes=settings.bucket_bytes, timeout_seconds=settings.timeout_seconds
+    )
 
 
 def _launch(

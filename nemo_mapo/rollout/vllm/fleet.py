@@ -17,8 +17,9 @@ from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm.probe import difference
 from nemo_mapo.rollout.vllm.process import VllmProcess
 from nemo_mapo.rollout.vllm.requests import Prompt, Wanted, WayIn, WrongWeights
-from nemo_mapo.rollout.vllm.server import VllmServer
-from nemo_mapo.rollout.vllm.weights import WeightsError
+from nemo_mapo.rollout.vllm.server import VllmServer, unfinished
+from nemo_mapo.rollout.vllm.transfer import WeightTransfer
+from nemo_mapo.rollout.vllm.weights import NamedTensors, WeightsError
 
 _FAILURES: Final = (Unreachable, Refused, WrongWeights, RolloutUnavailable, WeightsError)
 
@@ -31,7 +32,8 @@ class GivenUp(RolloutUnavailable):
 class Update:
     """Weights that the servers are to have, and how a server shows that it has them."""
 
-    directory: Path
+    directory: Path | None
+    """Where they lie; None for weights that were sent without files, which are not there a second time."""
     version: str
     """What a server calls them; no other update, of any run, has the same."""
     prompt: Prompt
@@ -53,6 +55,7 @@ class Fleet:
         vocab_size: int,
         alarm: float,
         process: VllmProcess | None = None,
+        transfer: WeightTransfer | None = None,
     ) -> None:
         """Tie the servers together.
 
@@ -63,6 +66,7 @@ class Fleet:
             vocab_size: of the tokenizer; a completion has no other tokens.
             alarm: largest mean difference of the probe's log-probs from the policy's, nats.
             process: the server that was started for this run, if one was; it may still be starting.
+            transfer: puts weights in without files; None for weights from directories.
         """
         self.servers = servers
         self.usable: frozenset[int] = frozenset()
@@ -73,6 +77,7 @@ class Fleet:
         self._vocab_size = vocab_size
         self._alarm = alarm
         self._process = process
+        self._transfer = transfer
 
     def wait_for_a_server(self) -> None:
         """Return when one answers.
@@ -101,22 +106,34 @@ class Fleet:
                     return
         raise RolloutUnavailable("no vLLM server answers: " + _listed(reasons))
 
-    def load(self, update: Update) -> tuple[dict[int, Completion], list[str]]:
+    def load(self, update: Update, tensors: NamedTensors) -> tuple[dict[int, Completion], list[str]]:
         """Put an update into every server and have each complete the probe.
+
+        Args:
+            update: what they are to have.
+            tensors: the weights, of an update without a directory.
 
         Returns:
             Completions by number of the server, and for each of the others why there is none.
         """
+        failed: dict[int, str] = {}
+        if update.directory is None:
+            assert self._transfer is not None
+            failed = self._transfer.send(self.servers, update.version, tensors)
         with ThreadPoolExecutor(len(self.servers), thread_name_prefix="weights") as pool:
-            futures = [pool.submit(self._load_one, server, update) for server in self.servers]
+            futures = {
+                number: pool.submit(self._load_one, server, update)
+                for number, server in enumerate(self.servers)
+                if number not in failed
+            }
         taken: dict[int, Completion] = {}
-        reasons = []
-        for number, (server, future) in enumerate(zip(self.servers, futures, strict=True)):
+        for number, future in futures.items():
             try:
                 taken[number] = future.result()
             except _FAILURES as error:
-                reasons.append(f"{server.url} did not take them: {error}")
-        return taken, reasons
+                failed[number] = str(error)
+        ended = "" if self._process is None else self._process.ended()
+        return taken, [f"{self.servers[one].url} did not take them: {ended or failed[one]}" for one in sorted(failed)]
 
     def accept(self, version: str, mismatches: Mapping[int, float]) -> tuple[frozenset[int], list[str]]:
         """Name the weights of the servers whose probe is near enough to the policy's; those, and why not the others."""
@@ -215,8 +232,12 @@ class Fleet:
 
     def _load_one(self, server: VllmServer, update: Update) -> Completion:
         with server.updating:
-            server.load(update.directory, update.version)
-            (completion,) = self._ask(server, update.prompt, update.wanted, f"{update.version} unfinished")
+            if update.directory is not None:
+                server.load(update.directory, update.version)
+            return self._probed(server, update)
+
+    def _probed(self, server: VllmServer, update: Update) -> Completion:
+        (completion,) = self._ask(server, update.prompt, update.wanted, unfinished(update.version))
         return completion
 
     def _bring_up_to_date(self, number: int, reasons: dict[str, str]) -> None:
@@ -228,8 +249,10 @@ class Fleet:
                 # Another thread may have done it.
                 if server.weight_version() == update.version:
                     return
+                if update.directory is None:
+                    raise WeightsError("it has lost the weights and gets others with the next update only")
                 server.load(update.directory, update.version)
-                (completion,) = self._ask(server, update.prompt, update.wanted, f"{update.version} unfinished")
+                completion = self._probed(server, update)
                 expected = torch.tensor(update.expected.sampling_log_probs)
                 same = completion.token_ids == update.expected.token_ids
                 self._refuse_mismatch(server, difference(expected, completion) if same else float("inf"))

@@ -23,7 +23,8 @@ from nemo_mapo.rollout.protocol import RolloutUnavailable
 MODEL_NAME: Final = "policy"
 MOST_CLIPS: Final = 8
 """Of a prompt, in native audio; vLLM refuses more."""
-_PENALTY: Final = Path(__file__).parent / "plugin" / "nemo_mapo_penalty.py"
+_PLUGIN: Final = Path(__file__).parent / "plugin"
+"""Modules that vLLM imports by their names."""
 _TOKENS_TOGETHER: Final = 4096
 """Of the prompts that are read in one pass, on a CPU."""
 _POLL_SECONDS: Final = 0.5
@@ -75,10 +76,13 @@ def serve_command(
         "--logprobs-mode": "processed_logprobs",
         # Sampling options are those of a request, not those of a generation_config.json.
         "--generation-config": "vllm",
-        "--logits-processors": f"{_PENALTY.stem}:CompletionPenalty",
+        "--logits-processors": "nemo_mapo_penalty:CompletionPenalty",
+        "--worker-extension-cls": "nemo_mapo_reload.Reload",
     }
     if hears:
         options["--limit-mm-per-prompt"] = f'{{"audio": {MOST_CLIPS}, "image": 0, "video": 0}}'
+    if config.weight_sync == "nccl":
+        options["--weight-transfer-config"] = '{"backend": "nccl"}'
     command += [word for option in options.items() for word in option]
     # Token ids in and out, and prompts of embeddings, have to be asked for.
     command.append("--enable-scale-out" if hears else "--enable-prompt-embeds")
@@ -94,7 +98,7 @@ def serve_environment(*, key: str | None, on_cpu: bool, given: Mapping[str, str]
     added = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     if key is not None:
         added["VLLM_API_KEY"] = key
-    added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PENALTY.parent), given.get("PYTHONPATH")]))
+    added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PLUGIN), given.get("PYTHONPATH")]))
     defaults = _CPU_DEFAULTS if on_cpu else {}
     return {**defaults, **given, **added}
 

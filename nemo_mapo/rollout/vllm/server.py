@@ -12,6 +12,14 @@ OLDEST: Final = (0, 32)
 TOO_NEW: Final = (0, 33)
 """vLLM's releases from OLDEST on and below TOO_NEW have the routes that are used here."""
 
+NO_WEIGHTS: Final = "default"
+"""What a server calls its weights that was given none."""
+
+
+def unfinished(version: str) -> str:
+    """What a server calls weights that nobody asks for yet: their update is under way, or was broken off."""
+    return f"{version} unfinished"
+
 
 class VllmServer:
     """A server in development mode (VLLM_SERVER_DEV_MODE=1), which has the routes that take weights."""
@@ -45,15 +53,11 @@ class VllmServer:
         return models[0]
 
     def weight_version(self) -> str:
-        """What the server calls its weights; "default" if it was given none."""
+        """What the server calls its weights; NO_WEIGHTS if it was given none."""
         return str(self.http.get("/weight_info")["weight_version"])
 
     def load(self, update: Path, version: str) -> None:
         """Put the weights of a directory in; the server then calls them `version` unfinished.
-
-        From the first change on the server says a version that nobody asks for, until `name` says that these are they:
-        whatever fails in between, nothing of it is taken for a completion. The old weights are overwritten with zeros
-        first, because vLLM keeps what a directory lacks and only logs it.
 
         Args:
             update: of `write_update`, on storage that the server reads.
@@ -64,26 +68,36 @@ class VllmServer:
             Refused, Unreachable: a step failed.
         """
         check_update(update)
-        self.updates += 1
-        self.http.post("/pause", mode="wait")
-        self.name(f"{version} unfinished")
-        self.http.post("/weight_checker", {"action": "reset"})
+        self.begin_update(version)
         # A server starts without weights (load format "dummy"), and this one reads files.
         self._call("update_config", overrides={"load_config": {"load_format": "auto"}})
+        self._call("forget_expert_kernels")
         self._call("reload_weights", weights_path=str(update.resolve()))
-        self.forget_caches()
+        self.end_update()
+
+    def begin_update(self, version: str) -> None:
+        """Have the server end its requests and give its weights up for others.
+
+        From here on the server says a version that nobody asks for, until `name` says that these are they: whatever
+        fails in between, nothing of it is taken for a completion. The old weights are overwritten with zeros, because
+        vLLM keeps what an update lacks and only logs it.
+        """
+        self.updates += 1
+        self.http.post("/pause", mode="wait")
+        self.name(unfinished(version))
+        self.http.post("/weight_checker", {"action": "reset"})
+
+    def end_update(self) -> None:
+        """Drop what was computed with other weights (encoder outputs, keys and values), and have it go on."""
+        for cache in ("mm", "encoder"):
+            self.http.post(f"/reset_{cache}_cache")
+        if not self.http.post("/reset_prefix_cache")["success"]:
+            raise Unreachable(f"{self.url}: requests under way keep the prefix cache from being reset")
         self.http.post("/resume")
 
     def name(self, version: str) -> None:
         """Have the server call its weights `version`."""
         self.http.post("/update_weight_version", {"new_version": version})
-
-    def forget_caches(self) -> None:
-        """Drop what was computed with other weights: encoder outputs, keys and values."""
-        for cache in ("mm", "encoder"):
-            self.http.post(f"/reset_{cache}_cache")
-        if not self.http.post("/reset_prefix_cache")["success"]:
-            raise Unreachable(f"{self.url}: requests under way keep the prefix cache from being reset")
 
     def _call(self, method: str, **arguments: Any) -> None:
         self.http.post("/collective_rpc", {"method": method, "kwargs": arguments})

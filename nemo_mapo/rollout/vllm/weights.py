@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -86,7 +86,7 @@ def write_update(directory: Path, version: int, tensors: NamedTensors, *, bucket
     try:
         unfinished.mkdir(parents=True)
         names: dict[str, list[str]] = {}
-        for number, bucket in enumerate(_buckets(tensors, max_bytes=bucket_bytes)):
+        for number, bucket in enumerate(buckets(tensors, max_bytes=bucket_bytes, keep=_on_cpu)):
             file = f"model-{number:05d}.safetensors"
             save_file(bucket, unfinished / file, metadata={"format": "pt"})
             names[file] = list(bucket)
@@ -112,20 +112,31 @@ def check_update(update: Path) -> None:
         raise WeightsError(f"{update}: {error}") from error
 
 
-def _buckets(tensors: NamedTensors, *, max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Tensors, in order, up to about `max_bytes` together (a larger one stands alone); copies on the CPU."""
+def buckets(tensors: NamedTensors, *, max_bytes: int, keep: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors of one type, in order, up to `max_bytes` together; a larger one stands alone.
+
+    Args:
+        tensors: any.
+        max_bytes: of a bucket.
+        keep: what of a tensor stands in its bucket.
+    """
     bucket: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
-        if bucket and size + tensor.nbytes > max_bytes:
+        if bucket and (size + tensor.nbytes > max_bytes or tensor.dtype != next(iter(bucket.values())).dtype):
             yield bucket
             bucket, size = {}, 0
-        bucket[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        bucket[name] = keep(tensor)
         size += tensor.nbytes
         # One that was gathered from several ranks goes before the next one is made.
         del tensor
     if bucket:
         yield bucket
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A copy."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _flush(path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import RolloutConfig
 from nemo_mapo.rollout.factory import build_backend
+from nemo_mapo.rollout.trtllm.release import refuse_release
 from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_audio_llm
 
 
@@ -17,3 +18,14 @@ def test_a_machine_without_a_gpu_is_told_so_with_what_runs_there(tmp_path: Path)
     config = RolloutConfig(backend="trtllm", trtllm=TrtllmConfig())
     with pytest.raises(ValueError, match=r"rollout\.backend=trtllm needs a GPU; rollout\.backend=megatron runs"):
         build_backend(config, tiny.config, tiny.model, tiny.tokenizer, sample_rate=SAMPLE_RATE, directory=tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0.17.0", "0.20.0.post1", "1.2.1", "1.2.0rc3"])
+def test_a_release_with_the_engine_backend_is_taken(version: str) -> None:
+    refuse_release(version)
+
+
+@pytest.mark.parametrize("version", ["0.12.0", "1.3.0", "2.0"])
+def test_a_release_without_it_is_refused_by_its_version(version: str) -> None:
+    with pytest.raises(ValueError, match=rf"TensorRT-LLM {version} is installed.*<1\.3.*1\.2\.1 is the last one"):
+        refuse_release(version)
