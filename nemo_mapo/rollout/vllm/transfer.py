@@ -161,12 +161,13 @@ class Nccl:
 
     def unique_id(self) -> bytes:
         """See `Transport`."""
-        return bytes(torch.cuda.nccl.unique_id())
+        return bytes(torch.cuda.nccl.unique_id())  # type: ignore[no-untyped-call]
 
     def join(self, unique_id: bytes, ranks: int) -> Group:
         """See `Transport`."""
         with torch.cuda.device(self._device):
-            return _NcclGroup(torch.cuda.nccl.init_rank(ranks, unique_id, 0), self._device)
+            communicator = torch.cuda.nccl.init_rank(ranks, unique_id, 0)  # type: ignore[no-untyped-call]
+            return _NcclGroup(communicator, self._device)
 
 
 class _NcclGroup:
@@ -174,12 +175,11 @@ class _NcclGroup:
         self._communicator = communicator
         self._device = device
         # One of its own: a broadcast that a server does not join must not hold up the trainer's stream.
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             # Every rank of a communicator that vLLM makes from an id begins with this.
-            torch.cuda.nccl.all_reduce(
-                [torch.zeros(1, device=device)], streams=[self._stream], comms=[self._communicator]
-            )
+            one = torch.zeros(1, device=device)
+            torch.cuda.nccl.all_reduce([one], streams=[self._stream], comms=[communicator])  # type: ignore[no-untyped-call]
         self._stream.synchronize()
 
     def send(self, data: UInt8[Tensor, " bytes"]) -> Callable[[], bool]:
