@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from nemo.utils.exp_manager import exp_manager
-from nemo_aligner.utils.distributed import Timer
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch.utils.data import DataLoader
 
+from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt

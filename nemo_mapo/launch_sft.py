@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_aligner.utils.distributed import Timer
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
-
+from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.evaluation.evaluate import test_summary
 from nemo_mapo.launch import Assembly, experiment_loggers, run, splits_of

@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 from datetime import timedelta
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -156,9 +157,13 @@ def _allocate_on_the_cpu() -> None:
     """Modules that create tensors with device="cuda": NeMo-Aligner's run timer, Megatron's schedules and experts."""
     import megatron.core.pipeline_parallel.schedules as schedules
     import megatron.core.transformer.moe.moe_utils as moe_utils
-    import nemo_aligner.utils.distributed as aligner
 
-    for module in (aligner, schedules, moe_utils):
+    modules = [schedules, moe_utils]
+    if find_spec("nemo_aligner") is not None:
+        import nemo_aligner.utils.distributed as aligner
+
+        modules.append(aligner)
+    for module in modules:
         module.torch = _CpuTorch()
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from nemo_aligner.models.alignable_interface import AlignableGenerativeInterface
 from torch import Tensor
 
+from nemo_mapo.aligner import AlignableGenerativeInterface
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig

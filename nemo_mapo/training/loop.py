@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from nemo_aligner.utils.distributed import ScopedTimer, Timer
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
-from nemo_aligner.utils.trainer_utils import check_progress
 from tqdm import tqdm
 
+from nemo_mapo.aligner import CustomLoggerWrapper, ScopedTimer, Timer, check_progress
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import any_rank

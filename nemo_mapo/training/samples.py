@@ -6,10 +6,10 @@ from typing import Any
 
 from jaxtyping import Float
 from lightning.pytorch.loggers import TensorBoardLogger
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.aligner import CustomLoggerWrapper
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.weights import token_weights
 from nemo_mapo.rewards.combined import RewardTable

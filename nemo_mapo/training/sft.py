@@ -3,9 +3,8 @@
 import time
 
 from megatron.core.distributed import DistributedDataParallel
-from nemo_aligner.utils.distributed import Timer
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 
+from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptLoader, rows_of_split
 from nemo_mapo.data.sequences import row_slices, select_rows

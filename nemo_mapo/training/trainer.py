@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from nemo_aligner.utils.distributed import Timer
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from torch import Tensor
 
+from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig
 from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.models.tensors import policy_tensors

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nemo_mapo.aligner import CustomLoggerWrapper
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.rewards.combined import RewardTable

@@ -1,0 +1,34 @@
+"""NeMo-Aligner's trainer contract: its own classes if it is installed, the same names and meanings if it is not.
+
+NeMo-Aligner 0.7 is its last release and needs a NeMo with the `nlp` collection (up to 2.4); a newer NeMo runs without.
+
+    from nemo_mapo.aligner import AlignableGenerativeInterface, ScopedTimer
+"""
+
+from importlib.util import find_spec
+
+INSTALLED = find_spec("nemo_aligner") is not None
+"""Whether the classes are NeMo-Aligner's."""
+
+if INSTALLED:
+    from nemo_aligner.models.alignable_interface import AlignableGenerativeInterface
+    from nemo_aligner.utils.distributed import ScopedTimer, Timer
+    from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
+    from nemo_aligner.utils.trainer_utils import check_progress
+else:
+    from nemo_mapo.aligner.contract import (
+        AlignableGenerativeInterface,
+        CustomLoggerWrapper,
+        ScopedTimer,
+        Timer,
+        check_progress,
+    )
+
+__all__ = [
+    "INSTALLED",
+    "AlignableGenerativeInterface",
+    "CustomLoggerWrapper",
+    "ScopedTimer",
+    "Timer",
+    "check_progress",
+]
