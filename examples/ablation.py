@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
-from nemo_mapo.config.load import register_defaults, validate
-from nemo_mapo.reports.compare import AblationRun, write_comparison
-from nemo_mapo.reports.readme import update_readme
-from nemo_mapo.training.run_directory import config_changes, recorded_config
+from nemo_mapo.config.command_line import end_with
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import ConfigError, load
+from nemo_mapo.config.run import RunConfig
 
 HERE = Path(__file__).parent
 VARIANTS = ("grpo", "mask_only", "attention_only", "mapo", "mapo_sharp")
@@ -40,12 +39,16 @@ class Job:
         summary, config = self.run_dir / "run.json", self.run_dir / "config.yaml"
         if not summary.is_file() or "test" not in json.loads(summary.read_text()):
             return False
-        with initialize_config_dir(str(HERE.parent / "conf"), version_base=None):
-            now = recorded_config(validate(compose("train_mapo", overrides=self.overrides)))
-        changed = config_changes(yaml.safe_load(config.read_text()), now, length_too=True)
+        from nemo_mapo.training.run_directory import config_changes, recorded_config
+
+        changed = config_changes(yaml.safe_load(config.read_text()), recorded_config(self.config()), length_too=True)
         if changed:
             sys.exit(f"{self.run_dir} holds a run of another config; choose another --output:\n" + "\n".join(changed))
         return True
+
+    def config(self) -> RunConfig:
+        """Its config; ConfigError if it cannot be run."""
+        return load(compose(HERE.parent / "conf" / "train_mapo.yaml", self.overrides), RunConfig)
 
     def command(self) -> list[str]:
         """An ordinary training run, resumed where it was begun."""
@@ -63,10 +66,17 @@ def main() -> None:
     """Run what is missing, then write table and page."""
     arguments = parse_arguments()
     output = Path(arguments.output)
-    register_defaults()
     jobs = [
         job(variant, seed, output, arguments.overrides) for seed in arguments.seeds for variant in arguments.variants
     ]
+    try:
+        for one in jobs:
+            one.config()
+    except ConfigError as error:
+        end_with(error)
+    from nemo_mapo.reports.compare import AblationRun, write_comparison
+    from nemo_mapo.reports.readme import update_readme
+
     if not arguments.table_only:
         subprocess.run([sys.executable, HERE / "make_synthetic_corpus.py", "--output", "data/synthetic"], check=True)
         run_all([job for job in jobs if not job.is_finished()], arguments.jobs)

@@ -7,32 +7,21 @@ the command and becomes it. rollout.vllm.host and .port say where it listens; do
 import os
 import shlex
 import sys
+from pathlib import Path
 
-from nemo_mapo.config.load import ConfigError, register_defaults, validate
-from nemo_mapo.console import quiet_upstream, show_own_messages
-
-register_defaults()
-quiet_upstream()
-
-from nemo.core.config import hydra_runner  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+from nemo_mapo.config.command_line import read_command_line
+from nemo_mapo.config.run import RunConfig
+from nemo_mapo.entry import at_work
 
 
-@hydra_runner(config_path="../conf", config_name="train_mapo")
-def main(composed: DictConfig) -> None:
+def main() -> None:
     """Check the composed config, then serve."""
-    show_own_messages()
-    try:
-        config = validate(composed)
-    except ConfigError as error:
-        sys.exit(str(error))
-    from nemo_mapo.rollout.vllm.build import served
+    config = read_command_line(Path(__file__).parents[1] / "conf" / "train_mapo.yaml", RunConfig)
+    # The server's own process may use GPUs, so none are hidden.
+    with at_work(gpu=True):
+        from nemo_mapo.rollout.vllm.build import served
 
-    quiet_upstream()
-    try:
         command, environment = served(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(shlex.join(command), flush=True)
     try:
         os.execvpe(command[0], command, environment)

@@ -6,6 +6,10 @@ import sys
 import warnings
 
 
+class Unavailable(RuntimeError):
+    """A server that the work needs is out of reach; the message says which, and what to do."""
+
+
 def quiet_upstream() -> None:
     """Hide upstream's warnings and information; errors stay. Set PYTHONWARNINGS=default to see everything.
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.start import check_start
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
@@ -48,12 +49,14 @@ from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_dire
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.training.start_check import check_prefill, check_start_fits, check_start_given
+from nemo_mapo.training.start_check import check_prefill, check_start_fits
 from nemo_mapo.training.trainer import MapoTrainer
 from nemo_mapo.types import PromptBatch
 
 logger = logging.getLogger(__name__)
 
+PROJECT = "nemo-mapo"
+"""Of Weights & Biases, unless the config names one."""
 ENDED_EARLY = "ended before its last step; continue with exp_manager.resume_if_exists=true"
 
 
@@ -69,7 +72,7 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     assembly = assembly or Assembly
     if config.supervised is not assembly.supervised:
         raise ValueError("trainer.sft is for examples/sft.py, and needed there: use that, or examples/train_mapo.py")
-    check_start_given(config)
+    check_start(config)
     # Imports the user's functions: a wrong path is found before anything is built.
     build_rewards(config.rewards)
     _set_up_host(config)
@@ -78,6 +81,8 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     else:
         directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
     with directory.locked() if is_main_rank() else contextlib.nullcontext():
+        # Quick, and better known before an hour of looking at data.
+        SpecialTokens.from_tokenizer(load_tokenizer(config.data.tokenizer))
         _check_data(config)
         check_start_fits(config)
         started = time.time()
@@ -343,7 +348,7 @@ def experiment_loggers(config: RunConfig, directory: RunDirectory) -> list[Any]:
             "explicit_log_dir": str(directory.logs),
             "create_tensorboard_logger": settings.create_tensorboard_logger,
             "create_wandb_logger": settings.create_wandb_logger,
-            "wandb_logger_kwargs": settings.wandb_logger_kwargs or None,
+            "wandb_logger_kwargs": {"name": directory.path.name, "project": PROJECT, **settings.wandb_logger_kwargs},
             "create_checkpoint_callback": False,
             "log_step_timing": False,
             "log_tflops_per_sec_per_gpu": False,
@@ -370,12 +375,6 @@ def _set_up_host(config: RunConfig) -> None:
         expert=model.expert_model_parallel_size,
         seed=config.seed,
     )
-    if (started := torch.distributed.get_world_size()) != config.trainer.world_size:
-        raise ValueError(
-            f"{started} processes were started, trainer.num_nodes={config.trainer.num_nodes} x "
-            f"trainer.devices={config.trainer.devices} asks for {config.trainer.world_size}; start them with "
-            f"torchrun --nproc-per-node {config.trainer.devices}, or set trainer.devices={started}"
-        )
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.seed)

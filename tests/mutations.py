@@ -52,6 +52,20 @@ FAULTS = (
         tests=("tests/unit/attention/test_blocked.py",),
     ),
     Fault(
+        name="config: an unknown key is dropped",
+        file="nemo_mapo/config/base.py",
+        right='extra="forbid"',
+        wrong='extra="ignore"',
+        tests=("tests/unit/config/test_compose.py",),
+    ),
+    Fault(
+        name="config: a section without an option has its defaults",
+        file="nemo_mapo/config/overrides.py",
+        right="            composed[key] = None\n",
+        wrong="            pass\n",
+        tests=("tests/unit/config/test_compose.py",),
+    ),
+    Fault(
         name="baselines: CISPO's weight carries a gradient",
         file="nemo_mapo/objective/cispo.py",
         right="0.0)).detach().exp()",

@@ -143,14 +143,7 @@ train() { # train HOSTS SRUN_OPTIONS... -- OVERRIDES...
   time_limit=$(max_time_per_run)
   export MASTER_ADDR WORLD_SIZE=$((nodes * GPUS_PER_NODE)) MASTER_PORT=$((20000 + ${SLURM_JOB_ID:-0} % 20000))
   MASTER_ADDR=$(head -n 1 <<<"$hosts")
-  # Options such as --config-dir DIR stand before all overrides, or Hydra takes neither.
-  local given=()
-  while [[ ${1:-} == --* ]]; do
-    given+=("$1" "$2")
-    shift 2
-  done
   local overrides=(
-    "${given[@]}"
     trainer.accelerator=gpu
     trainer.num_nodes="$nodes"
     trainer.devices="$GPUS_PER_NODE"

@@ -1,16 +1,11 @@
 """The whole config of `examples/evaluate.py`."""
 
-import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.data import PromptConfig
-from nemo_mapo.config.load import ConfigError, register_defaults
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.config.run import MAX_SEED, PretrainedConfig, RolloutConfig
@@ -89,44 +84,3 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.rollout.vllm is not None:
             self.rollout.vllm.check_model(self.model)
-
-
-def register_evaluation_defaults() -> None:
-    """Give Hydra every key with its default, so that each can be overridden."""
-    register_defaults()
-    store = ConfigStore.instance()
-    for group, section in (("judge", JudgeConfig()), ("statistics", StatisticsConfig())):
-        store.store(group=group, name="defaults", node=dataclasses.asdict(section))
-    benchmark = BenchmarkConfig(name="mmau", items_path="")
-    store.store(group="benchmark", name="defaults", node=_without(benchmark, "name", "items_path"))
-    store.store(
-        group="data", name="evaluation_defaults", node=_without(EvaluationDataConfig(tokenizer=""), "tokenizer")
-    )
-    whole = EvaluationConfig(benchmark=benchmark, data=EvaluationDataConfig(tokenizer=""))
-    sections = ("benchmark", "data", "model", "rollout", "judge", "statistics")
-    store.store(name="evaluation_defaults", node=_without(whole, *sections))
-
-
-def validate_evaluation(composed: DictConfig | dict[str, Any]) -> EvaluationConfig:
-    """Check the whole config at once; ConfigError names every offending path with its value."""
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True) if isinstance(composed, DictConfig) else composed
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {error}") from error
-    try:
-        return TypeAdapter(EvaluationConfig).validate_python(plain)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        lines = [f"  {'.'.join(map(str, one['loc']))}={one['input']!r}: {one['msg']}" for one in problems]
-        raise ConfigError("\n".join([f"config, {len(lines)} to correct:", *lines])) from error
-
-
-def as_plain_evaluation(config: EvaluationConfig) -> dict[str, Any]:
-    """Nested dictionaries of builtins, for writing the resolved config."""
-    plain: dict[str, Any] = TypeAdapter(EvaluationConfig).dump_python(config, mode="json")
-    return plain
-
-
-def _without(section: Any, *names: str) -> dict[str, Any]:
-    """A section's keys but for those that have no default or come from a group of their own."""
-    return {name: value for name, value in dataclasses.asdict(section).items() if name not in names}

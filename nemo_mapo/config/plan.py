@@ -1,10 +1,8 @@
 """What the planner has to know beside the config of the run."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
-from omegaconf import OmegaConf
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 
@@ -25,18 +23,3 @@ class PlanConfig:
     """Length of every clip."""
     vocab_size: Count | None = None
     """Tokens of the vocabulary; null asks the tokenizer of data.tokenizer."""
-
-
-def load_plan_config(overrides: Sequence[str]) -> PlanConfig:
-    """Read `plan.KEY=VALUE` overrides.
-
-    Raises:
-        ValueError: naming the key and its value.
-    """
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    assert isinstance(given, dict)
-    try:
-        return TypeAdapter(PlanConfig).validate_python(given.get("plan", {}))
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise ValueError(f"plan.{problem['loc'][-1]}={problem['input']!r}: {problem['msg']}") from error

@@ -1,12 +1,13 @@
 """Everything around the model: data, rollouts, rewards, trainer, run directory; and the whole config."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.data import DataConfig
+from nemo_mapo.config.exp_manager import ExpManagerConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
@@ -72,22 +73,6 @@ class RolloutConfig:
         """The section of the backend; None for `megatron`, which has none."""
         sections = {"vllm": self.vllm, "trtllm": self.trtllm}
         return sections.get(self.backend)
-
-
-@config_class
-class ExpManagerConfig:
-    """NeMo's experiment manager (the part that a run directory needs)."""
-
-    explicit_log_dir: str = "runs/mapo"
-    """The run directory."""
-    resume_if_exists: bool = False
-    """Continue from the newest checkpoint in the run directory."""
-    create_tensorboard_logger: bool = True
-    """Write TensorBoard events."""
-    create_wandb_logger: bool = False
-    """Log to Weights & Biases."""
-    wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of Lightning's WandbLogger, e.g. name and project."""
 
 
 @config_class

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from nemo_mapo.config.rewards import JudgeConfig
+from nemo_mapo.console import Unavailable
 from nemo_mapo.http_client import JsonServer, Pauses, Refused, Unreachable
 
 
-class JudgeError(RuntimeError):
+class JudgeError(Unavailable):
     """The server cannot be reached, refuses, or answers with something else than was asked for; nothing was scored."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nemo_mapo.config.rewards import JudgeConfig
+from nemo_mapo.console import Unavailable
 from nemo_mapo.rewards.judge import ChatModel, JudgeError, JudgeUnreachable, OpenAIClient
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _FEWEST_FAILURES = 8
 """In a row, before a judge that is asked about few prompts at a time counts as gone."""
 
 
-class RewardsUnavailable(RuntimeError):
+class RewardsUnavailable(Unavailable):
     """Too many verdicts are missing for the batch to be trained on; nothing was learned from it."""
 
 

@@ -8,10 +8,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.console import Unavailable
 from nemo_mapo.types import PromptBatch, Rollouts
 
 
-class RolloutUnavailable(RuntimeError):
+class RolloutUnavailable(Unavailable):
     """No completions can be had, or no engine has the weights: the run has to save and stop."""
 
 

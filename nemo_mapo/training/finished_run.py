@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from nemo_mapo.config.load import validate
+from nemo_mapo.config.load import load
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.training.checkpoint import CheckpointStore, read_checkpoint
@@ -23,7 +23,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
         raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
     recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
     recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
-    config = validate(recorded)
+    config = load(recorded, RunConfig)
     return replace(config, rewards=config.rewards.without_code)
 
 

@@ -12,8 +12,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from nemo_mapo import __version__
-from nemo_mapo.config.load import as_plain
+from nemo_mapo.config.load import ConfigError, as_plain
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.start import used_directory
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.records import JsonLines, replace_text
 
@@ -126,6 +127,8 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
     Raises:
         ValueError: if it cannot be written, or holds a run that is not to be resumed or was configured differently.
     """
+    if problems := list(used_directory(config)):
+        raise ConfigError(*problems)
     directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
     where = f"exp_manager.explicit_log_dir={directory.path}"
     try:
@@ -134,11 +137,6 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
     except OSError as error:
         raise ValueError(f"{where}: cannot write there ({error.strerror}); choose another directory") from error
     if directory.metrics.path.exists() or any(directory.checkpoints.glob("step_*")):
-        if not config.exp_manager.resume_if_exists:
-            raise ValueError(
-                f"{where} already holds a run; choose another directory, "
-                "or set exp_manager.resume_if_exists=true to continue it"
-            )
         changed = config_changes(yaml.safe_load(directory.config.read_text()), recorded_config(config))
         if changed:
             raise ValueError(

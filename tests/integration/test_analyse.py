@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
 from nemo_mapo.config.analysis import AnalysisConfig
-from nemo_mapo.config.load import as_plain, register_defaults, validate
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import as_plain, load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.embedded.warm_start import start_embedded
 from nemo_mapo.evaluation.grounding.run import analyse_run
@@ -41,9 +42,7 @@ def trained(tmp_path_factory, corpus):
     install_cpu_host()
     initialize_parallel()
     run = tmp_path_factory.mktemp("runs") / "trained"
-    register_defaults()
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        config = validate(compose("train_mapo", overrides=command(corpus, run)[2:]))
+    config = load(compose(ROOT / "conf" / "train_mapo.yaml", command(corpus, run)[2:]), RunConfig)
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump(as_plain(config)))
     policy = build_policy(config, load_tokenizer(config.data.tokenizer))

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from hydra import compose, initialize_config_dir
 
-from nemo_mapo.config.evaluation import register_evaluation_defaults, validate_evaluation
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.evaluation import EvaluationConfig
+from nemo_mapo.config.load import load
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
@@ -38,9 +39,7 @@ MODEL = [
 
 
 def evaluation_config(overrides):
-    register_evaluation_defaults()
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return validate_evaluation(compose("evaluate", overrides=overrides))
+    return load(compose(ROOT / "conf" / "evaluate.yaml", overrides), EvaluationConfig)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from nemo_mapo.config.load import register_defaults, validate
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.launch import Assembly
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rewards.judged import RewardsUnavailable
@@ -40,11 +41,10 @@ def corpus(tmp_path_factory):
 def trainer_of(corpus, run_dir, server, *overrides):
     install_cpu_host()
     initialize_parallel()
-    register_defaults()
     judged = ["rewards=judge", f"rewards.judge.base_url={server.base_url}", "rewards.judge.model=judge",
               "rewards.judge.max_attempts=1", "trainer.mapo.val_check_interval=0", "data.test_ds=null"]  # fmt: skip
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        config = validate(compose("train_mapo", overrides=[*command(corpus, run_dir)[2:], *judged, *overrides]))
+    asked = [*command(corpus, run_dir)[2:], *judged, *overrides]
+    config = load(compose(ROOT / "conf" / "train_mapo.yaml", asked), RunConfig)
     directory = RunDirectory(path=run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     trainer = Assembly(config, directory).trainer

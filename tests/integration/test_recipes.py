@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from integration.qwen_omni_tiny import FAMILIES, qwen_tokenizer, save_tiny
 from integration.recipe_ranks import trained_bytes
 
 from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
-from nemo_mapo.config.load import ConfigError, register_defaults, validate
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import ConfigError, load
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.hf.convert import import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
@@ -67,14 +67,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def recipe(name: str, imported: dict[str, Path], *overrides: str) -> RunConfig:
     model = imported["qwen3_omni_moe" if name.startswith("qwen3") else "qwen2_5_omni"]
-    register_defaults()
-    with initialize_config_dir(str(CONF), version_base=None):
-        return validate(
-            compose(
-                "train_mapo",
-                [f"experiment={name}", f"hydra.searchpath=[file://{model}/conf]", *overrides],
-            )
-        )
+    asked = [f"experiment={name}", *overrides]
+    return load(compose(CONF / "train_mapo.yaml", asked, search_path=[model / "conf"]), RunConfig)
 
 
 def left_to_the_user(name: str) -> list[str]:

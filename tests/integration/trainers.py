@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from nemo_mapo.config.load import register_defaults, validate
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.launch import Assembly
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.run_directory import RunDirectory
@@ -16,10 +16,9 @@ def trainer_of(corpus: Path, run_dir: Path, *overrides: str) -> MapoTrainer:
     """The trainer of a run of four steps, in this process."""
     install_cpu_host()
     initialize_parallel()
-    register_defaults()
     once = ["trainer.mapo.val_check_interval=0", "trainer.mapo.max_steps=4", "data.test_ds=null"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        config = validate(compose("train_mapo", overrides=[*command(corpus, run_dir)[2:], *once, *overrides]))
+    asked = [*command(corpus, run_dir)[2:], *once, *overrides]
+    config = load(compose(ROOT / "conf" / "train_mapo.yaml", asked), RunConfig)
     run_dir.mkdir(parents=True, exist_ok=True)
     return Assembly(config, RunDirectory(path=run_dir)).trainer
 

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from nemo_mapo.config.load import ConfigError, as_plain, register_defaults, validate
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import ConfigError, as_plain, load
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.reference import configuration_markdown
 from nemo_mapo.config.run import RunConfig
@@ -55,9 +55,7 @@ README_OVERRIDES = re.findall(r"^\| `([^`=]+=[^`]*)` \|", (ROOT / "README.md").r
 
 def run_config(*overrides: str, primary: str = "train_mapo") -> RunConfig:
     """The validated config of a command line."""
-    register_defaults()
-    with initialize_config_dir(str(CONF), version_base=None):
-        return validate(compose(primary, overrides=list(overrides)))
+    return load(compose(CONF / f"{primary}.yaml", overrides), RunConfig)
 
 
 @pytest.mark.parametrize("primary", PRIMARY)
@@ -240,7 +238,7 @@ def test_a_config_error_is_a_value_error() -> None:
 
 def test_the_resolved_config_validates_to_itself() -> None:
     config = run_config()
-    assert validate(as_plain(config)) == config
+    assert load(as_plain(config), RunConfig) == config
 
 
 def test_a_config_cannot_be_changed_after_it_was_checked() -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_mapo.config.load import validate
+from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from tests.integration.tiny_run import TINY_MODEL, metrics, write_tiny_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +174,7 @@ def test_servers_and_trainer_get_configs_that_fit_each_other(job: Job) -> None:
     code, output = job.run(WITH_SERVERS, *cut, **judge, **groups, **more)
     assert code == 0, output
     server_part, trainer_part = re.findall(r"# resolved config of .*\n((?:(?![+#]).*\n)+)", output)
-    server, trainer = validate(yaml.safe_load(server_part)), validate(yaml.safe_load(trainer_part))
+    server, trainer = (load(yaml.safe_load(part), RunConfig) for part in (server_part, trainer_part))
     assert server.rollout.vllm is not None and trainer.rollout.vllm is not None
     assert (server.rollout.vllm.host, server.rollout.vllm.serve_args) == ("0.0.0.0", ("--tensor-parallel-size", 8))
     assert trainer.rollout.vllm.urls == (f"http://n1:{server.rollout.vllm.port}",)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nemo_mapo.config.evaluation import EvaluationConfig, as_plain_evaluation
+from nemo_mapo.config.evaluation import EvaluationConfig
+from nemo_mapo.config.load import as_plain
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.evaluation.benchmarks.assemble import build_scorer, read_benchmark, scoring_notes
@@ -56,7 +57,7 @@ def evaluate(config: EvaluationConfig, build_engine: EngineFactory) -> Path:
     """
     benchmark = read_benchmark(config.benchmark)
     directory = EvaluationDirectory(Path(config.output_dir))
-    settings = as_plain_evaluation(config) | {"items_sha256": benchmark.digest}
+    settings = as_plain(config) | {"items_sha256": benchmark.digest}
     settings["data"]["prompt"] = asdict(prompt_wording(config.data.prompt, config.template))
     with directory.opened(settings):
         # Before generation, so that a missing judge is not found out after hours.

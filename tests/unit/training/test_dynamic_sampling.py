@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
+from nemo_mapo.config.compose import compose
 from nemo_mapo.config.data import DatasetConfig, PhaseConfig
-from nemo_mapo.config.load import ConfigError, register_defaults, validate
-from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.config.load import ConfigError, load
+from nemo_mapo.config.run import RunConfig, SamplingConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.splits import manifest_path, tokenizer_path
@@ -214,10 +214,9 @@ def test_spare_prompts_do_not_shorten_a_phase(corpus):
     ],
 )
 def test_what_cannot_be_sampled_dynamically_is_refused(overrides, said):
-    register_defaults()
     asked = ["trainer.mapo.dynamic_sampling={max_generation_rounds: 3}", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None), pytest.raises(ConfigError, match=said):
-        validate(compose("train_mapo", overrides=asked))
+    with pytest.raises(ConfigError, match=said):
+        load(compose(ROOT / "conf" / "train_mapo.yaml", asked), RunConfig)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_it_lacks(corpus):

@@ -3,7 +3,8 @@
 import pytest
 from scipy.stats import binom
 
-from nemo_mapo.config.load import validate
+from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.training.early_signs import EarlySigns, warn_below_chance
 
 DEAD = {"rollout/format": 0.0, "rollout/finished_share": 1.0}
@@ -14,7 +15,7 @@ TRUNCATED = {"rollout/format": 0.0, "rollout/finished_share": 0.0}
 def signs(**prompt):
     split = {"input_cfg": [{"type": "lhotse", "cuts_path": "cuts.jsonl"}]}
     data = {"tokenizer": "tokenizer", "train_ds": split, "validation_ds": split, "prompt": prompt}
-    return EarlySigns(validate({"data": data}))
+    return EarlySigns(load({"data": data}, RunConfig))
 
 
 @pytest.fixture

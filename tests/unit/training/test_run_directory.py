@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from nemo_mapo.config.data import PromptConfig
-from nemo_mapo.config.load import validate
+from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.rewards.templates import INSTRUCTIONS
 from nemo_mapo.training.finished_run import read_run_config, recorded_wording
 from nemo_mapo.training.run_directory import open_run_directory
@@ -16,12 +17,13 @@ from nemo_mapo.types import Wording
 
 def config(path, *, resume=False, prompt=None, **sections):
     split = {"input_cfg": [{"type": "lhotse", "cuts_path": "cuts.jsonl"}]}
-    return validate(
+    return load(
         {
             "exp_manager": {"explicit_log_dir": str(path), "resume_if_exists": resume},
             "data": {"tokenizer": "tokenizer", "train_ds": split, "validation_ds": split, "prompt": prompt or {}},
             **sections,
-        }
+        },
+        RunConfig,
     )
 
 

@@ -1,4 +1,4 @@
-"""A run without a start, or with one that was taught something else, is refused before anything is built."""
+"""A run whose start was taught something else is refused before anything is built."""
 
 import gzip
 from dataclasses import replace
@@ -8,27 +8,10 @@ import pytest
 from nemo_mapo.config.run import PretrainedConfig
 from nemo_mapo.data.splits import manifest_path
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
-from nemo_mapo.training.start_check import check_start_fits, check_start_given
+from nemo_mapo.training.start_check import check_start_fits
 from tests.unit.test_config import run_config
 
 CHECKPOINT = PretrainedConfig(restore_from_path="somewhere")
-
-
-def test_a_run_from_noise_is_refused_with_the_ways_out():
-    with pytest.raises(ValueError, match=r"neither a warm start nor .*restore_from_path") as refused:
-        check_start_given(run_config("~warm_start"))
-    assert "examples/sft.py" in str(refused.value) and "model.from_scratch=true" in str(refused.value)
-
-
-def test_supervised_training_from_noise_is_refused_too():
-    with pytest.raises(ValueError, match=r"would start from random weights: set pretrained_checkpoint"):
-        check_start_given(run_config("data.prepared_dir=x", primary="sft"))
-
-
-@pytest.mark.parametrize("given", ["model.from_scratch=true", "pretrained_checkpoint.restore_from_path=x"])
-def test_a_start_or_the_wish_for_none_is_enough(given):
-    check_start_given(run_config("~warm_start", given))
-    check_start_given(run_config("data.prepared_dir=x", given, primary="sft"))
 
 
 @pytest.fixture

@@ -3,24 +3,17 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from nemo_mapo.config.evaluation import (
-    EvaluationConfig,
-    as_plain_evaluation,
-    register_evaluation_defaults,
-    validate_evaluation,
-)
-from nemo_mapo.config.load import ConfigError
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.evaluation import EvaluationConfig
+from nemo_mapo.config.load import ConfigError, as_plain, load
 
 CONF = Path(__file__).parents[4] / "conf"
 BENCHMARKS = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
 
 
 def evaluation_config(*overrides):
-    register_evaluation_defaults()
-    with initialize_config_dir(str(CONF), version_base=None):
-        return validate_evaluation(compose("evaluate", overrides=list(overrides)))
+    return load(compose(CONF / "evaluate.yaml", overrides), EvaluationConfig)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -28,7 +21,7 @@ def test_every_benchmark_composes_and_validates(benchmark):
     config = evaluation_config(f"benchmark={benchmark}")
     assert isinstance(config, EvaluationConfig)
     assert config.rollout.sampling.temperature == 0
-    assert validate_evaluation(as_plain_evaluation(config)) == config
+    assert load(as_plain(config), EvaluationConfig) == config
 
 
 def test_keys_of_every_section_can_be_set():

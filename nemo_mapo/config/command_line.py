@@ -1,0 +1,157 @@
+"""The command line of every entry point that has a Hydra config: overrides, options, help, and a checked config.
+
+Nothing here imports torch or NeMo, so that a typo is answered at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_mapo.config.compose import compose, compose_with_hydra
+from nemo_mapo.config.explain import nearest
+from nemo_mapo.config.load import ConfigError, interpolation_problem, load
+from nemo_mapo.config.overrides import Groups
+
+T = TypeVar("T")
+
+_OPTIONS = """
+Options:
+  --cfg job [--resolve]   print the composed config and stop (--resolve: with the values that others refer to)
+  --info                  print where it was composed from and stop
+  --config-name NAME      another primary config of conf/, or a file of your own
+  --config-path DIR       the directory of the primary config and its groups
+  --config-dir DIR        a directory with further options of the groups
+Every key with its type, default and meaning: docs/configuration.md
+"""
+
+
+def read_command_line(
+    primary: Path, schema: type[T], arguments: Sequence[str] | None = None, *, check: Callable[[T], None] | None = None
+) -> T:
+    """The checked config of this process's command line; what is wrong with it ends the process in one message.
+
+    --help, --cfg and --info are answered here and end the process too.
+
+    Args:
+        primary: the config that is composed, unless the command line names another.
+        schema: class of the result.
+        arguments: the command line without the program's name; None is that of this process.
+        check: further look at the config, e.g. at its paths; raises ConfigError.
+    """
+    try:
+        config = load(compose_command_line(primary, arguments), schema)
+        if check is not None:
+            check(config)
+        return config
+    except ConfigError as error:
+        end_with(error)
+
+
+def compose_command_line(
+    primary: Path, arguments: Sequence[str] | None = None, *, description: str | None = None
+) -> DictConfig:
+    """Compose what the command line says, unchecked; --help, --cfg and --info end the process.
+
+    Args:
+        primary, arguments: as in `read_command_line`.
+        description: begins what --help prints, in place of the text that the config has as hydra.help.header.
+
+    Raises:
+        ConfigError: naming every override, group option or file that cannot be used.
+    """
+    given = _parse(sys.argv[1:] if arguments is None else arguments)
+    path = _primary(primary, given)
+    search_path = [] if given.config_dir is None else [given.config_dir]
+    if given.help:
+        print(_help(path, search_path, description))
+        sys.exit(0)
+    if given.info:
+        print(_information(path, given.overrides, search_path))
+        sys.exit(0)
+    composed = compose(path, given.overrides, search_path=search_path)
+    if given.cfg:
+        print(_as_yaml(composed, resolve=given.resolve))
+        sys.exit(0)
+    return composed
+
+
+def end_with(error: Exception) -> NoReturn:
+    """End the process with a message; of several processes the first one speaks."""
+    sys.exit(str(error) if int(os.environ.get("RANK", "0")) == 0 else 1)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """An option that there is none of."""
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+        raise ConfigError(f"{message}{nearest(wrong, known)}" if wrong.startswith("-") else message)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--info", "-i", action="store_true")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("--config-path", "-cp", type=Path)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    given = parser.parse_intermixed_args(list(arguments))
+    if given.multirun:
+        raise ConfigError(
+            "--multirun: a command makes one run; write a loop in the shell, as examples/ablation.py does"
+        )
+    return given
+
+
+def _primary(default: Path, given: argparse.Namespace) -> Path:
+    """The file that --config-path and --config-name name: in conf/, below the working directory, or as a path."""
+    folder = default.parent if given.config_path is None else given.config_path
+    if given.config_name is None:
+        return folder / default.name
+    named = Path(given.config_name)
+    named = named if named.suffix in (".yaml", ".yml") else named.with_name(f"{named.name}.yaml")
+    inside = folder / named
+    return named if named.is_file() and not inside.is_file() else inside
+
+
+def _help(primary: Path, search_path: Sequence[Path], description: str | None) -> str:
+    composed = compose_with_hydra(primary, search_path=search_path)
+    groups = Groups((primary.parent, *search_path))
+    about = description or str(composed.hydra.help.header)
+    lines = [f"  {name}: {', '.join(_shown(groups.options(name)))}" for name in _choices(composed)]
+    return "\n".join([about.strip(), "", "Config groups (group=option):", *lines, _OPTIONS.rstrip()])
+
+
+def _shown(options: Sequence[str]) -> list[str]:
+    """The options that a user chooses; others hold the defaults of these."""
+    return [option for option in options if not option.endswith("_defaults")]
+
+
+def _information(primary: Path, overrides: Sequence[str], search_path: Sequence[Path]) -> str:
+    composed = compose_with_hydra(primary, overrides, search_path=search_path)
+    chosen = [f"  {name}={'null' if option is None else option}" for name, option in _choices(composed).items()]
+    places = [f"  {source.path}" for source in composed.hydra.runtime.config_sources if source.schema == "file"]
+    return "\n".join([f"Primary config:\n  {primary.absolute()}", "Search path:", *places, "Chosen:", *chosen])
+
+
+def _choices(composed: DictConfig) -> dict[str, str | None]:
+    """The option of each group of this config."""
+    choices = composed.hydra.runtime.choices.items()
+    return {str(name): option for name, option in sorted(choices) if not str(name).startswith("hydra/")}
+
+
+def _as_yaml(composed: DictConfig, *, resolve: bool) -> str:
+    try:
+        return str(OmegaConf.to_yaml(composed, resolve=resolve)).rstrip()
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(interpolation_problem(error)) from error

@@ -1,0 +1,85 @@
+"""NeMo's experiment manager: where a run is written, and which loggers it has."""
+
+import netrc
+import os
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from nemo_mapo.config.base import config_class
+from nemo_mapo.config.explain import nearest
+
+_WANDB_KEYS: Final = (
+    *("name", "project", "entity", "group", "job_type", "tags", "notes", "config", "id", "version", "offline", "mode"),
+    *(
+        "save_dir",
+        "dir",
+        "anonymous",
+        "log_model",
+        "prefix",
+        "checkpoint_name",
+        "resume",
+        "reinit",
+        "force",
+        "settings",
+    ),
+    *("save_code", "sync_tensorboard", "config_exclude_keys", "config_include_keys", "allow_val_change", "fork_from"),
+    *("resume_from", "monitor_gym"),
+)
+"""Arguments of Lightning's WandbLogger and of wandb.init, to which it hands what it does not know."""
+_OFFLINE: Final = ("offline", "disabled", "dryrun")
+
+
+@config_class
+class ExpManagerConfig:
+    """NeMo's experiment manager (the part that a run directory needs)."""
+
+    explicit_log_dir: str = "runs/mapo"
+    """The run directory. The shipped configs say exp_dir/name."""
+    exp_dir: str | None = None
+    """Directory of runs, as in NeMo; `explicit_log_dir` refers to it."""
+    name: str | None = None
+    """Name of the run in `exp_dir`, as in NeMo; `explicit_log_dir` refers to it."""
+    resume_if_exists: bool = False
+    """Continue from the newest checkpoint in the run directory."""
+    create_tensorboard_logger: bool = True
+    """Write TensorBoard events."""
+    create_wandb_logger: bool = False
+    """Log to Weights & Biases."""
+    wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of Lightning's WandbLogger; unless given, name is that of the run directory and project nemo-mapo."""
+
+    def __post_init__(self) -> None:
+        if not self.explicit_log_dir.strip():
+            raise ValueError("explicit_log_dir='' is the working directory: name a directory for the run")
+        if self.explicit_log_dir.startswith("None") or "/None" in self.explicit_log_dir:
+            raise ValueError(
+                f"explicit_log_dir={self.explicit_log_dir}: exp_dir={self.exp_dir} and name={self.name} have to be "
+                "given together, or explicit_log_dir in their place"
+            )
+        for key in self.wandb_logger_kwargs:
+            if key not in _WANDB_KEYS:
+                raise ValueError(
+                    f"wandb_logger_kwargs has {key!r}, no argument of WandbLogger{nearest(key, _WANDB_KEYS)}"
+                )
+
+    def login_problems(self) -> Iterator[str]:
+        """Why Weights & Biases would ask for a login when the run begins."""
+        mode = os.environ.get("WANDB_MODE") or self.wandb_logger_kwargs.get("mode")
+        if not self.create_wandb_logger or self.wandb_logger_kwargs.get("offline") or mode in _OFFLINE:
+            return
+        if not os.environ.get("WANDB_API_KEY") and not _in_netrc():
+            yield (
+                "exp_manager.create_wandb_logger=true: not logged in to Weights & Biases; run `wandb login`, or set "
+                "WANDB_API_KEY, or WANDB_MODE=offline"
+            )
+
+
+def _in_netrc() -> bool:
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(str(host)) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,135 @@
+"""What is wrong with a config, in the keys that the user typed: a line per problem, with the nearest known key."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
+
+from nemo_mapo.config.habits import HABITS
+
+_LONGEST_VALUE = 200
+"""Characters of a value that a message repeats."""
+_MOST_PLACES = 3
+"""Keys or sections that a message names as examples."""
+
+
+def explain(error: ValidationError, schema: type, *, under: str = "", unresolved: bool = False) -> list[str]:
+    """One line per problem.
+
+    Args:
+        error: what the schema said.
+        schema: the class that was to be made.
+        under: path of the section that was checked.
+        unresolved: whether values may still refer to others; then problems that may come from that are left out.
+    """
+    problems = error.errors(include_url=False, include_context=False)
+    kept = [problem for problem in problems if not (unresolved and _may_be_unresolved(problem))]
+    return [_line(problem, schema, under) for problem in kept]
+
+
+def _may_be_unresolved(problem: Mapping[str, Any]) -> bool:
+    value = problem["input"]
+    return problem["type"] == "value_error" or (isinstance(value, str) and ("${" in value or value == "???"))
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or what is known, for the end of a message."""
+    names = list(known)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(names)}" if names else ""
+
+
+def keys_of(schema: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of all keys of a config class, those inside sections included."""
+    for section in _sections(schema):
+        for name, kind in _fields(section).items():
+            yield f"{path}{name}"
+            yield from keys_of(kind, f"{path}{name}.")
+
+
+def _line(problem: Mapping[str, Any], schema: type, under: str) -> str:
+    keys, holder, kind = _walk(schema, problem["loc"])
+    path, value = ".".join([*filter(None, [under]), *keys]), problem["input"]
+    # A section is too long to repeat.
+    place = path if isinstance(value, dict) else f"{path}={_shown(value)}"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{place}: unknown key{_suggest(path, keys[-1], holder, schema)}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; it must be set"
+    if problem["type"] == "value_error":
+        said = problem["msg"].removeprefix("Value error, ")
+        return f"{place}: {said}" if path else str(said)
+    if problem["type"] == "dataclass_type":
+        return f"{place}: a section with keys belongs here ({', '.join(_keys(kind)[:_MOST_PLACES])}, ...)"
+    return f"{path}={_shown(value)}: {problem['msg']}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _walk(schema: type, location: tuple[int | str, ...]) -> tuple[list[str], Any, Any]:
+    """The keys of a location as typed (without union tags), the type of what holds the last one, and its own type."""
+    keys: list[str] = []
+    holder: Any = schema
+    kind: Any = schema
+    for part in location:
+        options = list(_sections(kind))
+        if len(options) > 1 and (tagged := [option for option in options if _tag(option) == part]):
+            kind = tagged[0]
+            continue
+        keys.append(str(part))
+        holder, kind = kind, _inside(kind, part)
+    return keys, holder, kind
+
+
+def _inside(kind: Any, part: int | str) -> Any:
+    """The type of a key of a section, or of an item of a list; None if that is not known."""
+    for section in _sections(kind):
+        if part in (fields := _fields(section)):
+            return fields[str(part)]
+    return next((argument for argument in get_args(_bare(kind)) if argument is not Ellipsis), None)
+
+
+def _sections(kind: Any) -> Iterator[type]:
+    """The config classes that a value of this type can be an instance of."""
+    kind = _bare(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield kind
+    elif get_origin(kind) in (Union, types.UnionType, tuple):
+        for option in get_args(kind):
+            yield from _sections(option)
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _fields(section: type) -> dict[str, Any]:
+    hints = get_type_hints(section, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+
+
+def _tag(section: type) -> Any:
+    return next((field.default for field in dataclasses.fields(section) if field.name == "type"), None)
+
+
+def _suggest(path: str, name: str, section: Any, schema: type) -> str:
+    """What to write instead of an unknown key: by habit, by nearness here, or where the key really is."""
+    if path in HABITS:
+        return f"; {HABITS[path]}"
+    here = _keys(section)
+    if near := difflib.get_close_matches(name, here, n=1):
+        return f"; did you mean {near[0]}?"
+    elsewhere = [key for key in dict.fromkeys(keys_of(schema)) if key.rsplit(".", 1)[-1] == name]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere[:_MOST_PLACES])}?"
+    return nearest(name, here)
+
+
+def _keys(kind: Any) -> list[str]:
+    return list(dict.fromkeys(key for section in _sections(kind) for key in _fields(section)))
