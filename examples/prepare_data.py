@@ -8,6 +8,7 @@ from nemo_mapo.console import quiet_upstream
 quiet_upstream()
 
 from nemo_mapo.data.importers.base import Source  # noqa: E402
+from nemo_mapo.data.importers.next_steps import next_commands  # noqa: E402
 from nemo_mapo.data.importers.prepare import PrepareOptions, prepare  # noqa: E402
 from nemo_mapo.data.importers.registry import IMPORTERS  # noqa: E402
 from nemo_mapo.data.splits import SPLITS, manifest_path  # noqa: E402
@@ -16,16 +17,18 @@ _EPILOG = """
 What must lie in INPUT:
 {layouts}
 
-Into OUTPUT come cuts_<split>.jsonl.gz, prepare_report.json and copies of audio where --resample asks for them. How
-corpora become questions is described in docs/data.md. Look at the result with
-  python examples/inspect_data.py OUTPUT
+Into OUTPUT come cuts_<split>.jsonl.gz, prepare_report.json, a tokenizer with --tokenizer, and copies of audio where
+--resample asks for them. How corpora become questions is described in docs/data.md. The commands that follow on the
+result are printed.
 """
 
 
 def main() -> None:
     """Prepare the corpus and print what it holds and what was left out."""
     arguments = _arguments()
-    source = Source(path=arguments.input, audio_dir=arguments.audio_dir, seed=arguments.seed)
+    source = Source(
+        path=arguments.input, audio_dir=arguments.audio_dir, seed=arguments.seed, group_by=arguments.group_by
+    )
     try:
         options = PrepareOptions(
             sample_rate=arguments.resample or arguments.sample_rate,
@@ -33,6 +36,8 @@ def main() -> None:
             skip_invalid=arguments.skip_invalid,
             shares=tuple(arguments.shares),
             split=arguments.split,
+            tokenizer=arguments.tokenizer,
+            vocabulary=arguments.vocabulary,
         )
         report = prepare(IMPORTERS[arguments.name], source, arguments.output, options)
     except ValueError as error:
@@ -41,6 +46,15 @@ def main() -> None:
     print("written:")
     for split in report.splits:
         print(f"  {manifest_path(arguments.output, split)}")
+    print("next:")
+    commands = next_commands(
+        arguments.output,
+        report.splits,
+        sample_rate=options.sample_rate,
+        tokenizer=options.tokenizer,
+    )
+    for command in commands:
+        print(f"  {command}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -65,7 +79,24 @@ def _arguments() -> argparse.Namespace:
         nargs=3,
         default=PrepareOptions.shares,
         metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="shares of the audio of a corpus without splits (default 0.9 0.05 0.05)",
+        help="shares of the questions of a corpus without splits (default 0.9 0.05 0.05)",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="FIELD",
+        help="keep questions with the same value of this field (speaker) in one split; else those about the same file",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="train|DIR",
+        help="train a tokenizer on the text of the training split, or copy that of your model (its tokenizer/)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=PrepareOptions.vocabulary,
+        metavar="N",
+        help=f"most entries of a trained tokenizer (default {PrepareOptions.vocabulary})",
     )
     parser.add_argument("--split", choices=SPLITS, help="put everything into this split")
     return parser.parse_args()

@@ -80,6 +80,20 @@ FAULTS = (
         tests=("tests/unit/objective/test_entropy_mask.py",),
     ),
     Fault(
+        name="sft: a run is as long as trainer.mapo says",
+        file="nemo_mapo/training/prompts.py",
+        right="split, limit = config.data.train_ds, config.trainer.loop.max_steps",
+        wrong="split, limit = config.data.train_ds, config.trainer.mapo.max_steps",
+        tests=("tests/integration/test_sft.py",),
+    ),
+    Fault(
+        name="data: a group goes to the split of each of its questions",
+        file="nemo_mapo/data/importers/prepare.py",
+        right="members = [Member(group=one.group,",
+        wrong="members = [Member(group=one.digest,",
+        tests=("tests/unit/data/importers/test_grouping.py",),
+    ),
+    Fault(
         name="templates: a completion is read without the tag that its prompt opens",
         file="nemo_mapo/data/prompts.py",
         right="completion_text(tokenizer, [*start, *ids])",

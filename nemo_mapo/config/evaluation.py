@@ -17,14 +17,15 @@ Count = Annotated[int, Field(ge=1)]
 class BenchmarkConfig:
     """Which benchmark, and where its published file is."""
 
-    name: Literal["mmau", "mmar", "mmsu", "mmau_pro"]
+    name: Literal["mmau", "mmar", "mmsu", "mmau_pro", "multiple_choice"]
     """The layout of the file."""
     items_path: str
-    """The published file: .json, .jsonl or .parquet."""
+    """The published file: .json, .jsonl or .parquet. With `multiple_choice` your questions: also .csv, or cuts."""
     audio_root: str | None = None
     """Directory that the file's audio paths start from; null is the directory of the file."""
     fields: dict[str, str | None] = Field(default_factory=dict)
-    """Our name of a field to its key in the file, where that is not the published one; null leaves out its tables."""
+    """Our name of a field to its key in the file, where that is not the published one; null leaves out its tables. With
+    `multiple_choice` also fields of yours to tabulate by."""
     keep_defective: bool = False
     """Keep items whose answer is not among their choices in the denominator, instead of refusing the file."""
     closed_rule: Literal["strict", "embedding"] = "strict"

@@ -34,7 +34,8 @@ _MPAR2 = (
 _ANSWER = ("<answer>", "</answer>")
 _THINK_ANSWER = (*_THINK, *_ANSWER)
 _OWN_TAGS = {"think": _THINK, "think_answer": _THINK_ANSWER, "reasoning": _REASONING, "mpar2": _MPAR2}
-_ALL_TAGS = tuple(dict.fromkeys((*_THINK, *_REASONING, *_MPAR2)))
+ALL_TAGS = tuple(dict.fromkeys((*_THINK, *_REASONING, *_MPAR2)))
+"""Of all templates."""
 
 _STRICT = {
     "think": re.compile(r"\s*<think>(?P<reasoning>.*)</think>(?P<answer>.*)", re.DOTALL),
@@ -91,7 +92,7 @@ def split_completion(text: str, template: Template) -> Completion | None:
     digit in every part.
     """
     own_tags = _OWN_TAGS[template]
-    if any(text.count(tag) != (tag in own_tags) for tag in _ALL_TAGS):
+    if any(text.count(tag) != (tag in own_tags) for tag in ALL_TAGS):
         return None
     match = _STRICT[template].fullmatch(text)
     if match is None or not all(map(_says_something, match.groups())):
@@ -115,7 +116,7 @@ def opening_tag(template: Template) -> str:
 
 def has_tags(text: str) -> bool:
     """Whether a text contains a tag of any template."""
-    return any(tag in text for tag in _ALL_TAGS)
+    return any(tag in text for tag in ALL_TAGS)
 
 
 def mpar2_parts(text: str) -> Mpar2Parts | None:

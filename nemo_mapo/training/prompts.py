@@ -134,14 +134,14 @@ class PromptStream:
 
 def total_steps(config: RunConfig, prompts: PromptStream) -> int:
     """Rollout batches of the whole run: phases, or NeMo-Aligner's max_epochs; max_steps may end it earlier."""
-    split, limit = config.data.train_ds, config.trainer.mapo.max_steps
+    split, limit = config.data.train_ds, config.trainer.loop.max_steps
     if split.phases:
         steps = sum(phase.steps for phase in split.phases)
     elif split.infinite:
         steps = limit
     else:
         # A long split is not counted beyond what the run takes.
-        steps = prompts.batches_per_epoch(limit=None if limit < 0 else max(limit, 1)) * config.trainer.mapo.max_epochs
+        steps = prompts.batches_per_epoch(limit=None if limit < 0 else max(limit, 1)) * config.trainer.loop.max_epochs
     return steps if limit < 0 else min(steps, limit)
 
 

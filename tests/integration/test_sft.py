@@ -27,7 +27,8 @@ def sft(corpus, run_dir, *overrides):
     command = [
         *(sys.executable, str(ROOT / "examples" / "sft.py")),
         *(f"data.prepared_dir={corpus}", f"exp_manager.explicit_log_dir={run_dir}"),
-        *(*MODEL, "data.train_ds.batch_size=4", "model.optim.sched.name=constant"),
+        # Two epochs of two steps.
+        *(*MODEL, "data.train_ds.batch_size=8", "model.global_batch_size=8", "model.optim.sched.name=constant"),
         *("trainer.sft.val_check_interval=2", "trainer.sft.save_interval=2", "trainer.sft.max_steps=4"),
         *("rollout.sampling.max_new_tokens=112", *overrides),
     ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,9 @@ class Source:
     audio_dir: Path | None = None
     """Directory of the audio, where it is not where the corpus has it."""
     seed: int = 0
-    """Of the distractors that are drawn for corpora without choices."""
+    """Of the distractors that are drawn for corpora without choices, and of splits."""
+    group_by: str | None = None
+    """Field of the lines whose value keeps its questions in one split."""
 
     def files(self, *suffixes: str) -> list[Path]:
         """`path` itself if it is a file, else the files with one of `suffixes` directly in it, by name."""
@@ -76,6 +78,8 @@ class Question:
     """The corpus's own split; None leaves it to the seed."""
     reasoning: str | None = None
     caption: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Who or what it comes from (speaker, source), which should not be in two splits."""
 
 
 @dataclass(frozen=True, kw_only=True)

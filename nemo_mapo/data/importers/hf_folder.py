@@ -30,7 +30,7 @@ def read(source: Source) -> Iterator[Question | Drop]:
 def _tables(directory: Path) -> Iterator[tuple[Path, Iterator[Row | Drop]]]:
     for path in sorted(directory.rglob("*")):
         if path.suffix == ".parquet":
-            yield path, _parquet_rows(path)
+            yield path, parquet_rows(path)
         elif path.name == "state.json":
             yield path.parent, _saved_rows(path.parent)
         elif path.name == "metadata.jsonl":
@@ -39,7 +39,8 @@ def _tables(directory: Path) -> Iterator[tuple[Path, Iterator[Row | Drop]]]:
             yield path, csv_rows(path, "file_name")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file, read in small batches: the audio may be in them."""
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 

@@ -7,20 +7,22 @@ from typing import Any
 
 from nemo_mapo.data.importers.base import Drop, Importer, Question, Row, Source, each, split_of_name
 from nemo_mapo.data.importers.choices import answer_choice, split_options
-from nemo_mapo.data.importers.records import json_rows
+from nemo_mapo.data.importers.grouping import WATCHED_LABELS
+from nemo_mapo.data.importers.records import csv_rows, json_rows
 
 _AUDIO = ("audio", "audios", "audio_path", "audio_filepath", "sound", "file_name", "audio_id")
 _QUESTION = ("question", "question_text")
 _CHOICES = ("choices", "options", "multi_choice")
 _ANSWER = ("answer", "solution")
+_BETWEEN_CHOICES = "|"
+"""In a cell of a CSV file."""
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """Questions of a .jsonl or .json file, or of all those in a directory."""
-    for path in source.files(".jsonl", ".json"):
-        yield from each(
-            json_rows(path), partial(question_of, source=source, manifest=path, split=split_of_name(path.stem))
-        )
+    """Questions of a .jsonl, .json or .csv file, or of all those in a directory."""
+    for path in source.files(".jsonl", ".json", ".csv"):
+        rows = csv_rows(path) if path.suffix == ".csv" else json_rows(path)
+        yield from each(rows, partial(question_of, source=source, manifest=path, split=split_of_name(path.stem)))
 
 
 def question_of(row: Row, *, source: Source, manifest: Path, split: str | None) -> Question:
@@ -42,7 +44,7 @@ def question_of(row: Row, *, source: Source, manifest: Path, split: str | None) 
         raise row.wrong("split", "give train, validation or test")
     return Question(
         where=row.where,
-        id=str(row.fields.get("id", f"{source.label(manifest)}-{row.number}")),
+        id=str(row.fields.get("id") or f"{source.label(manifest)}-{row.number}"),
         audio=_audio(row, source, manifest),
         question=text,
         choices=choices,
@@ -51,7 +53,14 @@ def question_of(row: Row, *, source: Source, manifest: Path, split: str | None) 
         split=split if own_split is None else split_of_name(own_split),
         reasoning=row.optional_text("reasoning"),
         caption=row.optional_text("caption"),
+        labels=_labels(row, source.group_by),
     )
+
+
+def _labels(row: Row, group_by: str | None) -> dict[str, str]:
+    names = [*WATCHED_LABELS, *([group_by] if group_by else [])]
+    found = {name: row.fields.get(name) for name in names}
+    return {name: str(value) for name, value in found.items() if isinstance(value, str | int) and value != ""}
 
 
 def _prompt(row: Row) -> str:
@@ -75,9 +84,12 @@ def _choices(row: Row, field: str) -> tuple[str, ...]:
     values = row.fields[field]
     values = list(values.values()) if isinstance(values, dict) else values
     if isinstance(values, str):
-        values = list(split_options(values)[1])
+        values = list(split_options(values)[1]) or [part.strip() for part in values.split(_BETWEEN_CHOICES)]
+        values = values if len(values) > 1 else []
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise row.wrong(field, "give a list of texts, an object with a text for each letter, or a text that lists them")
+        raise row.wrong(
+            field, "give a list of texts, an object with a text for each letter, or a text that lists them (one | two)"
+        )
     labelled = split_options("\n".join(values))[1]
     # "A. dog": the letter is the benchmark's, the text the choice.
     return labelled if len(labelled) == len(values) else tuple(value.strip() for value in values)
@@ -102,6 +114,6 @@ def _audio(row: Row, source: Source, manifest: Path) -> Path | bytes:
 
 IMPORTER = Importer(
     name="multiple_choice",
-    layout="*.jsonl or *.json with messages/audios/solution or audio/question/choices/answer",
+    layout="*.jsonl, *.json or *.csv with messages/audios/solution or audio/question/choices/answer",
     read=read,
 )

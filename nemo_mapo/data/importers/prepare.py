@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lhotse import AudioSource, MonoCut, Recording
@@ -15,9 +16,11 @@ from tqdm import tqdm
 from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS
 from nemo_mapo.data.importers.audio import AudioStore, StoredAudio
 from nemo_mapo.data.importers.base import Drop, Importer, InvalidRecord, Question, Source
+from nemo_mapo.data.importers.grouping import Member, assign_splits, leaks
 from nemo_mapo.data.importers.report import Report, SplitFigures
+from nemo_mapo.data.importers.tokenizer_training import own_tokenizer
 from nemo_mapo.data.manifests import parse_example
-from nemo_mapo.data.splits import SPLITS, manifest_path
+from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
 
 REPORT_NAME = "prepare_report.json"
 
@@ -33,9 +36,13 @@ class PrepareOptions:
     skip_invalid: bool = False
     """Count lines that are wrong as dropped, instead of stopping at the first."""
     shares: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    """Train, validation and test share of the audio of a corpus without splits."""
+    """Train, validation and test share of the questions of a corpus without splits."""
     split: str | None = None
     """Put everything into this split."""
+    tokenizer: str | None = None
+    """`train` trains one on the text of the training split; else a tokenizer's directory. Goes into `tokenizer/`."""
+    vocabulary: int = 4096
+    """Most entries of a trained tokenizer, bytes, control tokens and tags included."""
 
     def __post_init__(self) -> None:
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-9:
@@ -52,8 +59,12 @@ class _Placed:
 
     where: str
     split: str
+    """Empty until splits are assigned, for a question whose corpus names none."""
+    group: str
+    """Questions of a group go to the same split."""
     digest: str
     cut: MonoCut
+    labels: Mapping[str, str]
 
 
 def prepare(
@@ -62,7 +73,7 @@ def prepare(
     """Write `cuts_<split>.jsonl.gz`, `prepare_report.json` and, where audio was copied, `audio/` into `output`.
 
     `output` appears whole or not at all: it is made beside its place and renamed. The same corpus, seed and options
-    give the same manifests.
+    give the same manifests. Lines are in random order, so that the first of them (`max_samples`) stand for all.
 
     Raises:
         ValueError: `output` is there already, the corpus is not laid out as it should be, a line is wrong (unless such
@@ -79,31 +90,48 @@ def prepare(
     try:
         report = Report(importer.name)
         store = AudioStore(partial, sample_rate=options.sample_rate, resample=options.resample)
-        desk = _Desk(store, report, options, seed=source.seed)
+        desk = _Desk(store, report, options, group_by=source.group_by)
         for entry in tqdm(importer.read(source), desc=f"reading {importer.name}", unit="line", disable=not progress):
             desk.take(entry)
-        placed = _without_shared_audio(desk.placed, report)
+        placed = _without_shared_audio(_with_splits(desk.placed, options.shares, seed=source.seed), report)
         if not placed:
             raise ValueError(f"{source.path}: no question is left\n{report.table()}")
+        placed.sort(key=lambda one: hashlib.sha256(f"{source.seed}/{one.cut.id}".encode()).digest())
+        report.leaks = leaks((one.split, one.labels) for one in placed)
         _write(placed, partial, report)
+        if options.tokenizer is not None:
+            made = own_tokenizer(options.tokenizer, _texts(placed), vocabulary=options.vocabulary)
+            made.save_pretrained(str(tokenizer_path(partial)))
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
 
 
-def seeded_split(digest: str, seed: int, shares: tuple[float, float, float]) -> str:
-    """The split of an audio file: a function of its content and the seed, so no file is in two."""
-    draw = int.from_bytes(hashlib.sha256(f"{seed}/{digest}".encode()).digest()[:8], "big") / 2**64
-    return SPLITS[0] if draw < shares[0] else SPLITS[1] if draw < shares[0] + shares[1] else SPLITS[2]
+def _with_splits(placed: Sequence[_Placed], shares: tuple[float, float, float], *, seed: int) -> list[_Placed]:
+    """Every question with a split: the corpus's own, else by shares, whole groups, stratified by answer."""
+    members = [Member(group=one.group, answer=one.cut.custom["answer"]) for one in placed if not one.split]
+    found = assign_splits(members, shares, seed=seed)
+    return [one if one.split else replace(one, split=found[one.group]) for one in placed]
+
+
+def _texts(placed: Sequence[_Placed]) -> list[str]:
+    """What the questions of the training split say, for a tokenizer."""
+    fields = [one.cut.custom or {} for one in placed if one.split == SPLITS[0]]
+    texts = [
+        [f" {of['question']} choices: {', '.join(of['choices'])}.", *(f" {choice}" for choice in of["choices"])]
+        + [f" {of[name]}" for name in ("reasoning", "caption") if of.get(name)]
+        for of in fields
+    ]
+    return [text for of_question in texts for text in of_question]
 
 
 class _Desk:
     """Takes in lines of a corpus: checks each, keeps it with its split, or counts it as dropped."""
 
-    def __init__(self, store: AudioStore, report: Report, options: PrepareOptions, *, seed: int) -> None:
+    def __init__(self, store: AudioStore, report: Report, options: PrepareOptions, *, group_by: str | None) -> None:
         self.placed: list[_Placed] = []
-        self._store, self._report, self._options, self._seed = store, report, options, seed
+        self._store, self._report, self._options, self._group_by = store, report, options, group_by
         self._places: dict[tuple[str, str], str] = {}
 
     def take(self, entry: Question | Drop) -> None:
@@ -121,6 +149,7 @@ class _Desk:
 
     def _checked(self, question: Question) -> _Placed:
         custom = {
+            **question.labels,
             "question": question.question,
             "choices": list(question.choices),
             "answer": question.answer,
@@ -134,13 +163,24 @@ class _Desk:
             raise InvalidRecord("question or choices unusable", str(error)) from error
         audio = self._store.add(question.audio, question.where)
         cut = _cut(question, audio, {name: value for name, value in custom.items() if value is not None})
-        split = self._options.split or question.split or seeded_split(audio.digest, self._seed, self._options.shares)
+        split = self._options.split or question.split or ""
         first = self._places.setdefault((split, question.id), question.where)
         if first != question.where:
             raise InvalidRecord(
                 "id used twice", f"{question.where}: id {question.id!r} was already used at {first}: make ids unique"
             )
-        return _Placed(where=question.where, split=split, digest=audio.digest, cut=cut)
+        group = audio.digest if self._group_by is None else self._group(question, self._group_by)
+        return _Placed(
+            where=question.where, split=split, group=group, digest=audio.digest, cut=cut, labels=question.labels
+        )
+
+    @staticmethod
+    def _group(question: Question, group_by: str) -> str:
+        if group_by not in question.labels:
+            raise InvalidRecord(
+                "no group", f"{question.where}: field {group_by!r}, which --group-by names, is missing or empty: add it"
+            )
+        return question.labels[group_by]
 
 
 def _cut(question: Question, audio: StoredAudio, custom: dict[str, object]) -> MonoCut:
@@ -200,7 +240,10 @@ def _write(placed: list[_Placed], directory: Path, report: Report) -> None:
                 cut, custom = one.cut, one.cut.custom or {}
                 manifest.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
                 place = custom["choices"].index(custom["answer"])
-                figures.add(digest=one.digest, start=cut.start, duration=cut.duration, task=custom["task"], place=place)
+                figures.add(
+                    digest=one.digest, start=cut.start, duration=cut.duration, task=custom["task"],
+                    answer=custom["answer"], place=place,
+                )  # fmt: skip
     (directory / REPORT_NAME).write_text(
         json.dumps(report.as_plain(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -2,16 +2,20 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from nemo_mapo.data.importers.grouping import Leak
 from nemo_mapo.data.splits import SPLITS
 
 BIN_EDGES_SECONDS = (0, 1, 2, 5, 10, 20, 30, 60, 120)
 """Of the duration histogram; the last bin is open."""
+
+MOST_ANSWERS = 20
+"""Answers of a split that are counted in the report, the most frequent."""
 
 EXAMPLES = 5
 """Messages kept of each reason for dropping, and audio files of those in several splits."""
@@ -23,13 +27,16 @@ class SplitFigures:
 
     durations_seconds: list[float] = field(default_factory=list)
     tasks: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    """How often each is the right one."""
     answer_places: Counter[int] = field(default_factory=Counter)
     """How often the right choice is the first, the second...: even, unless place alone gives it away."""
     stretches: dict[tuple[str, float], float] = field(default_factory=dict)
     """Seconds of every distinct stretch of audio, by file and start."""
 
-    def add(self, *, digest: str, start: float, duration: float, task: str, place: int) -> None:
+    def add(self, *, digest: str, start: float, duration: float, task: str, answer: str, place: int) -> None:
         """Count one question."""
+        self.answers[answer] += 1
         self.durations_seconds.append(duration)
         self.tasks[task] += 1
         self.answer_places[place] += 1
@@ -47,6 +54,7 @@ class SplitFigures:
             "audio_files": len({digest for digest, _ in self.stretches}),
             "audio_hours": round(sum(self.stretches.values()) / 3600, 6),
             "tasks": dict(sorted(self.tasks.items())),
+            "answers": dict(self.answers.most_common(MOST_ANSWERS)),
             "answer_places": {str(place): count for place, count in sorted(self.answer_places.items())},
             "duration_histogram": self.histogram(),
         }
@@ -62,6 +70,8 @@ class Report:
         self.messages: dict[str, list[str]] = defaultdict(list)
         self.shared_audio: list[dict[str, str]] = []
         """Audio found in several splits: by split, the place of a question about it."""
+
+        self.leaks: list[Leak] = []
 
     def drop(self, reason: str, message: str) -> None:
         """Count a line that gave no question."""
@@ -79,6 +89,7 @@ class Report:
                 reason: {"count": count, "examples": self.messages[reason]}
                 for reason, count in self.dropped.most_common()
             },
+            "labels_in_several_splits": [asdict(leak) for leak in self.leaks],
             "audio_in_several_splits": {"files": len(self.shared_audio), "examples": self.shared_audio[:EXAMPLES]},
         }
 
@@ -98,6 +109,7 @@ class Report:
             *((f"  {label}", *(f"{count:,}" for count in row)) for label, row in counts.items() if any(row)),
         ]
         lines = [self.corpus, *_aligned(rows), f"audio in several splits: {len(self.shared_audio)} files"]
+        lines += [f"warning: {leak.message()}" for leak in self.leaks]
         lines.append(f"dropped: {self.dropped.total()}")
         lines += [
             f"  {count:,} {reason}, e.g. {self.messages[reason][0]}" for reason, count in self.dropped.most_common()

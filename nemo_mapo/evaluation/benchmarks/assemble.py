@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nemo_mapo.config.evaluation import BenchmarkConfig
 from nemo_mapo.config.rewards import JudgeConfig
+from nemo_mapo.evaluation.benchmarks import own
 from nemo_mapo.evaluation.benchmarks.items import Benchmark, load_benchmark
 from nemo_mapo.evaluation.benchmarks.open_ended import OpenEndedJudge
 from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
@@ -12,7 +13,15 @@ from nemo_mapo.rewards.judge import OpenAIClient
 
 
 def read_benchmark(config: BenchmarkConfig) -> Benchmark:
-    """Read the published file; ValueError as in `load_benchmark`."""
+    """Read the published file, or own questions; ValueError as in `load_benchmark` and `load_own_benchmark`."""
+    if config.name == own.LAYOUT.name:
+        if config.keep_defective:
+            raise ValueError(
+                "benchmark.keep_defective=true is for published files; correct your own: every answer has to be one of "
+                "the choices"
+            )
+        root = None if config.audio_root is None else Path(config.audio_root)
+        return own.load_own_benchmark(Path(config.items_path), config.fields, audio_root=root)
     layout = LAYOUTS[config.name].with_fields(config.fields)
     return load_benchmark(Path(config.items_path), layout, keep_defective=config.keep_defective)
 

@@ -93,6 +93,10 @@ class Item:
     """Name of the instruction that the response must follow (part `instruction`)."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the rule."""
+    start_seconds: float = 0.0
+    """Where its stretch of the clip begins."""
+    duration_seconds: float | None = None
+    """None is to the end of the clip."""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -123,6 +127,8 @@ class Benchmark:
     @property
     def version(self) -> str:
         """The publication that the file is, by its contents."""
+        if not self.layout.sizes:
+            return f"{self.path.name} (SHA-256 {self.digest[:16]}...)"
         return self.layout.versions.get(self.digest, f"not a known publication (SHA-256 {self.digest[:16]}...)")
 
     @property

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.evaluation import EvaluationDataConfig
 from nemo_mapo.data.dataset import AudioTokenCount
+from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.data.tokenizer import SpecialTokens
@@ -111,14 +112,27 @@ class BenchmarkPrompts:
         return seconds if self.config.max_clip_seconds is None else min(seconds, self.config.max_clip_seconds)
 
     def _header(self, item: Item, path: str) -> tuple[int, int]:
-        """Frames and sample rate of a clip."""
+        """Frames of the stretch that an item is about, and sample rate of a clip."""
+        _, frames, rate = self._stretch(item, path)
+        return frames, rate
+
+    def _stretch(self, item: Item, path: str) -> tuple[int, int, int]:
+        """First frame, frames and sample rate of what an item asks about; all of the clip unless it says otherwise."""
         try:
             header = soundfile.info(self.audio_root / path)
         except soundfile.LibsndfileError as error:
             raise self._unreadable(item, path, str(error)) from error
         if not header.frames:
             raise self._unreadable(item, path, "it holds no sample")
-        return header.frames, header.samplerate
+        rate = header.samplerate
+        start, left = round(item.start_seconds * rate), header.frames - round(item.start_seconds * rate)
+        frames = left if item.duration_seconds is None else round(item.duration_seconds * rate)
+        if left <= 0 or frames > left + round(DURATION_TOLERANCE_SECONDS * rate):
+            end = item.start_seconds + frames / rate
+            raise self._unreadable(
+                item, path, f"{item.start_seconds:g} s to {end:g} s are asked of {header.frames / rate:g} s"
+            )
+        return start, min(frames, left), rate
 
     def _waveforms(self, item: Item) -> list[Float[Tensor, " samples"]]:
         clips = [self._clip(item, path) for path in item.audio]
@@ -129,11 +143,13 @@ class BenchmarkPrompts:
 
     def _clip(self, item: Item, path: str) -> Float[Tensor, " samples"]:
         """Decode one clip: channels averaged, resampled, float32, full scale = 1."""
-        _, rate = self._header(item, path)
+        start, frames, rate = self._stretch(item, path)
         limit = self.config.max_clip_seconds
-        frames = -1 if limit is None else round(limit * rate)
+        frames = frames if limit is None else min(frames, round(limit * rate))
         try:
-            samples, _ = soundfile.read(self.audio_root / path, frames=frames, dtype="float32", always_2d=True)
+            samples, _ = soundfile.read(
+                self.audio_root / path, start=start, frames=frames, dtype="float32", always_2d=True
+            )
         except soundfile.LibsndfileError as error:
             raise self._unreadable(item, path, str(error)) from error
         mono = torch.from_numpy(samples).mean(dim=1)

@@ -48,6 +48,8 @@ class Results:
     """The publication that the items are of, by the contents of the file."""
     official_string_match: float | None
     """Score by the rule of the benchmark's own script, over the same items; None if that has another rule."""
+    chance: float | None
+    """Expected score of guessing among the choices; None without items that have choices."""
 
     def as_plain(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -76,6 +78,7 @@ def build_results(
         notes=(*notes, *_official_note(scores), f"data: {benchmark.version}", *_notes(benchmark)),
         version=benchmark.version,
         official_string_match=_official_score(scores),
+        chance=_chance(benchmark),
     )
 
 
@@ -140,12 +143,17 @@ def _row(group: tuple[str, ...], scores: Sequence[Score], statistics: Statistics
     )
 
 
-def _notes(benchmark: Benchmark) -> Iterator[str]:
+def _chance(benchmark: Benchmark) -> float | None:
     guesses = [1 / len(item.choices) for item in benchmark.items if item.choices]
-    if guesses:
-        yield f"chance is {100 * sum(guesses) / len(guesses):.2f} % over the {len(guesses)} items with choices"
+    return sum(guesses) / len(guesses) if guesses else None
+
+
+def _notes(benchmark: Benchmark) -> Iterator[str]:
+    if (chance := _chance(benchmark)) is not None:
+        count = sum(bool(item.choices) for item in benchmark.items)
+        yield f"chance is {100 * chance:.2f} % over the {count} items with choices"
     sizes = benchmark.layout.sizes
-    if len(benchmark.items) not in sizes.values():
+    if sizes and len(benchmark.items) not in sizes.values():
         published = ", ".join(f"{size} ({name})" for name, size in sizes.items())
         yield f"not a published set: {len(benchmark.items)} items, published are {published}"
     if repaired := benchmark.with_empty_choices:
