@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from types import TracebackType
 
 
 class Unavailable(RuntimeError):
@@ -15,6 +16,7 @@ def quiet_upstream() -> None:
 
     NeMo's log files in the run directory are as quiet as the terminal; ours go to the logger `nemo_mapo`.
     """
+    interrupt_quietly()
     if os.environ.get("PYTHONWARNINGS"):
         return
     warnings.simplefilter("ignore")
@@ -26,6 +28,19 @@ def quiet_upstream() -> None:
     nemo_logging.setLevel(nemo_logging.ERROR)
     # Imports reset filters; NeMo also shows Python's warnings itself.
     warnings.simplefilter("ignore")
+
+
+def interrupt_quietly() -> None:
+    """Answer Ctrl-C with one line instead of a traceback; the process still ends as interrupted."""
+    before = sys.excepthook
+
+    def one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            before(kind, error, traceback)
+        elif is_first_process():
+            print("interrupted", file=sys.stderr)
+
+    sys.excepthook = one_line
 
 
 def is_first_process() -> bool:

@@ -28,6 +28,7 @@ from nemo_mapo.evaluation.evaluate import Evaluator, test_records, test_summary
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
+from nemo_mapo.processes import lead_processes
 from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rewards.combined import build_rewards
@@ -45,6 +46,7 @@ from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
 from nemo_mapo.training.records import JsonLinesLogger, LivePage
 from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.room import no_room_in
 from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_directory
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
@@ -68,13 +70,19 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     Raises:
         ValueError: what the user can mend: config, data, run directory.
         RewardsUnavailable, RolloutUnavailable: a server is out of reach; the run has saved and can be resumed.
+        NoRoomLeft: the disk is full; the last checkpoint that was whole is untouched.
     """
-    assembly = assembly or Assembly
+    with no_room_in(Path(config.exp_manager.explicit_log_dir)):
+        return _run(config, assembly or Assembly)
+
+
+def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
     if config.supervised is not assembly.supervised:
         raise ValueError("trainer.sft is for examples/sft.py, and needed there: use that, or examples/train_mapo.py")
     check_start(config)
     # Imports the user's functions: a wrong path is found before anything is built.
     build_rewards(config.rewards)
+    lead_processes()
     _set_up_host(config)
     if is_main_rank():
         directory = open_run_directory(config)
@@ -87,19 +95,20 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
         check_start_fits(config)
         started = time.time()
         parts = assembly(config, directory)
-        _resume(parts.trainer, directory, config)
+        events = _resume(parts.trainer, directory, config)
         facts: dict[str, Any] = {
             "title": directory.path.name,
             "started": _clock(started),
             "commit": commit(),
             "command": shlex.join(["python", *sys.orig_argv[1:]]),
             **parts.trainer.facts(),
+            "events": events,
         }
         if is_main_rank():
             directory.write_summary(facts)
         finished = parts.trainer.fit()
         if not finished:
-            facts["events"] = [{"step": parts.trainer.step, "message": ENDED_EARLY}]
+            events.append({"step": parts.trainer.step, "message": ENDED_EARLY})
         if is_main_rank():
             directory.write_summary(facts | _cost(directory))
             # Written before the test as well: a clip that cannot be read there must not cost the report.
@@ -116,9 +125,13 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     return directory.path
 
 
-def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -> None:
-    """Continue from the newest checkpoint, if the run is to be resumed and has one; drop what came after it."""
-    checkpoint = trainer.checkpoints.latest() if config.exp_manager.resume_if_exists else None
+def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -> list[dict[str, Any]]:
+    """Continue from the newest undamaged checkpoint, if the run is to be resumed and has one; drop what came after it.
+
+    Returns what is worth an event of run.json.
+    """
+    resumes = config.exp_manager.resume_if_exists
+    checkpoint, damaged = trainer.checkpoints.newest_undamaged() if resumes else (None, [])
     if checkpoint is None:
         steps = directory.metrics.last_step()
         if steps > config.trainer.loop.save_interval:
@@ -128,11 +141,14 @@ def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -
             )
         if is_main_rank():
             directory.forget_after(-1)
-        return
+        return []
+    for found in damaged:
+        logger.warning(f"DAMAGED CHECKPOINT: {found}; resuming from the one before it, {checkpoint.path}")
     trainer.resume(checkpoint)
     if is_main_rank():
         directory.forget_after(trainer.step)
     logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
+    return [{"step": trainer.step, "message": f"passed over a damaged checkpoint: {found}"} for found in damaged]
 
 
 def _check_data(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """Makes a host without CUDA acceptable to upstream code that assumes it; the only module that patches anything.
 
 Entry points call `install_cpu_host()` once, before models are built. On a machine with CUDA it does nothing.
+`initialize_parallel` replaces Megatron's queue of write results everywhere.
 What is replaced is listed function by function, so that a reader sees how little upstream really needs.
 """
 
@@ -8,7 +9,10 @@ import contextlib
 import functools
 import inspect
 import os
+import pickle
+import queue
 import sys
+import tempfile
 from datetime import timedelta
 from importlib.util import find_spec
 from types import ModuleType
@@ -167,6 +171,41 @@ def _allocate_on_the_cpu() -> None:
         module.torch = _CpuTorch()
 
 
+class _ResultFile:
+    """A queue of one item from a forked process to the one that forked it, of any size and without a process."""
+
+    def __init__(self) -> None:
+        # Of memory, not of a disk that may be full.
+        if sys.platform == "linux":
+            self._file = os.fdopen(os.memfd_create("write-results"), "w+b")
+        else:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def put(self, item: Any) -> None:
+        """Leave an item."""
+        pickle.dump(item, self._file)
+        self._file.flush()
+
+    def get_nowait(self) -> Any:
+        """Take the item; queue.Empty if nothing was left."""
+        self._file.seek(0)
+        try:
+            item = pickle.load(self._file)
+        except EOFError as error:
+            raise queue.Empty from error
+        self._file.seek(0)
+        self._file.truncate()
+        return item
+
+
+def _report_writes_through_a_file() -> None:
+    """Megatron keeps a spawned process of hundreds of megabytes for one queue, which outlives a killed trainer."""
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as megatron_writer
+
+    if getattr(megatron_writer, "_results_queue", "absent") is None:
+        megatron_writer._results_queue = _ResultFile()
+
+
 def forget_main_module() -> None:
     """Let the processes that this one spawns start without importing its main module again."""
     sys.modules["__main__"] = ModuleType("__main__")
@@ -184,6 +223,7 @@ def initialize_parallel(*, tensor: int = 1, pipeline: int = 1, expert: int = 1, 
     """
     from megatron.core import parallel_state, tensor_parallel
 
+    _report_writes_through_a_file()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_initialized():
         backend = "gloo" if on_cpu_host() else "nccl"

@@ -44,6 +44,9 @@ PromptLoader = DataLoader[PromptBatch]
 AudioTokenCount = Callable[[int], int]
 """Samples of a clip to audio tokens of the model."""
 
+LOUDEST = 16.0
+"""Full scale is 1. Mixes and overshoots of a resampler stay well below these 24 dB; integers do not."""
+
 _BAR_DELAY_SECONDS = 2.0
 """Short walks over a split need no progress bar."""
 
@@ -113,7 +116,10 @@ class PromptDataset(Dataset[PromptBatch]):
 
     def encode(self, example: Example, num_samples: Sequence[int]) -> list[int]:
         """Token ids of the prompt that asks `example` about clips of so many samples."""
-        counts = [self.audio_tokens(samples) for samples in num_samples]
+        try:
+            counts = [self.audio_tokens(samples) for samples in num_samples]
+        except ValueError as error:
+            raise ValueError(f"cut {example.id}: {error}") from error
         return encode_prompt(example, counts, self.tokenizer, self.wording)
 
     def _read(self, batch: list[Cut], row: int) -> tuple[Cut, list[Float[Tensor, " samples"]]]:
@@ -123,7 +129,7 @@ class PromptDataset(Dataset[PromptBatch]):
         """
         for cut in batch[row:] + batch[:row]:
             try:
-                return cut, [load_waveform(clip) for clip in clips_of(cut)]
+                return cut, [self._heard(clip) for clip in clips_of(cut)]
             except UnreadableClip as error:
                 if not self.replace_unreadable:
                     raise
@@ -132,6 +138,14 @@ class PromptDataset(Dataset[PromptBatch]):
                 self.unreadable.add(str(cut.id))
         raise ValueError(f"none of the clips {[cut.id for cut in batch]} of a batch can be read")
 
+    def _heard(self, clip: Cut) -> Float[Tensor, " samples"]:
+        waveform = load_waveform(clip)
+        try:
+            self.audio_tokens(len(waveform))
+        except ValueError as error:
+            raise UnreadableClip(f"cut {clip.id}: {error}") from error
+        return waveform
+
 
 def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
     """Decode the audio of a mono cut: float32, full scale = 1.
@@ -139,7 +153,7 @@ def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
     Raises:
         ValueError: the manifest names a command, a download or the like instead of a file.
         UnreadableClip: naming cut and path, when the stream is damaged or shorter than the cut, is not mono, or holds
-            NaN or infinity.
+            NaN, infinity or integers.
     """
     paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
     where = f"cut {cut.id} ({', '.join(paths) or 'from an archive'})"
@@ -160,6 +174,11 @@ def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
         raise UnreadableClip(
             f"{where}: {int((~finite).sum())} samples are NaN or infinite, the first is number {first}: "
             "replace the file or remove the cut from the manifest"
+        )
+    if (peak := float(np.abs(samples[0]).max(initial=0.0))) > LOUDEST:
+        raise UnreadableClip(
+            f"{where}: samples reach {peak:g} times full scale, as if integers had been written as floating point: "
+            "divide them by their full scale and write the file again"
         )
     return torch.from_numpy(samples[0].astype(np.float32, copy=False))
 

@@ -2,7 +2,7 @@
 
 import math
 from contextlib import nullcontext
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from nemo_mapo.config.model import (
     QwenOmniPerceptionConfig,
     WhisperPerceptionConfig,
 )
+from nemo_mapo.models.clip_length import too_short
 from nemo_mapo.models.nemo_files import refuse_foreign_classes
 from nemo_mapo.models.qwen_omni.encoder import QwenOmniPerception
 from nemo_mapo.models.whisper import WhisperPerception
@@ -50,6 +51,7 @@ class ConvPerception(nn.Module):
 
     def __init__(self, config: ConvPerceptionConfig, hidden_size: int, sample_rate: int) -> None:
         super().__init__()
+        self.sample_rate = sample_rate
         self.hop_samples = round(config.hop_seconds * sample_rate)
         self.preprocessor = AudioToMelSpectrogramPreprocessor(
             sample_rate=sample_rate,
@@ -69,7 +71,13 @@ class ConvPerception(nn.Module):
         self.projection = nn.Sequential(nn.LayerNorm(config.channels), nn.Linear(config.channels, hidden_size))
 
     def num_tokens(self, num_samples: int) -> int:
-        """Frames of the preprocessor, halved (rounding up) by each convolution."""
+        """Frames of the preprocessor, halved (rounding up) by each convolution.
+
+        Raises:
+            ValueError: the clip is shorter than half a window of the Fourier transform, which mirrors that much of it.
+        """
+        if num_samples < (needed := shortest_clip(self.preprocessor.featurizer)):
+            raise too_short(num_samples, needed, self.sample_rate)
         frames = num_samples // self.hop_samples
         for _ in self.convolutions:
             frames = (frames + 1) // 2
@@ -89,6 +97,13 @@ class ConvPerception(nn.Module):
             frame_lengths = (frame_lengths + 1) // 2
         features = nn.functional.gelu(self.context(_zero_past_end(features, frame_lengths)))
         return self.projection(features.transpose(1, 2)), frame_lengths
+
+
+def shortest_clip(featurizer: FilterbankFeatures) -> int:
+    """Samples that NeMo's features need: torch mirrors so much of a clip at its ends, unless it puts zeros there."""
+    if featurizer.exact_pad:
+        return int(featurizer.stft_pad_amount) + 1
+    return 1 if isinstance(featurizer, NewerFeatures) else int(featurizer.n_fft) // 2 + 1
 
 
 def _zero_past_end(
@@ -115,6 +130,7 @@ class NemoPerception(nn.Module):
         with torch.device("cpu") if without_storage else nullcontext():
             self.module = AudioPerceptionModule(module_config)
         self._tokens: dict[int, int] = {}
+        self._sample_rate = int(config.module["preprocessor"]["sample_rate"])
         self._trims = config.features == "nemo_2_5"
         if self._trims:
             # In place: the module was built by NeMo, which knows its own features only.
@@ -129,7 +145,19 @@ class NemoPerception(nn.Module):
         return self
 
     def num_tokens(self, num_samples: int) -> int:
-        """Length that the module itself reports for a clip of this many samples (measured once, on silence)."""
+        """Length that the module itself reports for a clip of this many samples (measured once, on silence).
+
+        Raises:
+            ValueError: the clip is shorter than the module can take, or gives no token.
+        """
+        featurizer = self.module.preprocessor.featurizer
+        shortest = shortest_clip(featurizer)
+        if num_samples < shortest or not self._measured(num_samples):
+            tried = count(max(num_samples, shortest), featurizer.hop_length)
+            raise too_short(num_samples, next(n for n in tried if self._measured(n)), self._sample_rate)
+        return self._measured(num_samples)
+
+    def _measured(self, num_samples: int) -> int:
         if num_samples not in self._tokens:
             was_training = self.module.training
             self.module.eval()

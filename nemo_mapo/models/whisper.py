@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nemo_mapo.config.model import WhisperPerceptionConfig
+from nemo_mapo.models.clip_length import too_short
 from nemo_mapo.models.projector import Projector
 
 _DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
@@ -44,7 +45,7 @@ class WhisperPerception(nn.Module):
                 f"max_duration={seconds:g} for the split"
             )
         if num_samples < 1:
-            raise ValueError("a clip without samples has no audio token; set min_duration=0.1")
+            raise too_short(num_samples, 1, self.features.sampling_rate)
         return self.projector.num_tokens(self._num_positions(num_samples))
 
     def forward(

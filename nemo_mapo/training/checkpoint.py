@@ -1,8 +1,11 @@
 """Megatron distributed checkpoints that are either whole or not there."""
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +13,15 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from nemo_mapo.checksums import CHECKSUMS, checksums_of, damage, files_to_sum, write_checksums
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.untrusted import checkpoint_reader, refuse_code
 from nemo_mapo.training.optimizer import PolicyOptimizer
-from nemo_mapo.training.ranks import is_main_rank
-from nemo_mapo.training.untrusted import refuse_code
+from nemo_mapo.training.ranks import gather_over_all, is_main_rank
+from nemo_mapo.training.room import no_room_in
+
+logger = logging.getLogger(__name__)
 
 _STATE_FILE = "trainer_state.json"
 _UNFINISHED = ".unfinished"
@@ -29,6 +35,11 @@ class Checkpoint:
     path: Path
     state: dict[str, Any]
     """The trainer's own state_dict: step, data position and the like."""
+
+
+def step_name(step: int | Any) -> str:
+    """Name of the checkpoint of a step; of what is no count, a name that no checkpoint has."""
+    return f"{_STEP_PREFIX}{step:06d}" if isinstance(step, int) and step >= 0 else ""
 
 
 class CheckpointStore:
@@ -47,9 +58,26 @@ class CheckpointStore:
         found = self._complete()
         return read_checkpoint(found[-1]) if found else None
 
+    def newest_undamaged(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
+
+        On all ranks together; None if there is no checkpoint at all.
+
+        Raises:
+            ValueError: every checkpoint is damaged, or one holds what could run code.
+        """
+        damaged: list[str] = []
+        for path in reversed(self._complete()):
+            if not (found := _damage_on_any_rank(path)):
+                return read_checkpoint(path), damaged
+            damaged.append(found)
+        if damaged:
+            raise ValueError(f"no checkpoint in {self.directory} is whole, begin a new run directory: {damaged[0]}")
+        return None, []
+
     def save(self, step: int, model: AudioLLM, optimizer: PolicyOptimizer, trainer_state: dict[str, Any]) -> Path:
         """Write a checkpoint of `step` and remove the oldest ones beyond `keep`."""
-        final = self.directory / f"{_STEP_PREFIX}{step:06d}"
+        final = self.directory / step_name(step)
         if is_main_rank():
             self._remove_unfinished()
             if final.exists():
@@ -80,6 +108,9 @@ def write_checkpoint(
     """Write model (and optimiser, trainer state, RNG) to `final`, which appears only when it is whole.
 
     Every rank writes its part; `final` must be on storage that all of them see.
+
+    Raises:
+        NoRoomLeft: the disk is full; what had been written of this checkpoint is removed.
     """
     unfinished = final.with_name(final.name + _UNFINISHED)
     if is_main_rank():
@@ -90,16 +121,33 @@ def write_checkpoint(
     sharded = {"model": model.sharded_state_dict(), "rng": torch.get_rng_state()}
     if optimizer is not None:
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"])
-    dist_checkpointing.save(sharded, str(unfinished))
+    with _removed_unless_whole(unfinished):
+        dist_checkpointing.save(sharded, str(unfinished))
+        dist.barrier()
+        if is_main_rank():
+            (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
+        dist.barrier()
+        sums = checksums_of(files_to_sum(unfinished)[dist.get_rank() :: dist.get_world_size()])
+        of_all = {name: value for part in gather_over_all(sums) for name, value in part.items()}
+        if is_main_rank():
+            write_checksums(unfinished, of_all)
+            for path in unfinished.iterdir():
+                _flush(path)
+            _flush(unfinished)
+            unfinished.rename(final)
+            _flush(final.parent)
     dist.barrier()
-    if is_main_rank():
-        (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
-        for path in unfinished.iterdir():
-            _flush(path)
-        _flush(unfinished)
-        unfinished.rename(final)
-        _flush(final.parent)
-    dist.barrier()
+
+
+@contextmanager
+def _removed_unless_whole(unfinished: Path) -> Iterator[None]:
+    try:
+        with no_room_in(unfinished.parent):
+            yield
+    except BaseException:
+        if is_main_rank():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -115,13 +163,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "point to a directory such as RUN/checkpoints/step_000100"
         )
     refuse_code(path)
-    return Checkpoint(path=path, state=json.loads(state_file.read_text()))
+    try:
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{state_file} is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{state_file} is damaged: it holds {state!r}, not the state of a trainer")
+    return Checkpoint(path=path, state=state)
+
+
+def refuse_damage(path: Path) -> None:
+    """ValueError, naming the file, for a checkpoint that is not as it was written; on all ranks together."""
+    if found := _damage_on_any_rank(path):
+        raise ValueError(
+            f"{found}: the checkpoint is damaged. Take another one, or delete {path / CHECKSUMS} to read it all the "
+            "same, with whatever weights it has now"
+        )
+
+
+def _damage_on_any_rank(path: Path) -> str:
+    """Each rank reads a share of the files."""
+    if not (path / CHECKSUMS).is_file():
+        logger.warning(f"{path} has no {CHECKSUMS}: whether its files are as they were written is not known")
+    return next(filter(None, gather_over_all(damage(path, part=dist.get_rank(), parts=dist.get_world_size()))), "")
 
 
 def refuse_adapters(path: Path) -> None:
     """ValueError for a checkpoint with LoRA adapters: a model without them would silently load its base alone."""
     read_checkpoint(path)
-    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    keys = checkpoint_reader(path).read_metadata().state_dict_metadata
     if adapters := sorted(key for key in keys if key.endswith(".lora_a")):
         raise ValueError(
             f"pretrained_checkpoint.restore_from_path={path} holds LoRA adapters ({adapters[0]}, ...), which a start "
@@ -130,7 +200,12 @@ def refuse_adapters(path: Path) -> None:
 
 
 def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language_model"]) -> None:
-    """Load one part of a checkpoint and leave the other as it is, whatever the checkpoint has there."""
+    """Load one part of a checkpoint and leave the other as it is, whatever the checkpoint has there.
+
+    Raises:
+        ValueError: as `read_checkpoint` and `refuse_damage`.
+    """
+    refuse_damage(path)
     read_checkpoint(path)
     wanted = {name: value for name, value in model.sharded_state_dict().items() if name.startswith(f"{part}.")}
     loaded = dist_checkpointing.load({"model": wanted}, str(path))
@@ -138,11 +213,24 @@ def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language
     assert not unexpected and not any(name.startswith(f"{part}.") for name in missing)
 
 
-def load_checkpoint(path: Path, model: AudioLLM, *, optimizer: PolicyOptimizer | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, model: AudioLLM, *, optimizer: PolicyOptimizer | None = None, undamaged: bool = False
+) -> dict[str, Any]:
     """Load weights (and optimiser and torch's RNG state, when an optimiser is given); return the trainer's state.
 
     The layout may be another one than that which wrote the checkpoint: every rank reads the parts it needs.
+
+    Args:
+        path: directory of the checkpoint.
+        model: takes the weights.
+        optimizer: takes its state.
+        undamaged: the checksums have been compared already (`CheckpointStore.newest_undamaged`).
+
+    Raises:
+        ValueError: as `read_checkpoint` and `refuse_damage`.
     """
+    if not undamaged:
+        refuse_damage(path)
     checkpoint = read_checkpoint(path)
     sharded: dict[str, Any] = {"model": model.sharded_state_dict()}
     if optimizer is not None:

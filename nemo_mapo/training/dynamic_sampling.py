@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_mapo.data.dataset import PromptDataset, skip_batches
 from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.rewards.combined import RewardTable
-from nemo_mapo.training.prompts import PromptStream
+from nemo_mapo.training.prompts import PromptStream, check_counts
 from nemo_mapo.training.ranks import gather_over_data_parallel
 from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
 
@@ -62,6 +62,8 @@ class RefillingPromptStream(PromptStream):
         super().load_state_dict(state)
         self._reserve = None
         place = state["reserve"]
+        if place is not None:
+            check_counts(place, ("phase", "epoch", "batch", "row"))
         if place is not None and place["phase"] == self.phase:
             loader = self.phases[self.phase].dataloader
             skip_batches(loader, place["epoch"], place["batch"])

@@ -12,9 +12,9 @@ from nemo_mapo.aligner import CustomLoggerWrapper, ScopedTimer, Timer, check_pro
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import any_rank
-from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, step_name
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
-from nemo_mapo.training.prompts import PromptStream, total_steps
+from nemo_mapo.training.prompts import PromptStream, check_counts, total_steps
 from nemo_mapo.training.ranks import is_main_rank
 from nemo_mapo.training.termination import termination_request
 
@@ -72,7 +72,7 @@ class TrainingLoop(ABC):
         Either way the state is saved (unless save_interval is 0) and a later run can resume.
         """
         self.run_timer.start_time()
-        with termination_request() as termination_requested, self.cleaned_up():
+        with termination_request(self._interrupted()) as termination_requested, self.cleaned_up():
             if self.step == 0 and self.cfg.val_check_interval > 0:
                 self._log(self.validate(0))
             with self._progress_bar() as bar:
@@ -84,6 +84,10 @@ class TrainingLoop(ABC):
                         break
         self.logger.finalize()
         return self.step == self.max_steps
+
+    def _interrupted(self) -> str:
+        kept = "its state is saved" if self.cfg.save_interval > 0 else "nothing is saved (save_interval=0)"
+        return f"Ctrl-C: the run ends after the step in progress, {kept}; once more ends it at once"
 
     @contextmanager
     def cleaned_up(self) -> Iterator[None]:
@@ -126,7 +130,8 @@ class TrainingLoop(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`; ValueError if the run is past its last step."""
+        """Continue from a `state_dict`; ValueError if it is none, or the run is past its last step."""
+        check_counts(state, ("step", "consumed_samples", "optimization_step", "skipped_in_a_row"))
         if state["step"] > self.max_steps:
             raise ValueError(
                 f"the checkpoint is at step {state['step']}, beyond {self.config.trainer.loop_name}.max_steps="
@@ -139,8 +144,18 @@ class TrainingLoop(ABC):
         self.skipped.in_a_row = state["skipped_in_a_row"]
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Load weights, optimiser and state of a checkpoint."""
-        self.load_state_dict(load_checkpoint(checkpoint.path, self.policy, optimizer=self.optimizer))
+        """Load weights, optimiser and state of a checkpoint of `newest_undamaged`.
+
+        Raises:
+            ValueError: what its trainer_state.json says cannot be.
+        """
+        path, state = checkpoint.path, checkpoint.state
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise ValueError(f"{path}: trainer_state.json says nothing of {', '.join(missing)}")
+        if path.name != step_name(state["step"]):
+            raise ValueError(f"{path}: trainer_state.json says step={state['step']!r}, which is not this checkpoint's")
+        load_checkpoint(path, self.policy, optimizer=self.optimizer, undamaged=True)
+        self.load_state_dict(state)
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""

@@ -1,7 +1,7 @@
 """An endless stream of prompt batches whose position can be saved and found again exactly."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,9 @@ class PromptStream:
                 f"the checkpoint does not say where its training data stood ({', '.join(missing)}): it was written by "
                 "an earlier nemo-mapo. Start a new run from it with pretrained_checkpoint.restore_from_path"
             )
+        check_counts(state, ("phase", "steps_in_phase", "epoch", "batch"))
+        if state["phase"] >= len(self.phases):
+            raise ValueError(f"trainer_state.json: phase is {state['phase']}, data.train_ds has {len(self.phases)}")
         self._go_to(phase=state["phase"])
         self.steps_in_phase, self.epoch, self.batch = state["steps_in_phase"], state["epoch"], state["batch"]
         self.unreadable = frozenset(state["unreadable"])
@@ -130,6 +133,14 @@ class PromptStream:
             f"{f' of phase {self.phases[self.phase].name}' if len(self.phases) > 1 else ''} (or each of its duration "
             "buckets); use a smaller batch or more data"
         )
+
+
+def check_counts(state: Mapping[str, Any], names: Sequence[str]) -> None:
+    """ValueError, naming it, for a value of a trainer's saved state that is not a count."""
+    for name in names:
+        value = state.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"trainer_state.json: {name} must be a whole number of at least 0, not {value!r}")
 
 
 def total_steps(config: RunConfig, prompts: PromptStream) -> int:

@@ -43,6 +43,14 @@ def gather_over_data_parallel(value: Item) -> list[Item]:
     return _all_gather(value)
 
 
+def gather_over_all(value: Item) -> list[Item]:
+    """What every rank has, by rank."""
+    gathered: list[Any] = [value] * dist.get_world_size()
+    if len(gathered) > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def shares_experts() -> bool:
     """Whether data-parallel ranks hold different experts, so that each needs the others in every layer."""
     return bool(parallel_state.get_expert_model_parallel_world_size() > 1)

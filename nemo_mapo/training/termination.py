@@ -1,22 +1,44 @@
 """A request from outside to end."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+from nemo_mapo.console import is_first_process
+from nemo_mapo.processes import is_rank_of_torchrun
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_STDERR: Final = 2
 
 
 @contextmanager
-def termination_request() -> Iterator[Callable[[], bool]]:
-    """While active, SIGTERM asks the loop to save and end after the step in progress instead of killing it."""
+def termination_request(notice: str) -> Iterator[Callable[[], bool]]:
+    """While active, SIGTERM and Ctrl-C ask the loop to save and end after the step in progress.
+
+    A second Ctrl-C ends the process at once, even when it hangs. torchrun passes on the Ctrl-C that a terminal has sent
+    to its ranks already; there a SIGTERM follows when torchrun itself is made to end, and ends them at once.
+
+    Args:
+        notice: said once on Ctrl-C.
+    """
     requested = False
 
-    def remember(signum: int, frame: FrameType | None) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         nonlocal requested
+        if number == signal.SIGINT and not requested and is_first_process():
+            # Not print: the main thread may be in the middle of one.
+            os.write(_STDERR, f"\n{notice}\n".encode())
         requested = True
+        if number == signal.SIGINT:
+            forwarded = is_rank_of_torchrun()
+            signal.signal(signal.SIGTERM if forwarded else signal.SIGINT, signal.SIG_DFL)
 
-    previous = signal.signal(signal.SIGTERM, remember)
+    previous = {number: signal.signal(number, remember) for number in _SIGNALS}
     try:
         yield lambda: requested
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """The train command, uninterrupted, killed and resumed, stopped politely."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -67,8 +68,10 @@ def timeless(records):
 
 
 def start_and_wait(arguments, is_time, *, stderr=subprocess.DEVNULL):
-    """Start the run and return its process once `is_time` says so."""
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
+    """Start the run, in a process group of its own, and return its process once `is_time` says so."""
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+    )
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_time():
         assert process.poll() is None, "the run ended before it could be interrupted"
@@ -115,18 +118,25 @@ def recorded_lines(run_dir):
 def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, uninterrupted, tmp_path, moment):
     run_dir = tmp_path / "killed"
     process = start_and_wait(command(corpus, run_dir), lambda: MOMENTS[moment](run_dir))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    # The pipe ends when nobody is left who could write to it: nothing outlives the run.
+    process.communicate(timeout=PATIENCE_SECONDS)
     resumed = train(corpus, run_dir, RESUME)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same_end(run_dir, uninterrupted)
 
 
-def test_sigterm_saves_and_exits_cleanly(corpus, uninterrupted, tmp_path):
+def test_ctrl_c_saves_says_so_in_one_line_and_exits_cleanly(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "stopped"
-    process = start_and_wait(command(corpus, run_dir), lambda: recorded_lines(run_dir) >= 2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    shown = tmp_path / "shown"
+    with shown.open("w") as stderr:
+        process = start_and_wait(command(corpus, run_dir), lambda: recorded_lines(run_dir) >= 2, stderr=stderr)
+    # As a terminal does it: to the run and all its processes.
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    said = [line for line in shown.read_text().splitlines() if line and "step/s" not in line and "s/step" not in line]
+    assert len(said) == 1 and said[0].startswith("Ctrl-C: the run ends after the step in progress, its state is saved")
     saved = [path for path in Path(run_dir / "checkpoints").iterdir()]
     assert saved and not any(path.name.endswith(".unfinished") for path in saved)
     assert json.loads((run_dir / "run.json").read_text())["events"]

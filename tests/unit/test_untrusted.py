@@ -16,12 +16,14 @@ import torch
 from lhotse import AudioSource, MonoCut, Recording
 from megatron.core import dist_checkpointing
 
+from nemo_mapo.checksums import checksums_of, files_to_sum, write_checksums
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import load_waveform
 from nemo_mapo.data.importers.audio import AudioStore
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models import nemo_files
+from nemo_mapo.models.untrusted import checkpoint_reader
 from nemo_mapo.testing.tiny import tiny_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, refuse_adapters, write_checkpoint
 
@@ -112,9 +114,15 @@ def test_an_honest_checkpoint_is_read(checkpoint: Path) -> None:
 
 
 def refusals(checkpoint: Path) -> list[str]:
-    """What is said by everything that opens a checkpoint."""
+    """What is said by everything that opens a checkpoint, once its checksums fit what was put into it."""
+    write_checksums(checkpoint, checksums_of(files_to_sum(checkpoint)))
     said = []
-    for opens in (read_checkpoint, refuse_adapters, lambda path: load_checkpoint(path, tiny_audio_llm().model)):
+    for opens in (
+        read_checkpoint,
+        checkpoint_reader,
+        refuse_adapters,
+        lambda path: load_checkpoint(path, tiny_audio_llm().model),
+    ):
         with pytest.raises(ValueError) as caught:
             opens(checkpoint)
         said.append(str(caught.value))

@@ -12,6 +12,9 @@ from lhotse.audio import AudioLoadingError, info, read_audio
 from nemo_mapo.data.importers.base import InvalidRecord
 from nemo_mapo.data.sources import refuse_unsafe_path
 
+_LARGEST = 1.0 - 2.0**-15
+"""The largest sample that 16 bits hold."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredAudio:
@@ -35,12 +38,17 @@ class AudioStore:
 
     Mono files at the wanted rate stay where they are. Others are refused, or with `resample` written below `directory`
     as mono 16-bit FLAC at that rate; so is audio that is no file of its own. A copy's name is its original's digest.
+
+    What would exceed full scale in a copy (floating point, or the overshoot of resampling) is made quieter as a whole,
+    so that its peak is full scale: clipping would change the sound, a gain does not. `turned_down` counts those files.
     """
 
     def __init__(self, directory: Path, *, sample_rate: int, resample: bool) -> None:
         self.directory = directory
         self.sample_rate = sample_rate
         self.resample = resample
+        self.turned_down: dict[str, float] = {}
+        """Peaks above full scale, by file."""
         self._known: dict[Path | str, StoredAudio] = {}
 
     def add(self, audio: Path | bytes, where: str) -> StoredAudio:
@@ -96,6 +104,9 @@ class AudioStore:
             import librosa
 
             samples = librosa.resample(samples, orig_sr=rate, target_sr=self.sample_rate, res_type="soxr_hq")
+        if (peak := float(np.abs(samples).max())) > _LARGEST:
+            self.turned_down[where] = peak
+            samples = samples * (_LARGEST / peak)
         path = Path("audio") / digest[:2] / f"{digest[:32]}.flac"
         (self.directory / path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(self.directory / path, samples, self.sample_rate, subtype="PCM_16")

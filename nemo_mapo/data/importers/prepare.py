@@ -93,6 +93,7 @@ def prepare(
         desk = _Desk(store, report, options, group_by=source.group_by)
         for entry in tqdm(importer.read(source), desc=f"reading {importer.name}", unit="line", disable=not progress):
             desk.take(entry)
+        report.turned_down = store.turned_down
         placed = _without_shared_audio(_with_splits(desk.placed, options.shares, seed=source.seed), report)
         if not placed:
             raise ValueError(f"{source.path}: no question is left\n{report.table()}")

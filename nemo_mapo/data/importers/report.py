@@ -68,6 +68,8 @@ class Report:
         self.splits: dict[str, SplitFigures] = {}
         self.dropped: Counter[str] = Counter()
         self.messages: dict[str, list[str]] = defaultdict(list)
+        self.turned_down: dict[str, float] = {}
+        """Peaks above full scale of files that were copied with a gain below 1, by place and file."""
         self.shared_audio: list[dict[str, str]] = []
         """Audio found in several splits: by split, the place of a question about it."""
 
@@ -90,8 +92,15 @@ class Report:
                 for reason, count in self.dropped.most_common()
             },
             "labels_in_several_splits": [asdict(leak) for leak in self.leaks],
+            "turned_down": {
+                "files": len(self.turned_down),
+                "examples": {where: round(peak, 4) for where, peak in self._loudest()[:EXAMPLES]},
+            },
             "audio_in_several_splits": {"files": len(self.shared_audio), "examples": self.shared_audio[:EXAMPLES]},
         }
+
+    def _loudest(self) -> list[tuple[str, float]]:
+        return sorted(self.turned_down.items(), key=lambda entry: -entry[1])
 
     def table(self) -> str:
         """For people."""
@@ -110,6 +119,12 @@ class Report:
         ]
         lines = [self.corpus, *_aligned(rows), f"audio in several splits: {len(self.shared_audio)} files"]
         lines += [f"warning: {leak.message()}" for leak in self.leaks]
+        if self.turned_down:
+            where, peak = self._loudest()[0]
+            lines.append(
+                f"over full scale, copied with a lower gain: {len(self.turned_down)} files, the loudest {peak:.3g} "
+                f"times full scale: {where}"
+            )
         lines.append(f"dropped: {self.dropped.total()}")
         lines += [
             f"  {count:,} {reason}, e.g. {self.messages[reason][0]}" for reason, count in self.dropped.most_common()

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.evaluation import EvaluationDataConfig
-from nemo_mapo.data.dataset import AudioTokenCount
+from nemo_mapo.data.dataset import LOUDEST, AudioTokenCount
 from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import audio_rows
@@ -88,7 +88,10 @@ class BenchmarkPrompts:
             seconds = [frames / rate for frames, rate in (self._header(item, path) for path in item.audio)]
             cut += any(self._kept(duration) < duration for duration in seconds)
             samples = [round(self._kept(duration) * self.config.sample_rate) for duration in seconds]
-            length = len(self._encode(self.example(item), self._joined(samples)))
+            try:
+                length = len(self._encode(self.example(item), self._joined(samples)))
+            except ValueError as error:
+                raise ValueError(f"item {item.id}: {error}") from error
             if length > longest_prompt:
                 raise ValueError(
                     f"item {item.id}: its prompt has {length} tokens, of which at most {longest_prompt} fit beside "
@@ -155,6 +158,8 @@ class BenchmarkPrompts:
         mono = torch.from_numpy(samples).mean(dim=1)
         if not bool(mono.isfinite().all()):
             raise self._unreadable(item, path, "it holds NaN or infinite samples")
+        if (peak := float(mono.abs().max())) > LOUDEST:
+            raise self._unreadable(item, path, f"samples reach {peak:g} times full scale")
         resampled: Tensor = Resample(rate, self.config.sample_rate)(mono) if rate != self.config.sample_rate else mono
         return resampled
 

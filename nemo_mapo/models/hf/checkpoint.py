@@ -8,17 +8,18 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from nemo_mapo.checksums import damage
 from nemo_mapo.config.adapters import LoraConfig, LoraTarget
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.models import HfModel
 from nemo_mapo.models.hf.streamed import Place, pieces_of, with_dtype
 from nemo_mapo.models.lora import add_lora, is_adapter
 from nemo_mapo.models.tensors import Entry, sharded_tensors, shards_of
+from nemo_mapo.models.untrusted import checkpoint_reader
 
 
 def model_without_storage(model: HfModel) -> AudioLLM:
@@ -40,14 +41,17 @@ class CheckpointTensors:
         """Compare the checkpoint with the model.
 
         Raises:
-            ValueError: for no checkpoint, another model's, or adapters without `lora_alpha` (and the reverse).
+            ValueError: for no checkpoint, a damaged one or one that could run code, another model's, or adapters
+                without `lora_alpha` (and the reverse).
         """
         if not (directory / "metadata.json").is_file():
             raise ValueError(
                 f"{directory} is no Megatron distributed checkpoint; give one such as RUN/checkpoints/step_000100"
             )
+        if found := damage(directory):
+            raise ValueError(f"{found}: the checkpoint is damaged; take another one")
         self.directory = directory
-        self._reader = FileSystemReader(directory)
+        self._reader = checkpoint_reader(directory)
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._stored = {

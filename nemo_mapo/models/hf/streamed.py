@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state_dic
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from nemo_mapo.checksums import checksums_of, files_to_sum, write_checksums
 from nemo_mapo.models.tensors import Entry, shards_of
 
 Read = Callable[[str], Tensor]
@@ -35,11 +36,12 @@ _FILE = "__0_0.distcp"
 def save_streamed(state: dict[str, Any], read: Read, directory: Path) -> None:
     """Write the sharded state of a model on the meta device, with `read` giving its tensors one at a time.
 
-    The directory exists and is empty; one process writes all of it.
+    The directory exists and is empty; one process writes all of it, checksums last.
     """
     # Megatron reshapes the entries that it is given.
     given = {name: replace(entry) for name, entry in state.items()}
     dist_checkpointing.save({"model": given}, str(directory), sharded_strategy=_StreamedSave(state, read))
+    write_checksums(directory, checksums_of(files_to_sum(directory)))
 
 
 class _StreamedSave(SaveShardedStrategy):  # type: ignore[misc]

@@ -1,10 +1,13 @@
 """Qwen's audio encoders as perception: waveforms through the model's own features, encoder and projector."""
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nemo_mapo.config.model import QwenOmniPerceptionConfig
+from nemo_mapo.models.clip_length import too_short
 from nemo_mapo.models.projector import Projector
 
 
@@ -41,9 +44,9 @@ class QwenOmniPerception(nn.Module):
                 f"a clip of {num_samples} samples is longer than the {seconds:g} s that the model's features take; set "
                 f"max_duration={seconds:g} for the split"
             )
+        if num_samples < (needed := self._shortest()):
+            raise too_short(num_samples, needed, self.features.sampling_rate)
         tokens = self._tokens_of_frames(self._num_frames(num_samples))
-        if tokens < 1:
-            raise ValueError(f"a clip of {num_samples} samples is too short for one audio token; set min_duration=0.1")
         return tokens if self.projector is None else self.projector.num_tokens(tokens)
 
     def forward(
@@ -107,6 +110,12 @@ class QwenOmniPerception(nn.Module):
         )["input_features"][0]
         taken: Tensor = features[:, : self._num_frames(waveform.shape[0])].to(waveform.device)
         return taken
+
+    def _shortest(self) -> int:
+        """Samples that give a token; Qwen3's processor does not pad, and its STFT mirrors half a window."""
+        hop, mirrored = self.features.hop_length, self.features.n_fft // 2 + 1
+        needed = next(n for n in itertools.count(1) if self._tokens_of_frames(self._num_frames(n * hop)) > 0) * hop
+        return int(needed - hop + 1) if self.family == "qwen2_5_omni" else max(int(needed), mirrored)
 
     def _num_frames(self, num_samples: int) -> int:
         """Feature frames that the processor marks as valid."""

@@ -1,13 +1,12 @@
 """vLLM as a process of this machine: its command line, and starting, watching and stopping it."""
 
 import contextlib
-import ctypes
+import functools
 import os
 import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 
 from nemo_mapo.config.rollout import VllmConfig
 from nemo_mapo.http_client import JsonServer, Refused, Unreachable
+from nemo_mapo.processes import end_with_parent
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 
 MODEL_NAME: Final = "policy"
@@ -30,8 +30,6 @@ _TOKENS_TOGETHER: Final = 4096
 _POLL_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 20.0
 _SHOWN_LINES: Final = 15
-_DIE_WITH_PARENT: Final = 1
-"""PR_SET_PDEATHSIG of Linux."""
 _CPU_DEFAULTS: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -132,7 +130,7 @@ class VllmProcess:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
                 )
             except OSError as error:
                 raise ValueError(
@@ -186,8 +184,3 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _die_with_parent() -> None:
-    """In the new process: end with the trainer, however that ends."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)

@@ -118,6 +118,28 @@ def test_samples_that_are_no_numbers_are_counted_and_placed(tmp_path, value):
         load_waveform(cut)
 
 
+def test_integers_written_as_floating_point_are_refused(tmp_path):
+    cut = cut_of(tmp_path / "a.wav", noise(1.0) * 32768, name="loud", subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"cut loud .*samples reach .* times full scale"):
+        load_waveform(cut)
+
+
+def test_a_clip_that_the_encoder_cannot_take_is_named_and_its_neighbours_are_read(tmp_path):
+    def audio_tokens(samples):
+        if samples < RATE:
+            raise ValueError("too short for the encoder")
+        return samples // SAMPLES_PER_TOKEN
+
+    cuts = [cut_of(tmp_path / f"{i}.flac", noise(seconds, i), name=f"c{i}") for i, seconds in enumerate((1.0, 0.5))]
+    with pytest.raises(ValueError, match="cut c1: too short for the encoder"):
+        PromptDataset(TOKENIZER, audio_tokens, WORDING)[CutSet.from_cuts(cuts)]
+    replacing = PromptDataset(TOKENIZER, audio_tokens, WORDING, replace_unreadable=True)
+    assert [example.id for example in replacing[CutSet.from_cuts(cuts)].examples] == ["c0", "c0"]
+    assert replacing.unreadable == {"c1"}
+    with pytest.raises(ValueError, match="cut c: too short for the encoder"):
+        replacing.encode(replacing[CutSet.from_cuts([cuts[0].with_id("c")])].examples[0], [100])
+
+
 def test_stereo_is_refused(tmp_path):
     cut = cut_of(tmp_path / "a.wav", np.stack([noise(1.0)] * 2, axis=1), name="wide")
     with pytest.raises(ValueError, match=r"cut wide .*2 channels"):

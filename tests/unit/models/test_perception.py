@@ -1,5 +1,7 @@
 """Encoders: the number of tokens is a function of samples, and padding does not leak into a clip."""
 
+import re
+
 import pytest
 import torch
 
@@ -69,6 +71,27 @@ def test_a_clip_is_encoded_the_same_alone_and_in_a_padded_batch(encoder):
     alone, _ = encoder(waveforms[1:, :20000], lengths[1:])
     valid = int(frames[1])
     torch.testing.assert_close(together[1, :valid], alone[0, :valid], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [1, 100, 160, 256, 257, 320, 400, 512, 640, 800, 1600])
+def test_a_short_clip_is_encoded_alone_or_refused_with_the_length_needed(encoder, samples):
+    try:
+        promised = encoder.num_tokens(samples)
+    except ValueError as error:
+        needed = int(re.search(r"shorter than the (\d+) ", str(error)).group(1))
+        assert samples < needed <= 1600 and encoder.num_tokens(needed) > 0
+        return
+    _, lengths = encoder(torch.randn(1, samples) * 0.1, torch.tensor([samples]))
+    assert int(lengths[0]) == promised > 0
+
+
+def test_more_than_half_a_transform_is_the_shortest_clip(encoder):
+    preprocessor = encoder.preprocessor if isinstance(encoder, ConvPerception) else encoder.module.preprocessor
+    half = preprocessor.featurizer.n_fft // 2
+    with pytest.raises(ValueError, match=rf"a clip of {half} samples is shorter than the {half + 1} \("):
+        encoder.num_tokens(half)
+    assert encoder.num_tokens(half + 1) > 0
 
 
 def test_two_seconds_become_25_tokens_of_the_embedded_encoder():

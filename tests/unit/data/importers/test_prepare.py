@@ -187,6 +187,20 @@ def test_a_copy_keeps_the_sound(tmp_path, run):
     np.testing.assert_allclose(samples[middle], expected[middle], atol=2e-3)
 
 
+@pytest.mark.parametrize("peak", [1.5, 32768.0])
+def test_a_copy_of_what_exceeds_full_scale_is_quieter_and_not_clipped(tmp_path, run, peak):
+    sine = np.sin(2 * np.pi * 440 * np.arange(24000) / 24000)
+    soundfile.write(tmp_path / "1.wav", peak * sine, 24000, subtype="FLOAT")
+    report, output = run("multiple_choice", one_line(tmp_path, line(1)), split="train", resample=True)
+    (path,) = (output / "audio").rglob("*.flac")
+    samples, _ = soundfile.read(path)
+    expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    middle = slice(1000, 15000)
+    np.testing.assert_allclose(samples[middle] / np.abs(samples[middle]).max(), expected[middle], atol=5e-3)
+    assert report.as_plain()["turned_down"]["files"] == 1
+    assert "over full scale, copied with a lower gain: 1 files" in report.table()
+
+
 def test_audio_that_fits_is_left_in_place_under_its_absolute_path(source, run):
     _, output = run("multiple_choice", source, split="train", resample=True)
     assert not (output / "audio").exists()

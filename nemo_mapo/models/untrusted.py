@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from nemo_mapo.models.pickles import refuse_pickled_code
@@ -68,6 +69,12 @@ def refuse_code(checkpoint: Path) -> None:
             with (checkpoint / name).open("rb") as file:
                 file.seek(place.offset)
                 refuse_pickled_code(io.BytesIO(file.read(place.length)), str(checkpoint / name))
+
+
+def checkpoint_reader(checkpoint: Path) -> FileSystemReader:
+    """torch's reader of a checkpoint that was looked at; ValueError as `refuse_code`."""
+    refuse_code(checkpoint)
+    return FileSystemReader(checkpoint)
 
 
 def _refuse_other_formats(path: Path) -> None:

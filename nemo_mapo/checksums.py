@@ -1,0 +1,77 @@
+"""Checksums of the files of a directory, written beside them and compared when they are read again.
+
+They find what a disk, a network or a copy has damaged, not what somebody changed on purpose.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+CHECKSUMS: Final = "checksums.json"
+_ALGORITHM: Final = "xxh3_128"
+_BLOCK_BYTES: Final = 1 << 22
+
+
+def checksum(path: Path) -> str:
+    """Checksum of a file, read block by block."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_to_sum(directory: Path) -> list[Path]:
+    """The files of a directory that have checksums, in a fixed order: all but the checksums themselves."""
+    return sorted(path for path in directory.iterdir() if path.name != CHECKSUMS)
+
+
+def checksums_of(files: Iterable[Path]) -> dict[str, str]:
+    """Checksum of each file by its name."""
+    return {path.name: checksum(path) for path in files}
+
+
+def write_checksums(directory: Path, sums: Mapping[str, str]) -> None:
+    """Write them beside the files that they are of, flushed to the disk."""
+    content = {
+        "algorithm": _ALGORITHM,
+        "files": {name: {"bytes": (directory / name).stat().st_size, "checksum": sums[name]} for name in sorted(sums)},
+    }
+    with (directory / CHECKSUMS).open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:
+    """What differs from the checksums of a directory, with file and finding; empty if nothing does or it has none.
+
+    Args:
+        directory: holds the files and, if it was written with checksums, `checksums.json`.
+        part: of the files this call reads: every `parts`-th one from this on; sizes are compared for all.
+        parts: how many calls share the reading.
+    """
+    path = directory / CHECKSUMS
+    if not path.is_file():
+        return ""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        known = written["algorithm"] == _ALGORITHM
+        sums = {str(name): (int(entry["bytes"]), str(entry["checksum"])) for name, entry in written["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path} is no list of checksums: {error!r}"
+    if not known:
+        return f"{path} has checksums of another kind than {_ALGORITHM}"
+    for name, (size, _) in sorted(sums.items()):
+        if not (directory / name).is_file():
+            return f"{directory / name} is missing"
+        if (found := (directory / name).stat().st_size) != size:
+            return f"{directory / name} has {found} bytes and was written with {size}"
+    for name, (_, expected) in sorted(sums.items())[part::parts]:
+        if checksum(directory / name) != expected:
+            return f"{directory / name} does not have the content that was written"
+    return ""

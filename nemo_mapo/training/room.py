@@ -1,0 +1,48 @@
+"""What is said when a disk is full."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from nemo_mapo.console import Unavailable
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_SHORT_WRITE: Final = ("inline_container", "unexpected pos")
+"""In what torch says when its archive is not where it should be after a write."""
+
+
+class NoRoomLeft(Unavailable):
+    """A file could not be written because the disk, a quota or a limit is full."""
+
+
+@contextmanager
+def no_room_in(directory: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into NoRoomLeft, which names `directory` and what to do; others pass.
+
+    with no_room_in(run_directory):
+        write_report(run_directory)
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = _full_disk(error)
+        if not reason or isinstance(error, NoRoomLeft):
+            raise
+        raise NoRoomLeft(
+            f"{directory}: {reason}. Checkpoints that were whole before are untouched: free some room, then "
+            "continue with exp_manager.resume_if_exists=true"
+        ) from error
+
+
+def _full_disk(error: BaseException | None) -> str:
+    """What is behind `error` if it is a full disk; Megatron's writers report theirs as a RuntimeError of torch."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return str(error.strerror)
+        if all(word in str(error) for word in _SHORT_WRITE):
+            return "No space left on device (a file could be written in part only)"
+        error = error.__cause__ or error.__context__
+    return ""
