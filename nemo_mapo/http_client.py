@@ -1,14 +1,30 @@
-"""JSON over HTTP to a server that may be slow, busy or gone: how a request fails, and when it is sent again."""
+"""JSON over HTTP to a server that may be slow, busy, broken or gone: how a request fails, and when it is sent again."""
 
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from types import TracebackType
 from typing import Any, Final
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 _TRIED_AGAIN: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 CONNECT_SECONDS: Final = 10.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
+LONGEST_ASKED_PAUSE_SECONDS: Final = 600.0
+"""A server that asks to be left alone for longer is asked again after this."""
+LARGEST_ANSWER_BYTES: Final = 256 << 20
+"""Log-probs of the longest completions of a batch stay well below."""
+_BLOCK_BYTES: Final = 1 << 16
 _SHOWN_CHARACTERS: Final = 300
 
 
@@ -33,12 +49,20 @@ class JsonServer:
     """One server by its address.
 
     >>> JsonServer("http://127.0.0.1:8000", token=None, timeout_seconds=60).get("/version")
+
+    A request has `timeout_seconds` from its beginning to the last byte of its answer, however the bytes arrive, and an
+    answer `largest_bytes`. Compressed answers are not asked for and not unpacked.
     """
 
-    def __init__(self, url: str, *, token: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, *, token: str | None, timeout_seconds: float, largest_bytes: int = LARGEST_ANSWER_BYTES
+    ) -> None:
         self.url = url.rstrip("/")
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._timeout = (min(CONNECT_SECONDS, timeout_seconds), timeout_seconds)
+        self._headers = {"Accept-Encoding": "identity"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._seconds = timeout_seconds
+        self._largest = largest_bytes
 
     def get(self, path: str) -> Any:
         """The decoded answer; Unreachable or Refused if there is none."""
@@ -50,27 +74,124 @@ class JsonServer:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, query: dict[str, str] | None) -> Any:
         url = f"{self.url}{path}"
-        try:
-            response = requests.request(
-                method, url, json=body, params=query, headers=self._headers, timeout=self._timeout
-            )
-        except requests.RequestException as error:
-            raise Unreachable(f"{url}: {error}") from error
+        with _Deadline(self._seconds) as deadline, requests.Session() as session:
+            session.mount(url, _WatchedAdapter(deadline))
+            try:
+                response = session.request(
+                    method,
+                    url,
+                    json=body,
+                    params=query,
+                    headers=self._headers,
+                    timeout=(min(CONNECT_SECONDS, self._seconds), self._seconds),
+                    stream=True,
+                )
+                content = self._content(response, url)
+            except (requests.RequestException, HTTPError, OSError) as error:
+                late = f"no whole answer within {self._seconds:g} s" if deadline.passed else str(error)
+                raise Unreachable(f"{url}: {late}") from error
+        # What was cut short may look whole.
+        if deadline.passed:
+            raise Unreachable(f"{url}: no whole answer within {self._seconds:g} s")
+        return _decoded(content, response, url)
+
+    def _content(self, response: requests.Response, url: str) -> bytes:
         status = response.status_code
-        shown = f"{url}: status {status}: {response.text[:_SHOWN_CHARACTERS]}"
-        if status in _TRIED_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            wait = _seconds(response.headers.get("Retry-After"))
-            raise Unreachable(shown, status=status, retry_after_seconds=wait)
-        if status != HTTPStatus.OK:
-            raise Refused(shown, status=status)
-        if not response.content:
-            return None
-        try:
-            return response.json()
-        except requests.exceptions.JSONDecodeError as error:
-            raise Refused(
-                f"{url}: the answer is no JSON: {response.text[:_SHOWN_CHARACTERS]!r}", status=status
-            ) from error
+        if coding := response.headers.get("Content-Encoding"):
+            raise Refused(f"{url}: the answer is compressed ({coding}), which was not asked for", status=status)
+        content = bytearray()
+        while block := response.raw.read1(_BLOCK_BYTES):
+            content += block
+            if len(content) > self._largest:
+                raise Refused(f"{url}: the answer has more than {self._largest} bytes", status=status)
+        return bytes(content)
+
+
+def _decoded(content: bytes, response: requests.Response, url: str) -> Any:
+    status, text = response.status_code, content[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")
+    shown = f"{url}: status {status}: {text[:_SHOWN_CHARACTERS]}"
+    if status in _TRIED_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        wait = _seconds(response.headers.get("Retry-After"))
+        raise Unreachable(shown, status=status, retry_after_seconds=wait)
+    if status != HTTPStatus.OK:
+        raise Refused(shown, status=status)
+    if not content:
+        return None
+    try:
+        return decode_json(content)
+    except ValueError as error:
+        raise Refused(f"{url}: the answer is no JSON: {text[:_SHOWN_CHARACTERS]!r}", status=status) from error
+
+
+def decode_json(content: str | bytes) -> Any:
+    """The value that somebody else's JSON says; ValueError for what is none, or is nested too deeply to be read."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+
+
+class _Deadline:
+    """Ends what its connections wait for when the time is up: a time-out of requests is one between two bytes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+
+    def watch(self, connected: socket.socket) -> None:
+        """Shut a connection down when the time is up, or now if it is."""
+        with self._lock:
+            self._sockets.append(connected)
+            if self.passed:
+                _shut_down(connected)
+
+    def _pass(self) -> None:
+        with self._lock:
+            self.passed = True
+            for connected in self._sockets:
+                _shut_down(connected)
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+class _WatchedAdapter(HTTPAdapter):
+    """Connections of one request, each of which its deadline knows."""
+
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+
+        class Plain(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                deadline.watch(self.sock)
+
+        class Secure(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                deadline.watch(self.sock)
+
+        class PlainPool(HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
 
 
 class Pauses:
@@ -87,12 +208,17 @@ class Pauses:
         ).increment("POST", "")
 
     def next(self, failure: Unreachable | None = None) -> float:
-        """Seconds to wait after another failure; no less than the server asked for."""
+        """Seconds to wait after another failure; no less than the server asked for, within reason."""
         self._retry = self._retry.increment("POST", "")
         asked = 0.0 if failure is None else failure.retry_after_seconds
-        return max(self._retry.get_backoff_time(), asked)
+        return max(self._retry.get_backoff_time(), min(asked, LONGEST_ASKED_PAUSE_SECONDS))
 
 
 def _seconds(header: str | None) -> float:
-    """A Retry-After in seconds; dates count as none."""
-    return float(header) if header is not None and header.isdecimal() else 0.0
+    """A Retry-After in seconds from now, be it a number or a date; 0 for anything else."""
+    if header is None or header.isdecimal():
+        return float(header or 0)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return 0.0

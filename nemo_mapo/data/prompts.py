@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.data.plain_text import control_tokens_in, encode_plain
 from nemo_mapo.data.tokenizer import (
     ASSISTANT,
     AUDIO,
@@ -23,6 +24,8 @@ from nemo_mapo.data.tokenizer import (
 from nemo_mapo.types import Example, PromptBatch, Wording
 
 _PREFILL = re.compile(r"\s*<(think|thinking|reasoning)>\s*(?:</\1>\s*)?")
+_QUESTION_MARK = "\ue000"
+"""Of Unicode's private use: no template writes it."""
 _PREFILL_TOKENS = 24
 """Most tokens that a reasoning tag at the end of a prompt takes, its closing tag and line ends included."""
 
@@ -46,11 +49,11 @@ def encode_prompt(
     `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`. A question without choices
     ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model, which
     is also what `drop_audio_span` leaves of the prompt with audio. The instruction of `wording` follows the question
-    on a line of its own.
+    on a line of its own. Question, choices and instruction are text throughout, whatever control tokens they spell.
 
     Raises:
-        ValueError: the question or a choice spells a special token of the audio span, or the template gives none;
-            `wording` has a system message and the tokenizer no chat template for it.
+        ValueError: the template gives no placeholder for a clip; `wording` has a system message and the tokenizer no
+            chat template for it, or it spells a control token.
     """
     counts = [count for count in _as_list(num_audio_tokens) if count]
     choices = f" choices: {', '.join(example.choices)}." if example.choices else ""
@@ -67,7 +70,7 @@ def encode_prompt(
                 f"{tokenizer.name_or_path!r} has none: set it to null"
             )
         span = f"{AUDIO_START}{AUDIO}{AUDIO_END}" * len(counts)
-        ids: list[int] = tokenizer.encode(f"{USER}{span} {text}{ASSISTANT}", add_special_tokens=False)
+        ids = _around(f" {text}", f"{USER}{span} {text}{ASSISTANT}", f"{USER}{span}", ASSISTANT, tokenizer)
     else:
         ids = _templated(text, tokenizer, system=wording.system, clips=len(counts))
     special = SpecialTokens.from_tokenizer(tokenizer)
@@ -76,8 +79,8 @@ def encode_prompt(
     if sum(ids.count(token) for token in marks) != len(marks) * len(counts):
         names = ", ".join(tokenizer.convert_ids_to_tokens(list(marks)))
         raise ValueError(
-            f"{example.id}: question or choices contain one of {names}, which stand for audio: {text!r}; remove it "
-            "from the manifest"
+            f"{example.id}: the chat template of data.tokenizer={tokenizer.name_or_path!r} does not give each of the "
+            f"{len(counts)} clips its {names}; take the tokenizer of a model that hears"
         )
     filled = iter(counts)
     return [token for one in ids for token in ([one] * next(filled) if one == special.audio_id else [one])]
@@ -89,13 +92,37 @@ def _as_list(counts: int | Sequence[int]) -> Sequence[int]:
 
 def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | None, clips: int) -> list[int]:
     """The turn as the model's own chat template has it, each clip as one placeholder."""
+    if system is not None and (found := control_tokens_in(system, tokenizer)):
+        raise ValueError(f"data.prompt.system={system!r} spells the control token {found[0]}: remove it")
     clip = [{"type": "audio", "audio": ""}] * clips
-    turn: Any = {"role": "user", "content": [*clip, {"type": "text", "text": text}]}
-    before: list[Any] = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
-    ids: Any = tokenizer.apply_chat_template(
-        [*before, turn], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return list(ids)
+
+    def rendered(question: str) -> str:
+        turn: Any = {"role": "user", "content": [*clip, {"type": "text", "text": question}]}
+        before: list[Any] = (
+            [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+        )
+        whole: Any = tokenizer.apply_chat_template([*before, turn], add_generation_prompt=True, tokenize=False)
+        return str(whole)
+
+    whole = rendered(text)
+    if not control_tokens_in(text, tokenizer):
+        return _encoded(whole, tokenizer)
+    before, _, after = rendered(_QUESTION_MARK).partition(_QUESTION_MARK)
+    return _around(whole[len(before) : len(whole) - len(after)], whole, before, after, tokenizer)
+
+
+def _around(text: str, whole: str, before: str, after: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of `whole` = before + text + after, of which `text` is a user's and the rest ours."""
+    if whole != f"{before}{text}{after}":
+        raise ValueError(f"the chat template does not show the question once and as it is: {text!r}")
+    if not control_tokens_in(text, tokenizer):
+        return _encoded(whole, tokenizer)
+    return [*_encoded(before, tokenizer), *encode_plain(text, tokenizer), *_encoded(after, tokenizer)]
+
+
+def _encoded(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
 
 
 def prefill(prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

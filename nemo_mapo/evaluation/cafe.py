@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.http_client import decode_json
 from nemo_mapo.rewards.judged import Judge
 from nemo_mapo.statistics import score_interval
 
@@ -47,8 +48,8 @@ class ClaimRules:
 def parse_claims(reply: str) -> Claims | None:
     """The judge's counts; None if the reply is anything but one object with exactly these whole numbers."""
     try:
-        counts = json.loads(reply)
-    except json.JSONDecodeError:
+        counts = decode_json(reply)
+    except ValueError:
         return None
     if not isinstance(counts, dict) or counts.keys() != set(KINDS):
         return None

@@ -1,6 +1,7 @@
 """Models behind an OpenAI-compatible server that help to score: a judge that writes, an encoder that embeds."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,11 @@ from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.console import Unavailable
 from nemo_mapo.http_client import JsonServer, Pauses, Refused, Unreachable
 
+_CONTROL = re.compile(r"<(?=\||/?s>|(?:start|end)_of_turn>)|\[(?=/?INST\])", re.IGNORECASE)
+"""Begins what chat models have as control tokens: `<|im_end|>`, `</s>`, `<end_of_turn>`, `[/INST]`."""
+_LARGEST_ANSWER_BYTES = 16 << 20
+"""A reply is some hundred words, a batch of embeddings a few megabytes."""
+
 
 class JudgeError(Unavailable):
     """The server cannot be reached, refuses, or answers with something else than was asked for; nothing was scored."""
@@ -16,6 +22,11 @@ class JudgeError(Unavailable):
 
 class JudgeUnreachable(JudgeError):
     """All attempts have failed for reasons that pass: time-outs, broken connections, 429, 5xx."""
+
+
+def spelled_apart(text: str) -> str:
+    """A text in which no server's tokenizer finds a control token; else a completion could end the judge's question."""
+    return _CONTROL.sub(lambda match: f"{match.group()} ", text)
 
 
 @runtime_checkable
@@ -58,7 +69,12 @@ class OpenAIClient:
         self._config = config
         self._base_url = config.base_url.rstrip("/")
         key = os.environ.get(config.api_key_variable)
-        self._server = JsonServer(self._base_url, token=key or None, timeout_seconds=config.timeout_seconds)
+        self._server = JsonServer(
+            self._base_url,
+            token=key or None,
+            timeout_seconds=config.timeout_seconds,
+            largest_bytes=_LARGEST_ANSWER_BYTES,
+        )
 
     @property
     def name(self) -> str:
@@ -66,14 +82,14 @@ class OpenAIClient:
         return str(self._config.model)
 
     def chat(self, system: str, prompt: str) -> str:
-        """Return the reply of the chat model."""
+        """Return the reply of the chat model; control tokens in `prompt`, which quotes others, are spelled apart."""
         if self._config.model is None:
             raise ValueError("judge.model is not set: name the chat model that judges")
         answer = self._post(
             "chat/completions",
             {
                 "model": self._config.model,
-                "messages": [{"role": "system", "content": system}, {"role": "user", "content": prompt}],
+                "messages": [{"role": "system", "content": system}, {"role": "user", "content": spelled_apart(prompt)}],
                 "temperature": self._config.temperature,
                 "max_tokens": self._config.max_tokens,
             },

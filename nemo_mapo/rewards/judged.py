@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,12 @@ logger = logging.getLogger(__name__)
 Verdict = TypeVar("Verdict")
 _FEWEST_FAILURES = 8
 """In a row, before a judge that is asked about few prompts at a time counts as gone."""
+_SHOWN_REASONS = 3
+_SHOWN_CHARACTERS = 200
+_MARKUP = "*_`\"'#> \t\n"
+"""Around a word that is set in bold, quoted or a heading."""
+_SAID_FIRST = re.compile(r"(YES|NO)(?=$|[.,:;!\n\u2013\u2014-])", re.IGNORECASE)
+_SAID = re.compile(r"\b(YES|NO)\b")
 
 
 class RewardsUnavailable(Unavailable):
@@ -101,18 +108,29 @@ class Judge:
         at a time have used up their attempts, the rest are given up: each would take as long.
         """
         distinct = list(dict.fromkeys(prompts))
+        reasons: list[str] = []
         outage = _Outage(most=max(2 * self._concurrency, _FEWEST_FAILURES))
         with ThreadPoolExecutor(max_workers=self._concurrency, thread_name_prefix="judge") as pool:
             found = dict(
-                zip(distinct, pool.map(lambda prompt: self._ask(system, prompt, parse, outage), distinct), strict=True)
+                zip(
+                    distinct,
+                    pool.map(lambda prompt: self._ask(system, prompt, parse, outage, reasons), distinct),
+                    strict=True,
+                )
             )
         missing = sum(found[prompt] is None for prompt in prompts)
         if missing:
-            logger.warning(f"{missing} of {len(prompts)} verdicts of {self._model.name} are missing")
+            said = "; ".join(dict.fromkeys(reasons[:_SHOWN_REASONS])) or "it was given up after an outage"
+            logger.warning(f"{missing} of {len(prompts)} verdicts of {self._model.name} are missing, such as: {said}")
         return [found[prompt] for prompt in prompts]
 
     def _ask(
-        self, system: str, prompt: str, parse: Callable[[str], Verdict | None], outage: "_Outage"
+        self,
+        system: str,
+        prompt: str,
+        parse: Callable[[str], Verdict | None],
+        outage: "_Outage",
+        reasons: list[str],
     ) -> Verdict | None:
         key = hashlib.sha256(json.dumps([self._model.name, system, prompt]).encode()).hexdigest()
         reply = None if self._remembered is None else self._remembered.get(key)
@@ -123,13 +141,13 @@ class Judge:
         try:
             reply = self._model.chat(system, prompt)
         except JudgeError as error:
-            logger.debug(f"no verdict: {error}")
+            reasons.append(str(error))
             outage.count(failed=isinstance(error, JudgeUnreachable))
             return None
         outage.count(failed=False)
         verdict = parse(reply)
         if verdict is None:
-            logger.debug(f"no verdict in {reply[:200]!r}")
+            reasons.append(f"no verdict in the reply {reply[:_SHOWN_CHARACTERS]!r}")
         elif self._remembered is not None:
             self._remembered.put(key, reply)
         return verdict
@@ -143,13 +161,21 @@ def judge_of(config: JudgeConfig, cache_file: str | None) -> Judge:
 
 
 def yes_or_no(reply: str) -> bool | None:
-    """YES or NO and nothing else, but for letter case, white space and one closing mark; None otherwise."""
-    return {"YES": True, "NO": False}.get(reply.strip().removesuffix(".").removesuffix("!").upper())
+    """The verdict of a reply that says YES or NO, alone or with an explanation; None where it says neither, or both.
+
+    Bold, quotes and headings do not count. It is the word that the reply begins with, set off from what follows, or
+    else the one that stands in it in capitals; the other one in capitals beside it makes it no verdict.
+    """
+    plain = re.sub(r"[*_`\"']", "", reply).strip(_MARKUP)
+    said = set(_SAID.findall(plain))
+    if first := _SAID_FIRST.match(plain):
+        said.add(first.group().upper())
+    return said == {"YES"} if len(said) == 1 else None
 
 
 def unit_score(reply: str) -> float | None:
-    """A plain number from 0 to 1 and nothing else; None otherwise."""
-    text = reply.strip()
+    """A plain number from 0 to 1 and nothing else, but for bold and quotes; None otherwise."""
+    text = reply.strip(_MARKUP)
     if not text.replace(".", "", 1).isdecimal() or not text.isascii():
         return None
     value = float(text)

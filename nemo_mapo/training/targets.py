@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import TARGET_FIELDS, TargetConfig
+from nemo_mapo.data.plain_text import control_tokens_in
 from nemo_mapo.data.prompts import prefill
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rewards.templates import Template, has_tags, join_completion, opening_tag, split_completion
@@ -79,6 +80,11 @@ class TargetRows:
         text = target_text(example, self.config, self.template)
         if prefill(prompt, self.tokenizer):
             text = text.lstrip().removeprefix(opening_tag(self.template))
+        if found := control_tokens_in(text, self.tokenizer):
+            raise ValueError(
+                f"{example.id}: the target spells the control token {found[0]}, which would be learned as such: remove "
+                "it from the manifest (the end of the turn is added here)"
+            )
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id]
 
     def with_hidden_clips(self, sequences: TokenBatch, places: Sequence[int], batch_size: int) -> TokenBatch:

@@ -1,11 +1,24 @@
 """How requests fail, and when they are sent again, against a scripted HTTP server."""
 
-from collections.abc import Callable
+import gzip
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
-from nemo_mapo.http_client import LONGEST_PAUSE_SECONDS, JsonServer, Pauses, Refused, Unreachable
+from nemo_mapo.http_client import (
+    LONGEST_ASKED_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    JsonServer,
+    Pauses,
+    Refused,
+    Unreachable,
+)
 from tests.chat_server import Server, serve
 
 __all__ = ["serve"]
@@ -50,6 +63,65 @@ def test_nobody_listening_is_unreachable() -> None:
         JsonServer("http://127.0.0.1:1", token=None, timeout_seconds=1.0).get("/x")
 
 
+BROKEN = {
+    "a trickle of a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"1"),
+    "a trickle of headers": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "silence": (b"", b""),
+    "chunks without an end": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n1\r\n"),
+}
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[bytes, bytes], JsonServer]]:
+    """A server that sends bytes, and then others again and again, to whoever connects."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def start(head: bytes, again: bytes, pause: float = 0.05) -> JsonServer:
+        def send() -> None:
+            connected, _ = listening.accept()
+            with connected, suppress(OSError):
+                connected.sendall(head)
+                while not over.wait(pause):
+                    connected.sendall(again)
+
+        threading.Thread(target=send, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        return JsonServer(url, token=None, timeout_seconds=1.0, largest_bytes=1 << 20)
+
+    yield start
+    over.set()
+    listening.close()
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_answer_has_its_time_however_its_bytes_arrive(raw, kind: str, monkeypatch) -> None:
+    """With a time-out between two bytes only, none of these but silence would ever end."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(Unreachable, match=r"no whole answer within 1 s|timed out"):
+        raw(*BROKEN[kind]).get("/x")
+
+
+def test_a_body_without_an_end_is_refused_at_the_limit(raw, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(Refused, match="more than 1048576 bytes"):
+        raw(b"HTTP/1.1 200 OK\r\n\r\n", b" " * (1 << 18), 0.001).get("/x")
+
+
+def test_a_compressed_body_is_not_unpacked(raw, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    bomb = gzip.compress(bytes(1 << 24))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    with pytest.raises(Refused, match=r"compressed \(gzip\), which was not asked for"):
+        raw(head + bomb, b"").get("/x")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '"\x00'])
+def test_what_cannot_be_read_as_json_is_refused(serve: Serve, content: str) -> None:
+    with pytest.raises(Refused, match="no JSON"):
+        connection(serve(lambda path, body: (200, content))).post("/v1/x", {})
+
+
 def test_pauses_grow_to_a_limit_and_vary() -> None:
     rows = []
     for _ in range(20):
@@ -63,5 +135,19 @@ def test_pauses_grow_to_a_limit_and_vary() -> None:
     assert min(row[7] for row in rows) == LONGEST_PAUSE_SECONDS
 
 
-def test_a_server_that_says_when_to_come_back_is_waited_for() -> None:
+def test_a_server_that_says_when_to_come_back_is_waited_for_within_reason() -> None:
     assert Pauses(0.01).next(Unreachable("busy", retry_after_seconds=7.0)) == 7.0
+    a_day = Unreachable("busy", retry_after_seconds=86400.0)
+    assert Pauses(0.01).next(a_day) == LONGEST_ASKED_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [("7", 7, 7), (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 3000, 3600), ("soon", 0, 0), ("-3", 0, 0)],
+)
+def test_retry_after_is_a_number_or_a_date(raw, monkeypatch, header: str, low: float, high: float) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    head = f"HTTP/1.1 429 Too Many Requests\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n".encode()
+    with pytest.raises(Unreachable) as caught:
+        raw(head, b"").get("/x")
+    assert low <= caught.value.retry_after_seconds <= high

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -37,13 +35,6 @@ def test_a_prompt_without_audio_has_no_markers():
     assert TOKENIZER.decode(encode_prompt(EXAMPLE, 0, TOKENIZER, Wording())) == (
         "<|user|> how does the tone sound? choices: low, high, deep, shrill.<|assistant|>"
     )
-
-
-@pytest.mark.parametrize("count", [0, 4])
-@pytest.mark.parametrize("marker", ["<|audio|>", "<|audio_start|>", "<|audio_end|>"])
-def test_a_question_that_spells_an_audio_token_is_refused(count, marker):
-    with pytest.raises(ValueError, match="clip: question or choices contain"):
-        encode_prompt(replace(EXAMPLE, question=f"what is {marker}?"), count, TOKENIZER, Wording())
 
 
 def test_dropping_the_span_gives_the_prompt_of_a_text_only_model():

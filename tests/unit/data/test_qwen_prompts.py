@@ -1,7 +1,5 @@
 """Qwen's prompts: the tokens that its own processor would give, and the same without any trace of the clip."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -118,14 +116,6 @@ def test_a_prompt_is_shown_with_its_special_tokens_apart(tokenizer: PreTrainedTo
     start, audio, end = span_of(tokenizer)
     assert [text for text, special in pieces if special] == [END, start, audio, audio, end, END]
     assert pieces[-1] == ("<|im_start|> assistant", False)
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_a_question_that_spells_an_audio_token_is_refused(tokenizer: PreTrainedTokenizerFast, count: int) -> None:
-    start, _, _ = span_of(tokenizer)
-    spelled = Example(id="cut-9", question=f"what is {start} ?", choices=("deep",), answer="deep", task="t")
-    with pytest.raises(ValueError, match=r"cut-9: question or choices contain .*" + re.escape(start)):
-        encode_prompt(spelled, count, tokenizer, Wording())
 
 
 def test_a_tokenizer_without_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

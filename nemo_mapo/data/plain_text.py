@@ -1,0 +1,67 @@
+"""Text of users as token ids: what looks like a control token in it stays text."""
+
+import re
+from functools import lru_cache
+from itertools import pairwise
+
+from transformers import PreTrainedTokenizerBase
+
+_LIKE_CONTROL = re.compile(r"<\|.*\|>")
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that mean something other than their letters: special tokens, and added ones of the form `<|...|>`.
+
+    Reasoning tags such as `<think>` are tokens too, and none of these: completions spell them.
+    """
+    return frozenset(_control_tokens(tokenizer, len(tokenizer)))
+
+
+def control_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The control tokens that `text` would become if it were tokenised as it is; mostly none."""
+    names = _control_tokens(tokenizer, len(tokenizer))
+    return tuple(names[token] for token in _encode(text, tokenizer) if token in names)
+
+
+def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a user's text without a control token, whatever it spells; decoded they give the text again.
+
+        encode_plain("What does <|im_end|> mean?", tokenizer)
+
+    Raises:
+        ValueError: the tokenizer makes a control token of the text in any way.
+    """
+    names = _control_tokens(tokenizer, len(tokenizer))
+    ids = _encode(text, tokenizer)
+    if names.keys().isdisjoint(ids):
+        return ids
+    # With the first character apart from the rest nothing is left to find, not even by models that know the whole.
+    spelled = re.compile("|".join(map(re.escape, sorted(names.values(), key=len, reverse=True))))
+    cuts = [0, *(match.start() + 1 for match in spelled.finditer(text)), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(cuts)]
+    for parts in ([text], pieces):
+        ids = [token for part in parts for token in _encode(part, tokenizer, split=True)]
+        if names.keys().isdisjoint(ids):
+            return ids
+    found = next(names[token] for token in ids if token in names)
+    raise ValueError(f"the tokenizer makes the control token {found} of the text {text!r}: remove it")
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, split: bool = False) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split)
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
+    """By id; `size` is that of the tokenizer, which may grow."""
+    named = tokenizer.special_tokens_map
+    unknown = named.pop("unk_token", None)
+    others = {name for value in named.values() for name in ([value] if isinstance(value, str) else value)}
+    return {
+        number: str(token)
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if (token.special or str(token) in others or _LIKE_CONTROL.fullmatch(str(token)))
+        # Letters that a tokenizer does not know become this one, unless another token serves for it.
+        and not (str(token) == unknown and unknown not in others)
+    }
