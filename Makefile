@@ -29,10 +29,10 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help env vllm demo test mutations check format ablation peers
+.PHONY: help env vllm demo test test-slow mutations check format ablation peers
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 env: $(STAMP) ## build the Python environment in .venv (about 2 minutes)
 
@@ -42,7 +42,10 @@ demo: $(STAMP) ## corpus, training, evaluation and report of the embedded run (u
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(STAMP) ## all tests that this machine can run, on two workers; ARGS="tests/unit -k mask" chooses, on one
-	$(BIN)/pytest -q --durations=10 $(if $(ARGS),$(ARGS),$(WORKERS))
+	$(BIN)/pytest -q --durations=10 $(if $(ARGS),$(ARGS),-m "not slow" $(WORKERS))
+
+test-slow: $(STAMP) ## the tests that take a minute or more alone (under 15 minutes); `make test` leaves them out
+	$(BIN)/pytest -q --durations=10 -m slow $(if $(ARGS),$(ARGS),$(WORKERS))
 
 mutations: $(STAMP) ## plant every known fault and demand that a test fails (hours; ARGS="shared rollouts" chooses)
 	$(BIN)/python tests/mutations.py $(ARGS)

@@ -23,10 +23,18 @@ import shape_checks
 # shapes included. The hook stays installed: test modules are imported after this file.
 install_import_hook("nemo_mapo", "shape_checks.check")
 
+# Has the process that ranks are forks of import what commands need too, whichever test is its first.
+import forked_commands  # noqa: E402, F401
+
 SEED = 20260527
 TESTS = Path(__file__).parent
 LONGEST_FIRST = ("vllm", "distributed", "integration")
 """Folders whose tests begin a run."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Any order will do: `--shuffle 7` runs files, and the tests of each, in an order drawn with that seed."""
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,11 +57,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
     # Long files first, so that no worker is left with one at the end.
     items.sort(key=_turn)
+    if (seed := config.getoption("shuffle")) is not None:
+        _shuffle(items, random.Random(seed))
+
+
+def _shuffle(items: list[pytest.Item], order: random.Random) -> None:
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    shuffled = list(files.values())
+    order.shuffle(shuffled)
+    for tests in shuffled:
+        order.shuffle(tests)
+    items[:] = [item for tests in shuffled for item in tests]
 
 
 def _turn(item: pytest.Item) -> int:
     room = item.path.relative_to(TESTS).parts[0]
     return LONGEST_FIRST.index(room) if room in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `--dist loadfile` a worker takes the files of tests/vllm together: they share a server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/vllm" if nodeid.startswith("tests/vllm/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

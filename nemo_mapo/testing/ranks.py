@@ -21,6 +21,7 @@ from nemo_mapo.platform import forget_main_module
 
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other: a loaded machine is slow, and a hang is rare."""
+_preloaded = ["nemo_mapo.testing.layouts"]
 _GOODBYE_SECONDS = 5.0
 
 
@@ -32,13 +33,13 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     Raises:
         RuntimeError: with the traceback of the first rank that failed.
     """
-    context = _context()
+    forks = context()
     # By plain pickle: that of multiprocessing would share tensors with a process that may be gone.
     call = pickle.dumps((function, arguments))
     with tempfile.TemporaryDirectory() as folder:
-        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+        pipes = [forks.Pipe(duplex=False) for _ in range(world_size)]
         ranks = [
-            context.Process(target=_work, args=(rank, world_size, folder, sender, call))
+            forks.Process(target=_work, args=(rank, world_size, folder, sender, call))
             for rank, (_, sender) in enumerate(pipes)
         ]
         for rank, (_, sender) in zip(ranks, pipes, strict=True):
@@ -74,12 +75,20 @@ def _collect(receivers: list[Connection]) -> list[Any]:
     return results
 
 
+def preload(*modules: str) -> None:
+    """Have the clean process import these too, if there is no rank yet."""
+    _preloaded.extend(modules)
+
+
 @cache
-def _context() -> ForkServerContext:
-    """Ranks are forks of one clean process that has imported everything: importing takes longer than most tests."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nemo_mapo.testing.layouts"])
-    return context
+def context() -> ForkServerContext:
+    """Start processes as forks of one clean process that has imported everything.
+
+    Importing takes longer than most tests.
+    """
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(_preloaded)
+    return forks
 
 
 def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:

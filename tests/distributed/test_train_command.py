@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.tiny_run import FIGURES, STEPS, metrics, train, train_on_ranks, write_tiny_corpus
+from tests.integration.tiny_run import (
+    FIGURES,
+    STEPS,
+    metrics,
+    train,
+    train_on_ranks,
+    train_with_torchrun,
+    write_tiny_corpus,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -70,7 +78,7 @@ def test_two_processes_that_share_out_experts_learn_what_one_learns(corpus, tmp_
 
 def test_a_run_of_two_processes_is_continued_by_one(corpus, start, one_process, tmp_path) -> None:
     run_dir = tmp_path / "changed"
-    first = train_on_ranks(2, corpus, run_dir, start, *HALVES, "trainer.mapo.max_steps=2")
+    first = train_with_torchrun(2, corpus, run_dir, start, *HALVES, "trainer.mapo.max_steps=2")
     assert first.returncode == 0, first.stderr[-3000:]
     then = train(corpus, run_dir, start, "exp_manager.resume_if_exists=true")
     assert then.returncode == 0, then.stderr[-3000:]

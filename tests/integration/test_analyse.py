@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from forked_commands import run
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.compose import compose
 from nemo_mapo.config.load import as_plain, load
@@ -20,7 +19,7 @@ from nemo_mapo.evaluation.grounding.run import analyse_run
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.checkpoint import write_checkpoint
 from nemo_mapo.training.policies import build_policy
-from tests.integration.tiny_run import ROOT, command, environment, write_tiny_corpus
+from tests.integration.tiny_run import ROOT, command, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 
@@ -124,17 +123,12 @@ def test_a_checkpoint_that_is_not_there_is_refused(trained):
         analysis(trained, checkpoint="step_000099")
 
 
-def compare(*arguments):
-    script = [sys.executable, str(ROOT / "examples" / "compare.py"), *map(str, arguments)]
-    return subprocess.run(script, capture_output=True, text=True, check=False, env=environment())
-
-
 def test_pages_are_made_from_the_files_alone(copy, tmp_path):
     runs = [copy(name) for name in ("first", "second")]
-    for run in runs:
-        analysis(run)
-        shutil.rmtree(run / "checkpoints")
-    finished = compare(*runs, "--output", tmp_path / "page.html")
+    for analysed in runs:
+        analysis(analysed)
+        shutil.rmtree(analysed / "checkpoints")
+    finished = run("compare.py", *runs, "--output", tmp_path / "page.html")
     assert finished.returncode == 0, finished.stderr[-3000:]
     page = Path(tmp_path / "page.html").read_text()
     assert "first: checkpoint step_000002, test" in page and "second: checkpoint step_000002, test" in page
@@ -144,6 +138,6 @@ def test_analyses_of_other_questions_are_not_compared(copy, corpus, tmp_path):
     runs = [copy(name) for name in ("first", "second")]
     analysis(runs[0])
     analysis(runs[1], cuts=corpus / "cuts_validation.jsonl.gz")
-    finished = compare(*runs, "--output", tmp_path / "page.html")
+    finished = run("compare.py", *runs, "--output", tmp_path / "page.html")
     assert finished.returncode != 0 and "0 of them are shared" in finished.stderr
     assert "Traceback" not in finished.stderr and not (tmp_path / "page.html").exists()

@@ -1,8 +1,6 @@
 """An audio LLM from parts: the parts compute what they did, the policy trains, and the decoder goes out again."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from forked_commands import checked as run
 from nemo_mapo.config.model import ProjectorConfig, WhisperPerceptionConfig
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
@@ -25,7 +24,7 @@ from nemo_mapo.models.whisper import WhisperPerception
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.assemble import assemble
 from nemo_mapo.types import AudioBatch
-from tests.integration.tiny_run import ROOT, environment, metrics, write_tiny_corpus
+from tests.integration.tiny_run import metrics, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 
@@ -142,18 +141,6 @@ def test_parts_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"encoder.dropout=0.1: set it to 0"):
         build_perception(values, 32, RATE)
     assert not (tmp_path / "x").exists()
-
-
-def run(script: str, *arguments: object) -> str:
-    finished = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
 
 
 def test_the_policy_trains_and_its_decoder_goes_out(made: Made, tmp_path: Path) -> None:

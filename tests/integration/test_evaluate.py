@@ -1,13 +1,12 @@
 """A tiny checkpoint through the whole evaluation: generation in batches, a restart, scores, the two commands."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 
+from forked_commands import run as run_command
 from nemo_mapo.config.compose import compose
 from nemo_mapo.config.evaluation import EvaluationConfig
 from nemo_mapo.config.load import load
@@ -17,7 +16,7 @@ from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import write_checkpoint
-from tests.integration.tiny_run import ROOT, environment
+from tests.integration.tiny_run import ROOT
 
 pytestmark = pytest.mark.integration
 
@@ -181,13 +180,6 @@ def counts(results):
     """What does not depend on how intervals were drawn."""
     rows = [results["overall"], *(row for table in results["tables"] for row in table["rows"])]
     return [[row[name] for name in ("group", "items", "score", "missing", "unparsable")] for row in rows]
-
-
-def run_command(script, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment(),
-    )  # fmt: skip
 
 
 def test_the_commands_evaluate_and_score_to_the_same_table(place, uninterrupted):

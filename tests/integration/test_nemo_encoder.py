@@ -1,8 +1,5 @@
 """The encoder of an ASR model that NeMo has saved: in, trained with, and out again for NeMo to load."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from integration.parts_tiny import load_policy, save_chat_model
@@ -10,13 +7,14 @@ from nemo.collections.asr.models import ASRModel, EncDecCTCModel
 from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
 from omegaconf import OmegaConf
 
+from forked_commands import run
 from nemo_mapo.config.model import NemoPerceptionConfig
 from nemo_mapo.models.encoders import load_weights, read_any_encoder
 from nemo_mapo.models.nemo_encoder import load_encoder, module_config, save_encoder
 from nemo_mapo.models.perception import build_perception
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.assemble import assemble
-from tests.integration.tiny_run import ROOT, command, environment, metrics, write_tiny_corpus
+from tests.integration.tiny_run import command, metrics, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 
@@ -195,11 +193,6 @@ def test_nemo_loads_what_is_saved_and_computes_the_same(asr, perception, tmp_pat
     assert torch.equal(frames, perception.module(input_signal=clips(), input_signal_length=lengths)[0])
     with pytest.raises(ValueError, match="is there already"):
         save_encoder(perception, asr, tmp_path / "out")
-
-
-def run(script, *arguments):
-    command_line = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
-    return subprocess.run(command_line, capture_output=True, text=True, check=False, env=environment())
 
 
 def test_a_run_starts_from_the_encoder_and_gives_it_back_changed(asr, tmp_path):

@@ -1,14 +1,12 @@
 """The way of docs/qwen3_omni.md through its commands: import, train two steps, export, load with transformers."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from integration.qwen_omni_tiny import FAMILIES, qwen_tokenizer, save_tiny
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen3OmniMoeForConditionalGeneration
 
-from tests.integration.tiny_run import ROOT, environment, metrics, write_tiny_corpus
+from forked_commands import checked as run
+from tests.integration.tiny_run import metrics, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 
@@ -18,18 +16,6 @@ CLASSES = {
 }
 # The synthetic words; a multiple of nothing.
 ROWS = 701
-
-
-def run(script, *arguments):
-    finished = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
 
 
 @pytest.fixture(scope="module")

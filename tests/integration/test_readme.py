@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.integration.tiny_run import ROOT, command, environment, write_tiny_corpus
+from forked_commands import environment
+from tests.integration.tiny_run import ROOT, command, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

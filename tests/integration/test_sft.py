@@ -2,16 +2,15 @@
 
 import gzip
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from megatron.core import dist_checkpointing
 
+from forked_commands import run
 from nemo_mapo.data.splits import SPLITS, manifest_path
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
-from tests.integration.tiny_run import ROOT, TINY_MODEL, environment, metrics, train, write_tiny_corpus
+from tests.integration.tiny_run import TINY_MODEL, metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 RESUME = "exp_manager.resume_if_exists=true"
@@ -24,15 +23,14 @@ def corpus(tmp_path_factory):
 
 
 def sft(corpus, run_dir, *overrides):
-    command = [
-        *(sys.executable, str(ROOT / "examples" / "sft.py")),
+    return run(
+        "sft.py",
         *(f"data.prepared_dir={corpus}", f"exp_manager.explicit_log_dir={run_dir}"),
         # Two epochs of two steps.
         *(*MODEL, "data.train_ds.batch_size=8", "model.global_batch_size=8", "model.optim.sched.name=constant"),
         *("trainer.sft.val_check_interval=2", "trainer.sft.save_interval=2", "trainer.sft.max_steps=4"),
         *("rollout.sampling.max_new_tokens=112", *overrides),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    )
 
 
 def weights(path):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
+from forked_commands import environment, run, start
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
-from tests.integration.tiny_run import STEPS, command, environment, metrics, train, write_tiny_corpus
+from tests.integration.tiny_run import STEPS, command, metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
 RESUME = "exp_manager.resume_if_exists=true"
@@ -67,17 +68,25 @@ def timeless(records):
     ]
 
 
-def start_and_wait(arguments, is_time, *, stderr=subprocess.DEVNULL):
-    """Start the run, in a process group of its own, and return its process once `is_time` says so."""
-    process = subprocess.Popen(
-        arguments, env=environment(), stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-    )
+def wait_until(is_time, is_running):
+    """Return once `is_time` says so."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_time():
-        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert is_running(), "the run ended before it could be interrupted"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    return process
+
+
+def kill_when(arguments, folder, is_time):
+    """Start the run and end it, without a word to it, once `is_time` says so of what it has printed.
+
+    Nothing outlives it that could still write to its output.
+    """
+    started = start("train_mapo.py", arguments[2:], folder)
+    wait_until(lambda: is_time(started.shown()), started.process.is_alive)
+    started.process.kill()
+    assert started.wait().returncode == -signal.SIGKILL
+    wait_until(lambda: not started.writers(), lambda: True)
 
 
 def test_a_run_leaves_everything_a_user_looks_for(uninterrupted):
@@ -117,10 +126,7 @@ def recorded_lines(run_dir):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, uninterrupted, tmp_path, moment):
     run_dir = tmp_path / "killed"
-    process = start_and_wait(command(corpus, run_dir), lambda: MOMENTS[moment](run_dir))
-    process.kill()
-    # The pipe ends when nobody is left who could write to it: nothing outlives the run.
-    process.communicate(timeout=PATIENCE_SECONDS)
+    kill_when(command(corpus, run_dir), tmp_path, lambda shown: MOMENTS[moment](run_dir))
     resumed = train(corpus, run_dir, RESUME)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same_end(run_dir, uninterrupted)
@@ -130,7 +136,10 @@ def test_ctrl_c_saves_says_so_in_one_line_and_exits_cleanly(corpus, uninterrupte
     run_dir = tmp_path / "stopped"
     shown = tmp_path / "shown"
     with shown.open("w") as stderr:
-        process = start_and_wait(command(corpus, run_dir), lambda: recorded_lines(run_dir) >= 2, stderr=stderr)
+        process = subprocess.Popen(
+            command(corpus, run_dir), env=environment(), stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+        )
+    wait_until(lambda: recorded_lines(run_dir) >= 2, lambda: process.poll() is None)
     # As a terminal does it: to the run and all its processes.
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE_SECONDS)
@@ -154,18 +163,10 @@ def warm_started(corpus, run_dir, *overrides):
 
 def test_a_run_killed_in_its_warm_start_ends_as_one_that_was_not(corpus, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    shown = tmp_path / "progress"
-    with shown.open("w") as stderr:
-        process = start_and_wait(
-            warm_started(corpus, killed), lambda: re.search(r"warm start.* [1-9]/12 ", shown.read_text()), stderr=stderr
-        )
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(warm_started(corpus, killed), tmp_path, lambda shown: re.search(r"warm start.* [1-9]/12 ", shown))
     assert recorded_lines(killed) == 0
     for run_dir in (killed, whole):
-        finished = subprocess.run(
-            warm_started(corpus, run_dir, RESUME), env=environment(), capture_output=True, text=True, check=False
-        )
+        finished = run("train_mapo.py", *warm_started(corpus, run_dir, RESUME)[2:])
         assert finished.returncode == 0, finished.stderr[-3000:]
     assert timeless(metrics(killed)) == timeless(metrics(whole))
 
@@ -173,9 +174,7 @@ def test_a_run_killed_in_its_warm_start_ends_as_one_that_was_not(corpus, tmp_pat
 def test_a_run_that_makes_its_warm_start_ends_as_one_that_finds_it(corpus, tmp_path):
     for run_dir in (tmp_path / "makes", tmp_path / "finds"):
         shared = f"warm_start.cache_dir={tmp_path / 'cache'}"
-        finished = subprocess.run(
-            warm_started(corpus, run_dir, shared), env=environment(), capture_output=True, text=True, check=False
-        )
+        finished = run("train_mapo.py", *warm_started(corpus, run_dir, shared)[2:])
         assert finished.returncode == 0, finished.stderr[-3000:]
         assert ("warm start:" in finished.stderr) == (run_dir.name == "makes")
     assert timeless(metrics(tmp_path / "makes")) == timeless(metrics(tmp_path / "finds"))

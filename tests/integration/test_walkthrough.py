@@ -3,13 +3,12 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.tiny_run import ROOT, TINY_MODEL, environment
+from forked_commands import run
+from tests.integration.tiny_run import ROOT, TINY_MODEL
 
 pytestmark = pytest.mark.integration
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -39,14 +38,7 @@ def place(tmp_path_factory):
     for command in COMMANDS:
         _, script, *arguments = shlex.split(command.replace("step_000080", f"step_{STEPS:06d}"))
         smaller = [*arguments, *SMALLER.get(Path(script).name, [])]
-        finished = subprocess.run(
-            [sys.executable, str(ROOT / script), *smaller],
-            cwd=place,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        finished = run(Path(script).name, *smaller, cwd=place)
         assert finished.returncode == 0, f"{command}\n{finished.stderr[-3000:]}"
     return place
 

@@ -1,15 +1,16 @@
 """A training run small enough for a test, through the command that users type."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked_commands
+from forked_commands import ROOT, environment
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["ROOT", "environment"]
 STEPS = 6
 TINY_MODEL = (
     "trainer.num_threads=1",
@@ -67,21 +68,20 @@ def command(corpus: Path, run_dir: Path, *overrides: str) -> list[str]:
 
 def train(corpus: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run to the end and return what was printed."""
-    return subprocess.run(
-        command(corpus, run_dir, *overrides), capture_output=True, text=True, check=False, env=environment()
-    )
+    return forked_commands.run("train_mapo.py", *command(corpus, run_dir, *overrides)[2:])
 
 
 def train_on_ranks(ranks: int, corpus: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """The same command on several processes of this machine, as torchrun starts them."""
+    """The same command on several processes of this machine, which find themselves as under torchrun."""
+    arguments = [*command(corpus, run_dir, *overrides)[2:], f"trainer.devices={ranks}"]
+    return forked_commands.run_on_ranks(ranks, "train_mapo.py", *arguments)
+
+
+def train_with_torchrun(ranks: int, corpus: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """The same under torchrun itself."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     arguments = [*command(corpus, run_dir, *overrides)[1:], f"trainer.devices={ranks}"]
     return subprocess.run([*launcher, *arguments], capture_output=True, text=True, check=False, env=environment())
-
-
-def environment() -> dict[str, str]:
-    """One thread, no network."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:

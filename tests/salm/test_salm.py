@@ -18,6 +18,8 @@ from integration.qwen_omni_tiny import prompt_batch, tensors_of
 from safetensors.torch import load_file
 from torch import Tensor
 
+from forked_commands import checked as run
+from forked_commands import environment
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SALM_AUDIO, load_tokenizer
@@ -25,7 +27,7 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.salm import export_salm, import_salm
 from nemo_mapo.types import Example, Wording
-from tests.integration.tiny_run import ROOT, environment, metrics, write_tiny_corpus
+from tests.integration.tiny_run import metrics, write_tiny_corpus
 
 NEMO = os.environ.get("NEMO_SALM")
 pytestmark = [
@@ -129,9 +131,8 @@ def test_an_imported_salm_answers_as_nemos_class_and_goes_back(make, kind, tmp_p
 def test_a_salm_is_trained_and_nemos_class_answers_as_the_trained_policy(make, tmp_path) -> None:
     made, run_dir = make("plain"), tmp_path / "run"
     corpus = write_tiny_corpus(tmp_path / "synthetic")
-    command = [
-        sys.executable,
-        str(ROOT / "examples" / "train_mapo.py"),
+    run(
+        "train_mapo.py",
         *("--config-dir", str(made.policy / "conf"), "model=imported", "~warm_start"),
         f"data.tokenizer={made.policy}/tokenizer",
         f"pretrained_checkpoint.restore_from_path={made.policy}/checkpoint",
@@ -141,9 +142,7 @@ def test_a_salm_is_trained_and_nemos_class_answers_as_the_trained_policy(make, t
         *("trainer.mapo.save_interval=2", "trainer.mapo.num_rollouts_per_prompt=2", "data.train_ds.batch_size=4"),
         *("model.global_batch_size=4", "model.micro_batch_size=4", "rollout.sampling.max_new_tokens=8"),
         *("model.optim.lr=1e-2", "data.test_ds=null"),
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    )
     assert all(record["rollout/log_prob_gap"] < 1e-3 for record in metrics(run_dir)[1:])
     checkpoint = run_dir / "checkpoints" / "step_000002"
     answers = our_answers(made.policy, checkpoint)

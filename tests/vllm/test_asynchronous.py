@@ -96,7 +96,7 @@ def test_the_second_batch_is_what_the_start_weights_sample(
 
 
 def test_a_run_whose_server_dies_trains_every_prompt_once(
-    corpus: Path, ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, overrides: list[str], ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
     failing = trainer_of(corpus, run_dir, *launching(), *AHEAD)
@@ -115,7 +115,7 @@ def test_a_run_whose_server_dies_trains_every_prompt_once(
     saved = failing.checkpoints.latest()
     assert saved is not None and saved.state["step"] == failing.step == 3
 
-    resumed = trainer_of(corpus, run_dir, *launching(), *AHEAD)
+    resumed = trainer_of(corpus, run_dir, *overrides, *AHEAD)
     resumed.resume(saved)
     assert fit(resumed)
     assert prompts_of_steps(run_dir) == prompts_of_steps(ahead)

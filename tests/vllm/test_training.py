@@ -17,7 +17,7 @@ from tests.vllm.serving import asking, launching
 
 pytestmark = pytest.mark.vllm
 
-STEPS = 10
+STEPS = 4
 LEAST_CORRELATION = 0.999
 MOST_MISMATCH_NATS = 1e-4
 PAPER = (

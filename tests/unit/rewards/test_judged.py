@@ -164,7 +164,7 @@ def test_the_default_patience_is_more_than_a_minute():
 
 
 def test_requests_run_beside_each_other(serve):
-    together = threading.Barrier(4, timeout=5)
+    together = threading.Barrier(4, timeout=60)
 
     def reply(path, body):
         together.wait()

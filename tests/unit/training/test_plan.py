@@ -1,16 +1,17 @@
 """The planner's arithmetic on numbers worked out by hand, its refusals, and the command."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from forked_commands import run
 from nemo_mapo.config.adapters import FreezeConfig
+from nemo_mapo.config.load import load
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig, NemoPerceptionConfig
-from nemo_mapo.config.plan import PlanConfig, load_plan_config
+from nemo_mapo.config.plan import PlanConfig
 from nemo_mapo.training.plan import Plan, StagePlan, StaticMemory, buffer_elements, too_large
 from nemo_mapo.training.plan_activations import (
     MicroBatch,
@@ -142,15 +143,14 @@ def test_what_does_not_fit_is_refused_with_the_largest_part_and_what_makes_it_sm
 )
 def test_a_wrong_key_or_value_of_the_planner_is_named(override: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        load_plan_config([override])
+        load(OmegaConf.from_dotlist([override]).plan, PlanConfig, under="plan")
 
 
 def test_the_command_plans_and_refuses() -> None:
-    command = [sys.executable, "examples/plan.py", "plan.vocab_size=300"]
-    small = subprocess.run([*command, "plan.gpu_memory_gb=7"], cwd=ROOT, capture_output=True, text=True)
+    small = run("plan.py", "plan.vocab_size=300", "plan.gpu_memory_gb=7")
     assert small.returncode == 3, small.stderr
     assert "does not fit: pipeline stage 0 needs" in small.stdout
-    wrong = subprocess.run([*command, "trainer.devices=0"], cwd=ROOT, capture_output=True, text=True)
+    wrong = run("plan.py", "plan.vocab_size=300", "trainer.devices=0")
     assert wrong.returncode == 2
     assert "trainer.devices=0" in wrong.stderr
     assert "Traceback" not in wrong.stderr
