@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peers_protocol import answer, peak_mib, ready, reset_peak
 from rollout import build_pair, model_config_of
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.model import OptimizerConfig
@@ -23,13 +24,14 @@ from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Problem, Prompt
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
+from nemo_mapo.types import Example
 
 SAMPLE_RATE = 16000
 QUESTION = 20
@@ -98,17 +100,19 @@ class Step:
         )
         self.optimizer = build_optimizer(wrapped, OptimizerConfig(lr=settings["learning_rate"]))
         self.learning_rate = settings["learning_rate"]
-        self.prompts = prompts_of(settings, policy, tokenizer, special)
+        self.problems = problems_of(settings, policy, tokenizer, special)
 
     def __call__(self) -> None:
         """Generate, score, and take one optimiser step."""
-        rows = len(self.prompts.lengths) * self.group
+        rows = len(self.problems) * self.group
         seeds = torch.arange(rows) + rows * self.count
         self.count += 1
         self.actor.prepare_for_inference()
         with torch.no_grad():
-            rollouts = self.actor.infer(self.prompts, self.sampling, group_size=self.group, seeds=seeds)
-        scored = self.scorer(rollouts, self.actor, untimed)
+            prompts = [problem.prompt for problem in self.problems]
+            drawn = self.actor.infer(prompts, self.sampling, group_size=self.group, seeds=seeds)
+        groups = [problem.answered(completions) for problem, completions in zip(self.problems, drawn, strict=True)]
+        scored = self.scorer(groups, self.actor, untimed)
         self.actor.finish_inference()
         # Rewards of a random policy are all equal: their gradient would be 0, which costs no less, but looks so.
         scored.batch.advantages.copy_(torch.randn(rows))
@@ -122,30 +126,26 @@ def untimed(name: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def prompts_of(
+def problems_of(
     settings: dict[str, Any], policy: AudioLLM, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens
-) -> PromptBatch:
+) -> list[Problem]:
     """TRL's prompts; with `audio` most of each is a clip of noise."""
     tokens = torch.tensor([tokenizer(prompt)["input_ids"] for prompt in settings["prompts"]])
     count, length = tokens.shape
-    audio = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
-    audio_row = torch.full((count,), -1)
+    clips: list[tuple[Tensor, ...]] = [()] * count
     if settings["audio"]:
         samples = SAMPLE_RATE // 100
         while policy.num_audio_tokens(samples) < length - QUESTION:
             samples += SAMPLE_RATE // 100
         tokens[:, 1 : 1 + length - QUESTION] = special.audio_id
-        audio = AudioBatch(waveforms=torch.randn(count, samples) * 0.1, lengths=torch.full((count,), samples))
-        audio_row = torch.arange(count)
-    return PromptBatch(
-        tokens=tokens,
-        lengths=torch.full((count,), length),
-        audio=audio,
-        audio_row=audio_row,
-        examples=tuple(
-            Example(id=str(row), question="?", choices=("a", "b"), answer="a", task="") for row in range(count)
-        ),
-    )
+        clips = [(clip,) for clip in torch.randn(count, samples) * 0.1]
+    return [
+        Problem(
+            prompt=Prompt(id=str(row), token_ids=ids, clips=heard),
+            example=Example(id=str(row), question="?", choices=("a", "b"), answer="a", task=""),
+        )
+        for row, (ids, heard) in enumerate(zip(tokens, clips, strict=True))
+    ]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.rollout import VllmConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.data.sequences import left_padded
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
@@ -31,8 +32,8 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
+from nemo_mapo.rows import Prompt
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
 
 WANTED = 2.0
 SAMPLE_RATE = 16000
@@ -124,19 +125,12 @@ def build_pair(
     return ours, theirs
 
 
-def draw_prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> PromptBatch:
+def draw_prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[Prompt]:
     """Text-only prompts of random words and unequal lengths."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(SHORTEST_PROMPT, LONGEST_PROMPT, (count,), generator=generator)
     words = torch.randint(len(tokenizer) // 2, len(tokenizer) - 2, (count, int(lengths.max())), generator=generator)
-    padding = torch.arange(words.shape[1]) >= lengths[:, None]
-    return PromptBatch(
-        tokens=words.masked_fill(padding, SpecialTokens.from_tokenizer(tokenizer).pad_id),
-        lengths=lengths,
-        audio=AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64)),
-        audio_row=torch.full((count,), -1),
-        examples=tuple(Example(id=str(row), question="", choices=(), answer="", task="") for row in range(count)),
-    )
+    return [Prompt(id=str(row), token_ids=words[row, :length]) for row, length in enumerate(lengths.tolist())]
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -178,18 +172,18 @@ def print_update(backend: VllmRollout, model: AudioLLM) -> None:
     print(f"weight update      {statistics.median(seconds[1:]):8.2f} s for {megabytes:.0f} MiB")
 
 
-def rate(backend: RolloutBackend, prompts: PromptBatch, seeds: Tensor, arguments: argparse.Namespace) -> float:
+def rate(backend: RolloutBackend, prompts: list[Prompt], seeds: Tensor, arguments: argparse.Namespace) -> float:
     """Tokens per second of one call for all prompts."""
     started = time.perf_counter()
-    rollouts = backend.generate(prompts, sampling_of(arguments), group_size=arguments.group, seeds=seeds)
-    return float(rollouts.completion_lengths.sum()) / (time.perf_counter() - started)
+    groups = backend.generate(prompts, sampling_of(arguments), group_size=arguments.group, seeds=seeds)
+    return sum(len(one) for group in groups for one in group) / (time.perf_counter() - started)
 
 
 @torch.no_grad()
 def transformers_rate(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptBatch,
+    prompts: list[Prompt],
     stops: list[int],
     arguments: argparse.Namespace,
     seed: int,
@@ -197,15 +191,12 @@ def transformers_rate(
     """Tokens per second of calls for as many completions as there are slots; prompts sorted by length, padded left."""
     sampling, special = sampling_of(arguments), SpecialTokens.from_tokenizer(tokenizer)
     forbidden = sorted(set(tokenizer.all_special_ids) - set(stops))
-    order = torch.argsort(prompts.lengths)
+    slots = [prompt for prompt in sorted(prompts, key=len) for _ in range(arguments.group)]
     torch.manual_seed(seed)
     tokens = 0
     started = time.perf_counter()
-    for chosen in order.repeat_interleave(arguments.group).split(arguments.slots):
-        width = int(prompts.lengths[chosen].max())
-        source = torch.arange(width) - (width - prompts.lengths[chosen])[:, None]
-        mask = (source >= 0).long()
-        ids = prompts.tokens[chosen].gather(1, source.clamp(min=0)).masked_fill(mask == 0, special.pad_id)
+    for first in range(0, len(slots), arguments.slots):
+        ids, mask = left_padded(slots[first : first + arguments.slots], pad_id=special.pad_id)
         generated = model.generate(
             input_ids=ids,
             attention_mask=mask,

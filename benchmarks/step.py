@@ -23,13 +23,14 @@ from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Problem, Prompt
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import AudioBatch, PromptBatch, Wording
+from nemo_mapo.types import Wording
 
 SAMPLE_RATE = 16000
 CLIP_SAMPLES = 2 * SAMPLE_RATE
@@ -78,11 +79,13 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
 
     policy, frozen = build(), build()
     backend = MegatronRollout(policy, tokenizer, batch_size=64)
-    prompts = prompt_batch(arguments.prompts, policy.num_audio_tokens(CLIP_SAMPLES), tokenizer, special.pad_id)
+    problems = draw_problems(arguments.prompts, policy.num_audio_tokens(CLIP_SAMPLES), tokenizer)
     sampling = SamplingConfig(min_new_tokens=arguments.tokens, max_new_tokens=arguments.tokens)
     started = time.perf_counter()
     seeds = torch.arange(arguments.prompts * arguments.group_size)
-    rollouts = backend.generate(prompts, sampling, group_size=arguments.group_size, seeds=seeds)
+    prompts = [problem.prompt for problem in problems]
+    drawn = backend.generate(prompts, sampling, group_size=arguments.group_size, seeds=seeds)
+    groups = [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
     rollout_seconds = time.perf_counter() - started
     tagger = build_tagger(download=False)
     batching = MicroBatching(rows=config.micro_batch_size)
@@ -93,7 +96,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
         actor = MapoActor(wrapped, backend, reference, objective, batching)
         scorer = RolloutScorer(tokenizer, special, tagger, RewardsConfig(), objective, RolloutConfig())
         timer = PhaseTimer()
-        scored = scorer(rollouts, actor, timer)
+        scored = scorer(groups, actor, timer)
         with timer("train"):
             actor.get_loss_and_metrics(scored.batch, forward_only=False)
         wrapped.zero_grad_buffer()
@@ -104,17 +107,20 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
     }, rollout_seconds
 
 
-def prompt_batch(count, audio_tokens, tokenizer, pad_id) -> PromptBatch:
-    """Prompts of the embedded corpus over noise."""
-    clips = plan_split(SyntheticCorpusConfig(train=count, validation=0, test=0), "train")
-    rows = [torch.tensor(encode_prompt(clip.example, audio_tokens, tokenizer, Wording())) for clip in clips]
-    return PromptBatch(
-        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
-        lengths=torch.tensor([len(row) for row in rows]),
-        audio=AudioBatch(waveforms=torch.randn(count, CLIP_SAMPLES) * 0.1, lengths=torch.full((count,), CLIP_SAMPLES)),
-        audio_row=torch.arange(count),
-        examples=tuple(clip.example for clip in clips),
-    )
+def draw_problems(count, audio_tokens, tokenizer) -> list[Problem]:
+    """Questions of the embedded corpus over noise."""
+    noise = torch.randn(count, CLIP_SAMPLES) * 0.1
+    drawn = plan_split(SyntheticCorpusConfig(train=count, validation=0, test=0), "train")
+    return [
+        problem_about(clip.example, waveform, audio_tokens, tokenizer)
+        for clip, waveform in zip(drawn, noise, strict=True)
+    ]
+
+
+def problem_about(example, waveform, audio_tokens, tokenizer) -> Problem:
+    """A question about a clip."""
+    token_ids = torch.tensor(encode_prompt(example, audio_tokens, tokenizer, Wording()))
+    return Problem(prompt=Prompt(id=example.id, token_ids=token_ids, clips=(waveform,)), example=example)
 
 
 def report(pairs: list[dict[str, dict[str, float]]], rollout_seconds: float) -> None:

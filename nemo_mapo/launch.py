@@ -14,17 +14,16 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from nemo.utils.exp_manager import exp_manager
-from torch.utils.data import DataLoader
 
 from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.start import check_start
-from nemo_mapo.data.dataset import PromptDataset, build_dataloader, longest_prompt
+from nemo_mapo.data.dataset import PromptDataset, PromptLoader, build_dataloader, longest_prompt
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.warm_start import start_embedded
-from nemo_mapo.evaluation.evaluate import Evaluator, test_records, test_summary
+from nemo_mapo.evaluation.evaluate import Evaluator, test_records, test_summary, waveforms
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
@@ -36,6 +35,7 @@ from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
+from nemo_mapo.rows import Prompt
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.early_signs import warn_below_chance
@@ -53,7 +53,6 @@ from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.start_check import check_prefill, check_start_fits
 from nemo_mapo.training.trainer import MapoTrainer
-from nemo_mapo.types import PromptBatch
 
 logger = logging.getLogger(__name__)
 
@@ -237,12 +236,12 @@ class Assembly:
             warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
         return evaluation.metrics()
 
-    def _keep_clip(self, step: int, prompts: PromptBatch) -> None:
+    def _keep_clip(self, step: int, prompt: Prompt) -> None:
         """Keep the clips of the sampled question, at the first step and at those that end in a validation."""
         every = self.config.trainer.mapo.val_check_interval
         if step == 1 or (every > 0 and step % every == 0):
             rate = self.config.data.train_ds.sample_rate
-            write_clips(self.directory.path, prompts.examples[0].id, prompts.waveforms(0), rate)
+            write_clips(self.directory.path, prompt.id, waveforms(prompt), rate)
 
     def finish(self) -> None:
         """After the last step, before the test."""
@@ -289,7 +288,7 @@ class Assembly:
 
     def _dataloader(
         self, split: DatasetConfig, *, drop_last: bool = False, rows: list[int] | None = None
-    ) -> "DataLoader[PromptBatch]":
+    ) -> PromptLoader:
         dataset = PromptDataset(
             self.tokenizer,
             self.policy.num_audio_tokens,

@@ -9,6 +9,7 @@ from nemo_mapo.evaluation.evaluate import test_summary
 from nemo_mapo.launch import Assembly, experiment_loggers, run, splits_of
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.platform import on_cpu_host
+from nemo_mapo.rows import Problem
 from nemo_mapo.training.checkpoint import CheckpointStore, write_checkpoint
 from nemo_mapo.training.early_signs import warn_below_chance
 from nemo_mapo.training.loop import TrainingLoop
@@ -19,7 +20,7 @@ from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.sft import SftTrainer, check_targets
 from nemo_mapo.training.supervised import mean_negative_log_likelihood
 from nemo_mapo.training.targets import TargetRows
-from nemo_mapo.types import PromptBatch, TokenBatch
+from nemo_mapo.types import TokenBatch
 
 MERGED = "merged"
 """Directory of a run with adapters: its last policy as a checkpoint without them, for a run to start from."""
@@ -67,10 +68,10 @@ class SupervisedAssembly(Assembly):
             merged = merged_policy(self.policy, self.config, self.tokenizer)
             write_checkpoint(self.directory.path / MERGED, merged)
 
-    def _loss(self, batches: Sequence[PromptBatch]) -> float:
+    def _loss(self, batches: Sequence[list[Problem]]) -> float:
         was_training = self.policy.training
         self.policy.eval()
-        rows: list[TokenBatch] = [self._targets(prompts) for prompts in batches]
+        rows: list[TokenBatch] = [self._targets(problems) for problems in batches]
         loss = mean_negative_log_likelihood(self.policy, rows, self.batching)
         self.policy.train(was_training)
         return loss
@@ -109,6 +110,6 @@ class SupervisedAssembly(Assembly):
         )
 
 
-def _all_have_choices(batches: Sequence[PromptBatch]) -> bool:
+def _all_have_choices(batches: Sequence[list[Problem]]) -> bool:
     """Equal on all ranks, which have different batches."""
-    return not any_rank(any(not example.choices for prompts in batches for example in prompts.examples))
+    return not any_rank(any(not problem.example.choices for problems in batches for problem in problems))

@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,50 +69,6 @@ class AudioBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptBatch:
-    """Tokenised prompts with their audio; one row a prompt."""
-
-    tokens: Int[Tensor, "batch time"]
-    """Prompt ids, right-padded with the pad id; audio stands as a run of placeholder ids."""
-    lengths: Int[Tensor, " batch"]
-    audio: AudioBatch
-    audio_row: Int[Tensor, "batch *clips"]
-    """Row of `audio` that fills a prompt's placeholders, or its rows in order, filled up with -1; -1 is no clip."""
-    examples: tuple[Example, ...]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def clips(self, row: int) -> list[int]:
-        """Rows of `audio` that a prompt has, in order."""
-        return [clip for clip in self.audio_row[row].reshape(-1).tolist() if clip >= 0]
-
-    def waveforms(self, row: int) -> list[NDArray[np.float32]]:
-        """The clips of a prompt without their padding, in order."""
-        return [self.audio.waveforms[clip, : int(self.audio.lengths[clip])].cpu().numpy() for clip in self.clips(row)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    """Sampled completions. The `group_size` rows of one prompt are adjacent: row = prompt * group_size + g."""
-
-    prompts: PromptBatch
-    group_size: int
-    completions: Int[Tensor, "batch time"]
-    """Sampled ids, right-padded with the pad id; the stop token is part of the completion."""
-    completion_lengths: Int[Tensor, " batch"]
-    finish_reasons: tuple[FinishReason, ...]
-    texts: tuple[str, ...]
-    """Completions decoded without special end-of-turn tokens; reasoning tags are kept, that of the prompt's end too."""
-    log_probs: Float[Tensor, "batch time"] | None
-    """log pi of each sampled token under the unmodified model (temperature 1), nats; 0 on padding. None if the engine
-    gives only those of the distribution sampled from."""
-    sampling_log_probs: Float[Tensor, "batch time"]
-    """log-probability under the distribution sampled from (temperature, top-k, top-p, ...), nats; 0 on padding."""
-    weight_version: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenBatch:
     """Prompt + completion rows as the model reads them, in training layout (right-padded, no gap)."""
 
@@ -133,7 +85,7 @@ class TokenBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
-    """Everything an optimiser step needs; rows as in `Rollouts`, times index completion tokens (t = 0 is y_1)."""
+    """Everything an optimiser step needs; a row per completion; times index its tokens (t = 0 is y_1)."""
 
     sequences: TokenBatch
     response_mask: Bool[Tensor, "batch time"]

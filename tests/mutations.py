@@ -159,15 +159,15 @@ FAULTS = (
     Fault(
         name="templates: a completion is read without the tag that its prompt opens",
         file="nemo_mapo/data/prompts.py",
-        right="completion_text(tokenizer, [*start, *ids])",
-        wrong="completion_text(tokenizer, ids)",
+        right="[*prefill(prompt.token_ids.tolist(), tokenizer), *token_ids]",
+        wrong="[*token_ids]",
         tests=("tests/unit/data/test_reasoning_templates.py",),
     ),
     Fault(
         name="templates: the gate is shifted by what the prompt has begun",
         file="nemo_mapo/training/scoring.py",
-        right="whole[row, len(start) : len(start) + length]",
-        wrong="whole[row, :length]",
+        right="row[len(start) : len(row_ids)]",
+        wrong="row[: len(row_ids) - len(start)]",
         tests=("tests/unit/data/test_reasoning_templates.py",),
     ),
     Fault(
@@ -187,9 +187,16 @@ FAULTS = (
     Fault(
         name="prompts: the exchanged control is asked without the instruction",
         file="nemo_mapo/evaluation/grounding/controls.py",
-        right="tokenizer, wording))",
-        wrong="tokenizer, Wording()))",
+        right="audio_tokens(len(clip)), tokenizer, wording)",
+        wrong="audio_tokens(len(clip)), tokenizer, Wording())",
         tests=("tests/unit/evaluation/grounding/test_controls.py",),
+    ),
+    Fault(
+        name="rows: every prompt of a batch hears the first clip",
+        file="nemo_mapo/data/sequences.py",
+        right="number = {name: row for row, name in enumerate(clips)}",
+        wrong="number = {name: 0 for row, name in enumerate(clips)}",
+        tests=("tests/unit/training/test_sequences.py",),
     ),
     Fault(
         name="1 policy gradient: the all-reduce over vocabulary shards counted again in the backward pass",

@@ -1,4 +1,4 @@
-"""Cuts to `PromptBatch`, and the dataloader that NeMo's Lhotse dataloading makes of a `DatasetConfig`."""
+"""Cuts to problems, and the dataloader that NeMo's Lhotse dataloading makes of a `DatasetConfig`."""
 
 import logging
 import random
@@ -23,7 +23,6 @@ from lhotse.cut import Cut
 from lhotse.dataset.sampling.base import CutSampler
 from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -33,14 +32,13 @@ from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS, UnreadableClip
 from nemo_mapo.data.manifests import clips_of, example_from_cut, example_id
 from nemo_mapo.data.nemo_types import nemo_items
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.data.sources import refuse_unsafe_recording
-from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
+from nemo_mapo.rows import Problem, Prompt
+from nemo_mapo.types import Example, Wording
 
 logger = logging.getLogger(__name__)
 
-PromptLoader = DataLoader[PromptBatch]
+PromptLoader = DataLoader[list[Problem]]
 AudioTokenCount = Callable[[int], int]
 """Samples of a clip to audio tokens of the model."""
 
@@ -57,8 +55,8 @@ _REPETITION = re.compile(r"(_repeat\d+)+$")
 _NEVER = re.compile(r"(?!)")
 
 
-class PromptDataset(Dataset[PromptBatch]):
-    """Lhotse-style dataset: indexed by a `CutSet`, it reads the audio and lays out the prompts of one batch."""
+class PromptDataset(Dataset[list[Problem]]):
+    """Lhotse-style dataset: indexed by a `CutSet`, it reads the audio and writes the prompts of one batch."""
 
     unreadable: set[str]
     """Ids of the clips that were replaced so far; the owner of the run's state may set it."""
@@ -85,10 +83,9 @@ class PromptDataset(Dataset[PromptBatch]):
         self.replace_unreadable = replace_unreadable
         self.open_ended = open_ended
         self.unreadable = set()
-        self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
 
-    def __getitem__(self, cuts: CutSet) -> PromptBatch:
-        """Read and lay out `cuts`, one row each, in their order.
+    def __getitem__(self, cuts: CutSet) -> list[Problem]:
+        """Read `cuts` and write their prompts, in their order.
 
         Raises:
             ValueError: with cut id and path when audio cannot be decoded, ends early or holds NaN or infinity, unless
@@ -96,23 +93,11 @@ class PromptDataset(Dataset[PromptBatch]):
         """
         batch = list(cuts)
         read = [self._read(batch, row) for row in (range(len(batch)) if self.rows is None else self.rows)]
-        examples = tuple(example_from_cut(cut, open_ended=self.open_ended) for cut, _ in read)
-        clips = [waveforms for _, waveforms in read]
-        waveforms = [waveform for of_row in clips for waveform in of_row]
-        prompts = [
-            torch.tensor(self.encode(example, [len(waveform) for waveform in of_row]))
-            for example, of_row in zip(examples, clips, strict=True)
-        ]
-        return PromptBatch(
-            tokens=pad_sequence(prompts, batch_first=True, padding_value=self.pad_id),
-            lengths=torch.tensor([len(prompt) for prompt in prompts]),
-            audio=AudioBatch(
-                waveforms=pad_sequence(waveforms, batch_first=True),
-                lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            ),
-            audio_row=audio_rows([len(of_row) for of_row in clips]),
-            examples=examples,
-        )
+        return [self._problem(example_from_cut(cut, open_ended=self.open_ended), clips) for cut, clips in read]
+
+    def _problem(self, example: Example, clips: list[Float[Tensor, "_"]]) -> Problem:
+        token_ids = torch.tensor(self.encode(example, [len(clip) for clip in clips]))
+        return Problem(prompt=Prompt(id=example.id, token_ids=token_ids, clips=tuple(clips)), example=example)
 
     def encode(self, example: Example, num_samples: Sequence[int]) -> list[int]:
         """Token ids of the prompt that asks `example` about clips of so many samples."""
@@ -122,7 +107,7 @@ class PromptDataset(Dataset[PromptBatch]):
             raise ValueError(f"cut {example.id}: {error}") from error
         return encode_prompt(example, counts, self.tokenizer, self.wording)
 
-    def _read(self, batch: list[Cut], row: int) -> tuple[Cut, list[Float[Tensor, " samples"]]]:
+    def _read(self, batch: list[Cut], row: int) -> tuple[Cut, list[Float[Tensor, "_"]]]:
         """The cut of a row and its audio; where that cannot be read, the next of the batch (cyclically) that can.
 
         Looks at the whole batch, not at this rank's rows: what stands in does not depend on the number of ranks.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from nemo_mapo.data.tokenizer import (
     completion_text,
     token_id,
 )
-from nemo_mapo.types import Example, PromptBatch, Wording
+from nemo_mapo.rows import Prompt
+from nemo_mapo.types import Example, Wording
 
 _PREFILL = re.compile(r"\s*<(think|thinking|reasoning)>\s*(?:</\1>\s*)?")
 _QUESTION_MARK = "\ue000"
@@ -138,18 +140,9 @@ def prefill(prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[i
     return next((tail for tail in tails if _PREFILL.fullmatch(tokenizer.decode(tail))), [])
 
 
-def prefills(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, group_size: int = 1) -> list[list[int]]:
-    """The `prefill` of each completion of a batch, `group_size` to a prompt."""
-    rows = zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True)
-    return [tail for row, length in rows for tail in [prefill(row[:length], tokenizer)] * group_size]
-
-
-def whole_texts(
-    prompts: PromptBatch, completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, group_size: int
-) -> tuple[str, ...]:
-    """Completions decoded without padding and end-of-turn tokens, each after what its prompt begins for it."""
-    begun = prefills(prompts, tokenizer, group_size)
-    return tuple(completion_text(tokenizer, [*start, *ids]) for start, ids in zip(begun, completions, strict=True))
+def whole_text(prompt: Prompt, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A completion decoded without its end-of-turn token, after what its prompt begins for it."""
+    return completion_text(tokenizer, [*prefill(prompt.token_ids.tolist(), tokenizer), *token_ids])
 
 
 def shown_prompt(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, bool], ...]:
@@ -161,6 +154,12 @@ def shown_prompt(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tupl
         for special, tokens in stretches
         for text in (map(tokenizer.decode, tokens) if special else [tokenizer.decode(list(tokens))])
     )
+
+
+def without_audio(prompt: Prompt, special: SpecialTokens) -> Prompt:
+    """The prompt without its audio span and markers: what a text-only model reads."""
+    ids = torch.tensor([special.audio_id, special.audio_start_id, special.audio_end_id])
+    return replace(prompt, token_ids=prompt.token_ids[~torch.isin(prompt.token_ids, ids)], clips=())
 
 
 def drop_audio_span(

@@ -8,41 +8,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from nemo_mapo.types import AudioBatch, RolloutBatch, Rollouts, TokenBatch
+from nemo_mapo.rows import Prompt, Row
+from nemo_mapo.types import AudioBatch, RolloutBatch, TokenBatch
 
+PADDING_SEGMENT, SEQUENCE_SEGMENT = 0, 1
 Rows = slice | list[int]
 """Some rows of a batch, in that order."""
 
 
-def token_batch(rollouts: Rollouts, *, pad_id: int) -> TokenBatch:
-    """Lay prompts and completions out as gapless, right-padded rows."""
-    prompts, group = rollouts.prompts, rollouts.group_size
-    prompt_lengths = prompts.lengths.repeat_interleave(group)
-    prompt_tokens = prompts.tokens.repeat_interleave(group, dim=0)
-    lengths = prompt_lengths + rollouts.completion_lengths
-    tokens = torch.full((len(lengths), int(lengths.max())), pad_id, dtype=torch.int64)
-    for row, (prompt, total) in enumerate(zip(prompt_lengths.tolist(), lengths.tolist(), strict=True)):
-        tokens[row, :prompt] = prompt_tokens[row, :prompt]
-        tokens[row, prompt:total] = rollouts.completions[row, : total - prompt]
+def token_batch(rows: Sequence[Row], *, pad_id: int) -> TokenBatch:
+    """Lay rows out gapless and right-padded: `token_batch(training_rows(groups), pad_id=0)`."""
+    audio, audio_row = audio_of([row.prompt for row in rows])
+    whole = [torch.cat([row.prompt.token_ids, row.token_ids]) for row in rows]
     return TokenBatch(
-        tokens=tokens,
-        prompt_lengths=prompt_lengths,
-        completion_lengths=rollouts.completion_lengths,
-        audio=prompts.audio,
-        audio_row=prompts.audio_row.repeat_interleave(group, dim=0),
+        tokens=pad_sequence(whole, batch_first=True, padding_value=pad_id),
+        prompt_lengths=torch.tensor([len(row.prompt) for row in rows]),
+        completion_lengths=torch.tensor([len(row.token_ids) for row in rows]),
+        audio=audio,
+        audio_row=audio_row,
     )
 
 
-def audio_rows(counts: Sequence[int]) -> Int[Tensor, "batch *clips"]:
-    """Rows of the clips of prompts with so many clips each, which lie one after the other; -1 where there is none."""
-    numbers = iter(range(sum(counts)))
-    rows = torch.full((len(counts), max([*counts, 1])), -1)
-    for row, count in enumerate(counts):
-        rows[row, :count] = torch.tensor([next(numbers) for _ in range(count)])
-    return rows.squeeze(1) if rows.shape[1] == 1 else rows
+def audio_of(prompts: Sequence[Prompt]) -> tuple[AudioBatch, Int[Tensor, " batch *clips"]]:
+    """The distinct clips of prompts, each once, and the row or rows of each prompt among them, filled up with -1."""
+    clips = {id(clip): clip for prompt in prompts for clip in prompt.clips}
+    number = {name: row for row, name in enumerate(clips)}
+    heard = [[number[id(clip)] for clip in prompt.clips] for prompt in prompts]
+    most = max([1, *map(len, heard)])
+    rows = torch.tensor([[*row, *[-1] * (most - len(row))] for row in heard], dtype=torch.int64)
+    return audio_batch(list(clips.values())), rows.squeeze(1) if most == 1 else rows
+
+
+def audio_batch(clips: Sequence[Float[Tensor, "_"]]) -> AudioBatch:
+    """Clips as the encoder takes them."""
+    return AudioBatch(
+        waveforms=pad_sequence(list(clips), batch_first=True) if clips else torch.zeros(0, 0),
+        lengths=torch.tensor([len(clip) for clip in clips], dtype=torch.int64),
+    )
+
+
+def padded(values: Sequence[Shaped[Tensor, "_"]], fill: float = 0) -> Shaped[Tensor, "batch time"]:
+    """Right-padded rows of values that there is one of per token."""
+    return pad_sequence(list(values), batch_first=True, padding_value=fill)
+
+
+def left_padded(
+    prompts: Sequence[Prompt], *, pad_id: int
+) -> tuple[Int[Tensor, "batch width"], Int[Tensor, "batch width"]]:
+    """Prompts at the right edge, as one pass over a batch of them reads them; segment ids are 0 on the padding."""
+    width = max(map(len, prompts))
+    segments = [[PADDING_SEGMENT] * (width - len(one)) + [SEQUENCE_SEGMENT] * len(one) for one in prompts]
+    tokens = pad_sequence(
+        [one.token_ids for one in prompts], batch_first=True, padding_value=pad_id, padding_side="left"
+    )
+    return tokens, torch.tensor(segments)
 
 
 def response_mask(completion_lengths: Int[Tensor, " batch"], num_tokens: int) -> Bool[Tensor, "batch time"]:
@@ -105,7 +128,7 @@ class SharedRow:
 def shared_row(sequences: TokenBatch) -> SharedRow:
     """Lay rows out so that each prompt is read once for all neighbours that have it.
 
-    shared_row(token_batch(rollouts, pad_id=0)).lengths.sum()  # tokens that the model reads
+    shared_row(token_batch(rows, pad_id=0)).lengths.sum()  # tokens that the model reads
     """
     shares = same_prompt_as_before(sequences)
     prompts, completions = sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist()

@@ -1,6 +1,6 @@
 """Held-out accuracy with and without ears, and how the model listens along its completions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,12 +18,16 @@ from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rewards.templates import reasoning_words, split_completion
 from nemo_mapo.rollout.protocol import RolloutBackend
+from nemo_mapo.rows import Group, Problem, Prompt, completions_of, training_rows
 from nemo_mapo.training.ranks import data_parallel_share, gather_over_data_parallel, shares_experts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.samples import sample_record
-from nemo_mapo.training.scoring import score_rollouts
+from nemo_mapo.training.scoring import score_groups
 from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
-from nemo_mapo.types import AudioBatch, PromptBatch, TokenBatch
+from nemo_mapo.types import TokenBatch
+
+SHOWN = 2
+"""Questions of each batch whose completions are kept to be read and heard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ class Evaluator:
 
     def __init__(
         self,
-        batches: Iterable[PromptBatch],
+        batches: Iterable[list[Problem]],
         *,
         rewards: RewardsConfig,
         sampling: SamplingConfig,
@@ -135,8 +139,8 @@ class Evaluator:
         was_training = policy.training
         policy.eval()
         found = _Found()
-        for prompts in self.batches:
-            self._evaluate(prompts, policy, backend, found, step=step, split=split)
+        for problems in self.batches:
+            self._evaluate(problems, policy, backend, found, step=step, split=split)
         policy.train(was_training)
         found = _Found.merged(gather_over_data_parallel(found) if self.shared_out else [found])
         return Evaluation(
@@ -161,24 +165,35 @@ class Evaluator:
         )
 
     def _evaluate(
-        self, prompts: PromptBatch, policy: AudioLLM, backend: RolloutBackend, found: "_Found", *, step: int, split: str
+        self,
+        problems: Sequence[Problem],
+        policy: AudioLLM,
+        backend: RolloutBackend,
+        found: "_Found",
+        *,
+        step: int,
+        split: str,
     ) -> None:
-        seeds = torch.zeros(len(prompts), dtype=torch.int64)
-        rollouts = backend.generate(prompts, self.sampling, group_size=1, seeds=seeds)
-        table = score_rollouts(rollouts, self.rewards)
+        groups = answered_once(problems, backend, self.sampling)
+        completions, examples = completions_of(groups), [problem.example for problem in problems]
+        table = score_groups(groups, self.rewards)
         found.correct += table.accuracy
         found.totals += table.total
-        found.in_format += [float(split_completion(text, self.rewards.template) is not None) for text in rollouts.texts]
-        found.tasks += [example.task for example in prompts.examples]
-        found.ids += [example.id for example in prompts.examples]
-        found.choices += [len(example.choices) for example in prompts.examples]
-        found.words += [reasoning_words(text) for text in rollouts.texts]
-        found.lengths += rollouts.completion_lengths.tolist()
-        found.clips += [(prompts.examples[row].id, prompts.waveforms(row)) for row in range(min(2, len(prompts)))]
-        found.records += [sample_record(step, split, row, rollouts, table) for row in range(min(2, len(prompts)))]
-        deaf = backend.generate(_silenced(prompts), self.sampling, group_size=1, seeds=seeds)
-        found.silent += score_rollouts(deaf, self.rewards.accuracy_only).accuracy
-        self._add_profile(found.profile, policy, token_batch(rollouts, pad_id=self.special.pad_id))
+        found.in_format += [float(split_completion(one.text, self.rewards.template) is not None) for one in completions]
+        found.tasks += [example.task for example in examples]
+        found.ids += [example.id for example in examples]
+        found.choices += [len(example.choices) for example in examples]
+        found.words += [reasoning_words(one.text) for one in completions]
+        found.lengths += map(len, completions)
+        found.clips += [(group.example.id, waveforms(group.prompt)) for group in groups[:SHOWN]]
+        found.records += [
+            sample_record(step, split, group, group.completions[0], table.row(row))
+            for row, group in enumerate(groups[:SHOWN])
+        ]
+        silent = [replace(problem, prompt=problem.prompt.silenced()) for problem in problems]
+        deaf = answered_once(silent, backend, self.sampling)
+        found.silent += score_groups(deaf, self.rewards.accuracy_only).accuracy
+        self._add_profile(found.profile, policy, token_batch(training_rows(groups), pad_id=self.special.pad_id))
 
     def _add_profile(self, profile: PositionProfile, policy: AudioLLM, sequences: TokenBatch) -> None:
         signals = self._signals(policy, sequences, "max")
@@ -237,9 +252,16 @@ def _captured(signals: TokenSignals) -> Tensor:
     return signals.audio_mass
 
 
-def _silenced(prompts: PromptBatch) -> PromptBatch:
-    silence = AudioBatch(waveforms=torch.zeros_like(prompts.audio.waveforms), lengths=prompts.audio.lengths)
-    return replace(prompts, audio=silence)
+def answered_once(problems: Sequence[Problem], backend: RolloutBackend, sampling: SamplingConfig) -> list[Group]:
+    """One completion of each problem; for greedy `sampling`, which no seed changes."""
+    seeds = torch.zeros(len(problems), dtype=torch.int64)
+    drawn = backend.generate([problem.prompt for problem in problems], sampling, group_size=1, seeds=seeds)
+    return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
+
+
+def waveforms(prompt: Prompt) -> list[NDArray[np.float32]]:
+    """The clips of a prompt as a file takes them."""
+    return [clip.numpy() for clip in prompt.clips]
 
 
 def _by_task(tasks: list[str], correct: list[float]) -> dict[str, float]:

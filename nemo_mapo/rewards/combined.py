@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from nemo_mapo.config.rewards import (
     AccuracyTerm,
@@ -21,6 +22,7 @@ from nemo_mapo.rewards.custom import CustomReward
 from nemo_mapo.rewards.format import FormatReward
 from nemo_mapo.rewards.mpar2 import Perception, ReasoningSteps, ReviewedAnswer
 from nemo_mapo.rewards.protocol import Reward, RewardSample
+from nemo_mapo.rows import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,28 @@ class RewardTable:
     def accuracy(self) -> list[float]:
         """The accuracy reward, which the attention loss and the evaluation read whatever its weight."""
         return [value for value in self.by_reward[AccuracyReward.name] if value is not None]
+
+    def row(self, row: int) -> dict[str, float | None]:
+        """The total and every reward of one sample."""
+        return {"total": self.total[row], **{name: values[row] for name, values in self.by_reward.items()}}
+
+    def by_group(self, groups: Sequence[Group]) -> "list[RewardTable]":
+        """The table of each group, whose completions are the samples in their order."""
+        ends = list(accumulate(map(len, groups)))
+        return [self._rows(slice(end - len(group), end)) for group, end in zip(groups, ends, strict=True)]
+
+    @classmethod
+    def joined(cls, tables: "Sequence[RewardTable]") -> "RewardTable":
+        """One table of the samples of several with the same rewards."""
+        names = tables[0].by_reward
+        return cls(
+            by_reward={name: [value for table in tables for value in table.by_reward[name]] for name in names},
+            total=[value for table in tables for value in table.total],
+        )
+
+    def _rows(self, rows: slice) -> "RewardTable":
+        by_reward = {name: values[rows] for name, values in self.by_reward.items()}
+        return RewardTable(by_reward=by_reward, total=self.total[rows])
 
     @property
     def missing_share(self) -> float:

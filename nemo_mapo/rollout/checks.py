@@ -1,5 +1,7 @@
 """What the engines in the trainer's process refuse alike, and which tokens none of them draws."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -7,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.types import PromptBatch
+from nemo_mapo.rows import Prompt
 
 
 def never_drawn(
@@ -30,7 +32,7 @@ def never_drawn(
 
 
 def refuse_impossible(
-    prompts: PromptBatch,
+    prompts: Sequence[Prompt],
     sampling: SamplingConfig,
     *,
     group_size: int,
@@ -60,10 +62,9 @@ def refuse_impossible(
             f"seeds must be int64 of shape ({len(prompts)} prompts x group_size={group_size},), "
             f"got {seeds.dtype} of shape {tuple(seeds.shape)}"
         )
-    worst = int(prompts.lengths.argmax())
-    longest = int(prompts.lengths[worst])
-    if longest + sampling.max_new_tokens > model.max_positions:
+    worst = max(prompts, key=len)
+    if len(worst) + sampling.max_new_tokens > model.max_positions:
         raise ValueError(
-            f"prompt {prompts.examples[worst].id!r} of {longest} tokens and rollout.sampling.max_new_tokens="
+            f"prompt {worst.id!r} of {len(worst)} tokens and rollout.sampling.max_new_tokens="
             f"{sampling.max_new_tokens} exceed model.decoder.max_position_embeddings={model.max_positions}"
         )

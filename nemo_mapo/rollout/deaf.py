@@ -1,5 +1,6 @@
 """Generation in which chosen tokens attend to no audio: what a completion would be without listening there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,8 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nemo_mapo.attention.session import Deafness
-from nemo_mapo.rollout.prefill_inputs import left_padded
-from nemo_mapo.types import PromptBatch
+from nemo_mapo.data.sequences import SEQUENCE_SEGMENT, left_padded
+from nemo_mapo.rows import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class DeafTokens:
 class DeafGeneration:
     """Says for every pass of a generation which of its tokens are deaf, and which keys of the cache are audio."""
 
-    def __init__(self, deaf: DeafTokens, prompts: PromptBatch, *, audio_token_id: int, group_size: int) -> None:
+    def __init__(self, deaf: DeafTokens, prompts: Sequence[Prompt], *, audio_token_id: int, group_size: int) -> None:
         """Of one call; ValueError if `deaf` is not about these prompts."""
         if not len(deaf.first) == len(deaf.end) == len(prompts):
             raise ValueError(
@@ -53,11 +54,12 @@ class DeafGeneration:
             )
         self.deaf = deaf
         self.group_size = group_size
-        audio, _ = left_padded((prompts.tokens == audio_token_id).long(), prompts.lengths, 0)
-        self._audio = audio.bool()
+        tokens, segment_ids = left_padded(prompts, pad_id=0)
+        self._audio = (tokens == audio_token_id) & (segment_ids == SEQUENCE_SEGMENT)
 
-    def prompts(self, chosen: Int[Tensor, " prompts"], width: int) -> Deafness:
+    def prompts(self, numbers: Sequence[int], width: int) -> Deafness:
         """For reading these prompts, left-padded to `width`."""
+        chosen = torch.tensor(numbers)
         audio = self._audio[chosen, self._audio.shape[1] - width :]
         queries = ~audio if self.deaf.prompt_text else torch.zeros_like(audio)
         queries[:, -1] = self.deaf.includes(chosen, torch.zeros_like(chosen))

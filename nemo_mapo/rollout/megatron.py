@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.attention.session import Deafness
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.prompts import whole_texts
+from nemo_mapo.data.prompts import whole_text
+from nemo_mapo.data.sequences import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_batch, audio_of, left_padded
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import (
@@ -27,10 +28,10 @@ from nemo_mapo.models.pipeline import (
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
 from nemo_mapo.rollout.deaf import DeafGeneration, DeafTokens
 from nemo_mapo.rollout.kv_cache import SlotCache
-from nemo_mapo.rollout.prefill_inputs import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_of, left_padded, no_audio
 from nemo_mapo.rollout.protocol import Capabilities
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
-from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
+from nemo_mapo.rows import Completion, Prompt
+from nemo_mapo.types import AudioBatch
 
 COMPACTION_SHARE: Final = 0.75
 """Finished rows leave the batch, and prompts that wait take their places, when at most this share of it is still being
@@ -150,14 +151,14 @@ class MegatronRollout:
 
     def generate(
         self,
-        prompts: PromptBatch,
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig,
         *,
         group_size: int,
         seeds: Int[Tensor, " batch"],
         deaf: DeafTokens | None = None,
-    ) -> Rollouts:
-        """Sample completions; see `RolloutBackend.generate`. The result lies where the prompts lie.
+    ) -> list[list[Completion]]:
+        """Sample completions; see `RolloutBackend.generate`.
 
         `deaf` tokens are drawn without attention to the audio (an intervention for analyses).
 
@@ -180,11 +181,11 @@ class MegatronRollout:
         with evaluation_mode(self.model), whole_sequences(self.model), torch.no_grad():
             self._sample_all(prompts, sampling, group_size, samples, uniforms)
         _refuse_non_finite(samples)
-        return self._rollouts(prompts, group_size, samples)
+        return self._completions(prompts, group_size, samples)
 
     def _sample_all(
         self,
-        prompts: PromptBatch,
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig,
         group_size: int,
         samples: _Samples,
@@ -196,12 +197,11 @@ class MegatronRollout:
         and its keys are turned to where it then ends; attention depends on distances only. When the cache has no room
         for another whole completion, the rows in it are drawn to their ends, and the next round begins in it anew.
         """
-        order = torch.argsort(prompts.lengths, stable=True, descending=True)
-        waiting = deque(torch.split(order, 1))
+        waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
         together = self.batch_size // group_size
         # Ranks that share out experts make the same calls, so none of them takes in prompts of its own.
         refills = len(waiting) > together and parallel_state.get_expert_model_parallel_world_size() == 1
-        room = int(prompts.lengths.max()) + sampling.max_new_tokens * (2 if refills else 1)
+        room = max(map(len, prompts)) + sampling.max_new_tokens * (2 if refills else 1)
         cache = SlotCache(min(together, len(waiting)) * group_size, room)
         while waiting:
             read = self._prefill(prompts, _next_prompts(waiting, together), group_size)
@@ -209,10 +209,11 @@ class MegatronRollout:
             live = self._seated(cache, read, behind=None)
             self._decode(cache, live, sampling, samples, uniforms, prompts, group_size, waiting if refills else deque())
 
-    def _prefill(self, prompts: PromptBatch, chosen: Int[Tensor, " prompts"], group_size: int) -> _Read:
+    def _prefill(self, prompts: Sequence[Prompt], chosen: Sequence[int], group_size: int) -> _Read:
         """Read the chosen prompts once each."""
-        tokens, segment_ids = left_padded(prompts.tokens[chosen], prompts.lengths[chosen], self.pad_id)
-        audio, audio_row = audio_of(prompts, chosen)
+        read = [prompts[number] for number in chosen]
+        tokens, segment_ids = left_padded(read, pad_id=self.pad_id)
+        audio, audio_row = audio_of(read)
         context = StaticInferenceContext(len(chosen), tokens.shape[1])
         context.materialize_only_last_token_logits = True
         unpadded = bool((segment_ids == SEQUENCE_SEGMENT).all())
@@ -226,11 +227,11 @@ class MegatronRollout:
         )
         context.sequence_len_offset = tokens.shape[1]
         copies = torch.arange(len(chosen), device=self._device).repeat_interleave(group_size)
-        members = torch.arange(group_size, device=chosen.device)
+        rows = [number * group_size + member for number in chosen for member in range(group_size)]
         return _Read(
             context=context,
             copies=copies,
-            rows=(chosen[:, None] * group_size + members).flatten().to(self._device),
+            rows=torch.tensor(rows, device=self._device),
             segment_ids=segment_ids.to(self._device)[copies],
             logits=logits[copies],
         )
@@ -242,9 +243,9 @@ class MegatronRollout:
         sampling: SamplingConfig,
         samples: _Samples,
         uniforms: Float64[Tensor, "batch time"],
-        prompts: PromptBatch,
+        prompts: Sequence[Prompt],
         group_size: int,
-        waiting: "deque[Int[Tensor, ' one']]",
+        waiting: deque[int],
     ) -> None:
         """Draw until every row has stopped or is at the length limit; results go into `samples`."""
         slots = len(live.rows)
@@ -324,7 +325,7 @@ class MegatronRollout:
         position = cache.end
         logits = self._next_logits(
             tokens[:, None],
-            no_audio(self._device),
+            audio_batch([]).to(self._device),
             torch.full_like(live.rows, -1),
             segment_ids=live.segment_ids[:, : position + 1],
             context=cache.context,
@@ -350,27 +351,26 @@ class MegatronRollout:
         last = None if output is None else self.model.whole_vocabulary(output.logits[:, -1])
         return from_last_stage(last, (len(tokens), self.model.vocab_size), next(self.model.parameters()))
 
-    def _rollouts(self, prompts: PromptBatch, group_size: int, samples: _Samples) -> Rollouts:
-        longest = int(samples.lengths.max())
-        device = prompts.tokens.device
-        tokens, lengths = samples.tokens[:, :longest].to(device), samples.lengths.to(device)
-        text_lengths = (samples.lengths - samples.stopped.long()).tolist()
-        return Rollouts(
-            prompts=prompts,
-            group_size=group_size,
-            completions=tokens,
-            completion_lengths=lengths,
-            finish_reasons=tuple("stop" if stopped else "length" for stopped in samples.stopped.tolist()),
-            texts=whole_texts(
-                prompts,
-                [row[:length] for row, length in zip(tokens.tolist(), text_lengths, strict=True)],
-                self.tokenizer,
-                group_size,
-            ),
-            log_probs=samples.log_probs[:, :longest].to(device),
-            sampling_log_probs=samples.sampling_log_probs[:, :longest].to(device),
-            weight_version=self.weight_version,
-        )
+    def _completions(self, prompts: Sequence[Prompt], group_size: int, samples: _Samples) -> list[list[Completion]]:
+        tokens, log_probs = samples.tokens.cpu(), samples.log_probs.cpu()
+        sampling_log_probs = samples.sampling_log_probs.cpu()
+        lengths, stopped = samples.lengths.tolist(), samples.stopped.tolist()
+
+        def completion(prompt: Prompt, row: int) -> Completion:
+            length = lengths[row]
+            return Completion(
+                token_ids=tokens[row, :length],
+                sampling_log_probs=sampling_log_probs[row, :length],
+                log_probs=log_probs[row, :length],
+                stopped=stopped[row],
+                text=whole_text(prompt, tokens[row, : length - stopped[row]].tolist(), self.tokenizer),
+                weight_version=self.weight_version,
+            )
+
+        return [
+            [completion(prompt, number * group_size + member) for member in range(group_size)]
+            for number, prompt in enumerate(prompts)
+        ]
 
 
 def _refuse_non_finite(samples: _Samples) -> None:
@@ -383,9 +383,9 @@ def _refuse_non_finite(samples: _Samples) -> None:
         )
 
 
-def _next_prompts(waiting: "deque[Int[Tensor, ' one']]", most: int) -> Int[Tensor, " prompts"]:
+def _next_prompts(waiting: deque[int], most: int) -> list[int]:
     """Take the first `most` of those that wait."""
-    return torch.cat([waiting.popleft() for _ in range(min(most, len(waiting)))])
+    return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
 
 def _reordered(live: _Live, order: Int[Tensor, " kept"]) -> _Live:

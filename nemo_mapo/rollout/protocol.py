@@ -1,6 +1,6 @@
 """What the trainer and the evaluation ask of an engine that generates completions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.console import Unavailable
-from nemo_mapo.types import PromptBatch, Rollouts
+from nemo_mapo.rows import Completion, Prompt
 
 
 class RolloutUnavailable(Unavailable):
@@ -59,23 +59,23 @@ class RolloutBackend(Protocol):
 
     def generate(
         self,
-        prompts: PromptBatch,
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig,
         *,
         group_size: int,
         seeds: Int[Tensor, " batch"],
-    ) -> Rollouts:
+    ) -> list[list[Completion]]:
         """Sample `group_size` completions of every prompt.
 
         Args:
-            prompts: right-padded prompts with their audio.
+            prompts: to complete.
             sampling: how tokens are drawn, and the length limits.
             group_size: completions per prompt, at least 1.
-            seeds: int64, one per completion, row = prompt * group_size + g. A completion depends on its prompt, the
+            seeds: int64, one per completion, those of one prompt adjacent. A completion depends on its prompt, the
                 weights, `sampling` and its own seed, and on nothing else in the batch.
 
         Returns:
-            Completions in the order of the seeds; `weight_version` is that of the weights they were sampled from.
+            The completions of each prompt, in the order of the seeds.
 
         Raises:
             ValueError: if the seeds do not match the completions, or a prompt and its completion do not fit the model.
@@ -88,11 +88,11 @@ class RolloutBackend(Protocol):
 
 
 @runtime_checkable
-class PendingRollouts(Protocol):
+class PendingCompletions(Protocol):
     """Completions on their way."""
 
-    def result(self) -> Rollouts:
-        """Wait for them. To be called by all ranks.
+    def result(self) -> list[list[Completion]]:
+        """Wait for them, prompt by prompt. To be called by all ranks.
 
         Raises:
             RolloutUnavailable: they cannot be had.
@@ -110,15 +110,15 @@ class OverlappingBackend(RolloutBackend, Protocol):
 
     def begin(
         self,
-        prompts: PromptBatch,
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig,
         *,
         group_size: int,
         seeds: Int[Tensor, " batch"],
-    ) -> PendingRollouts:
+    ) -> PendingCompletions:
         """Begin what `generate` does and return at once.
 
-        Weights must not be updated before `PendingRollouts.result` has returned.
+        Weights must not be updated before `PendingCompletions.result` has returned.
         """
         ...
 

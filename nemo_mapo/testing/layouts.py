@@ -19,7 +19,8 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
+from nemo_mapo.rows import Completion, Group, Problem, training_rows
+from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import (
@@ -32,7 +33,7 @@ from nemo_mapo.training.optimizer import (
 from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import RolloutBatch, Rollouts
+from nemo_mapo.types import RolloutBatch
 
 NUM_PROMPTS, GROUP_SIZE = 4, 2
 ROWS = NUM_PROMPTS * GROUP_SIZE
@@ -142,30 +143,25 @@ def write_start(path: str, config: ModelConfig) -> RolloutBatch:
     return hard_batch(tiny)
 
 
-def hard_rollouts(tiny: TinyAudioLLM) -> Rollouts:
+def hard_groups(tiny: TinyAudioLLM) -> list[Group]:
     """Completions of random words, one of length 1, one to a prompt without audio."""
-    prompts = tiny_prompt_batch(tiny, num_prompts=NUM_PROMPTS, without_audio=(WITHOUT_AUDIO,))
     generator = torch.Generator().manual_seed(3)
     words = torch.randint(10, len(tiny.tokenizer), (ROWS, max(LENGTHS)), generator=generator)
-    lengths = torch.tensor(LENGTHS)
-    pad_id = tiny.token_id(PAD)
-    mask = response_mask(lengths, max(LENGTHS))
-    return Rollouts(
-        prompts=prompts,
-        group_size=GROUP_SIZE,
-        completions=words.masked_fill(~mask, pad_id),
-        completion_lengths=lengths,
-        finish_reasons=tuple("stop" for _ in range(ROWS)),
-        texts=("",) * ROWS,
-        log_probs=torch.zeros(mask.shape),
-        sampling_log_probs=torch.zeros(mask.shape),
-        weight_version=0,
-    )
+    completions = [tiny_completion(tiny, row[:length]) for row, length in zip(words, LENGTHS, strict=True)]
+    return [
+        problem.answered(completions[number * GROUP_SIZE : (number + 1) * GROUP_SIZE])
+        for number, problem in enumerate(hard_problems(tiny))
+    ]
+
+
+def hard_problems(tiny: TinyAudioLLM) -> list[Problem]:
+    """Prompts of unequal length, one without audio."""
+    return tiny_problems(tiny, num_prompts=NUM_PROMPTS, without_audio=(WITHOUT_AUDIO,))
 
 
 def hard_batch(tiny: TinyAudioLLM) -> RolloutBatch:
     """A scored batch with the hard cases; the old policy and the references differ from the policy a little."""
-    sequences = token_batch(hard_rollouts(tiny), pad_id=tiny.token_id(PAD))
+    sequences = token_batch(training_rows(hard_groups(tiny)), pad_id=tiny.token_id(PAD))
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
     reference = FrozenReference(tiny.model, special, keep_placeholders=False, batching=MicroBatching(rows=ROWS))
     generator = torch.Generator().manual_seed(4)
@@ -329,15 +325,15 @@ def train(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch, st
     return losses
 
 
-def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingConfig) -> Rollouts:
+def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingConfig) -> list[list[Completion]]:
     """On every rank: completions of the hard prompts."""
     actor = build_actor(layout, base, start)
     tiny = TinyAudioLLM(config=base, model=actor.policy, tokenizer=tiny_tokenizer())
-    prompts = tiny_prompt_batch(tiny, num_prompts=NUM_PROMPTS, without_audio=(WITHOUT_AUDIO,))
+    prompts = [problem.prompt for problem in hard_problems(tiny)]
     seeds = torch.arange(ROWS)
-    rollouts = actor.rollout.generate(prompts, sampling, group_size=GROUP_SIZE, seeds=seeds)
+    completions = actor.rollout.generate(prompts, sampling, group_size=GROUP_SIZE, seeds=seeds)
     assert actor.policy.config.sequence_parallel == layout.config(base).sequence_parallel, "switched back on"
-    return rollouts
+    return completions
 
 
 def reference_signals(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch) -> tuple[Tensor, ...]:

@@ -1,18 +1,24 @@
 """A real audio LLM small enough for a unit test, with a tokenizer and prompts to match."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from jaxtyping import Int
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, THINK_TAGS, USER
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
-from nemo_mapo.types import AudioBatch, Example, PromptBatch, Rollouts
+from nemo_mapo.rows import Completion, Group, Problem, Prompt, Row, training_rows
+from nemo_mapo.types import Example, TokenBatch
 
 SAMPLE_RATE = 16000
 UNKNOWN = "<|unknown|>"
@@ -101,71 +107,94 @@ def tiny_audio_llm(
     return TinyAudioLLM(config=config, model=model, tokenizer=tokenizer)
 
 
-def tiny_prompt_batch(
+def tiny_problems(
     tiny: TinyAudioLLM,
     *,
     num_prompts: int = 3,
     equal_lengths: bool = False,
     without_audio: tuple[int, ...] = (),
     seed: int = 0,
-) -> PromptBatch:
+) -> list[Problem]:
     """Prompts of random words about random noise, the same for the same seed.
 
     Args:
         tiny: whose tokenizer and encoder decide the ids and the number of placeholders.
-        num_prompts: rows.
-        equal_lengths: whether all prompts with audio have the same number of tokens; else both grow by row.
-        without_audio: rows that have no clip (`audio_row` -1).
+        num_prompts: how many.
+        equal_lengths: whether all prompts with audio have the same number of tokens; else both grow by prompt.
+        without_audio: numbers of the prompts that have no clip.
         seed: of words and waveforms.
     """
     generator = torch.Generator().manual_seed(seed)
     growth = [0 if equal_lengths else row for row in range(num_prompts)]
     with_audio = [row for row in range(num_prompts) if row not in without_audio]
     seconds = [SHORTEST_CLIP_SECONDS + CLIP_STEP_SECONDS * growth[row] for row in with_audio]
-    audio = _noise_clips([round(duration * SAMPLE_RATE) for duration in seconds], generator)
-    examples = tuple(_example(row, SHORTEST_QUESTION_WORDS + growth[row], generator) for row in range(num_prompts))
-    placeholders = {
-        row: tiny.model.num_audio_tokens(int(samples)) for row, samples in zip(with_audio, audio.lengths, strict=True)
-    }
-    texts = [_prompt_text(example.question, placeholders.get(row, 0)) for row, example in enumerate(examples)]
-    encoded = tiny.tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
-    return PromptBatch(
-        tokens=encoded["input_ids"],
-        lengths=encoded["attention_mask"].sum(dim=1),
-        audio=audio,
-        audio_row=torch.tensor([with_audio.index(row) if row in with_audio else -1 for row in range(num_prompts)]),
-        examples=examples,
-    )
+    noise = _noise_clips([round(duration * SAMPLE_RATE) for duration in seconds], generator)
+    clips = {row: (clip,) for row, clip in zip(with_audio, noise, strict=True)}
+    examples = [_example(row, SHORTEST_QUESTION_WORDS + growth[row], generator) for row in range(num_prompts)]
+    return [_problem(tiny, example, clips.get(row, ())) for row, example in enumerate(examples)]
 
 
-def tiny_rollouts(tiny: TinyAudioLLM, *, num_prompts: int = 2, group_size: int = 2, seed: int = 0) -> Rollouts:
-    """Random completions of 1, 2, 3, ... tokens to `tiny_prompt_batch`, the same for the same seed."""
-    prompts = tiny_prompt_batch(tiny, num_prompts=num_prompts, seed=seed)
+def tiny_prompts(tiny: TinyAudioLLM, **settings: Any) -> list[Prompt]:
+    """The prompts of `tiny_problems`."""
+    return [problem.prompt for problem in tiny_problems(tiny, **settings)]
+
+
+def tiny_batch(tiny: TinyAudioLLM, **settings: Any) -> TokenBatch:
+    """The prompts of `tiny_problems` laid out for the model, with completions of no token."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    rows = [Row(prompt=prompt, token_ids=nothing) for prompt in tiny_prompts(tiny, **settings)]
+    return token_batch(rows, pad_id=tiny.token_id(PAD))
+
+
+def tiny_rows(tiny: TinyAudioLLM, **settings: Any) -> list[Row]:
+    """The rows of `tiny_groups`."""
+    return training_rows(tiny_groups(tiny, **settings))
+
+
+def tiny_groups(tiny: TinyAudioLLM, *, num_prompts: int = 2, group_size: int = 2, seed: int = 0) -> list[Group]:
+    """Random completions of 1, 2, 3, ... tokens to `tiny_problems`, the same for the same seed."""
     rows = num_prompts * group_size
-    lengths = torch.arange(1, rows + 1)
     words = torch.randint(
         len(CONTROL_TOKENS), len(tiny.tokenizer), (rows, rows), generator=torch.Generator().manual_seed(seed)
     )
-    mask = torch.arange(rows) < lengths[:, None]
-    pad_id = tiny.token_id(PAD)
-    return Rollouts(
-        prompts=prompts,
-        group_size=group_size,
-        completions=words.masked_fill(~mask, pad_id),
-        completion_lengths=lengths,
-        finish_reasons=tuple("stop" for _ in range(rows)),
-        texts=tuple(tiny.tokenizer.decode(row[:length]) for row, length in zip(words, lengths.tolist(), strict=True)),
-        log_probs=torch.zeros(rows, rows),
-        sampling_log_probs=torch.zeros(rows, rows),
+    completions = [tiny_completion(tiny, words[row, : row + 1]) for row in range(rows)]
+    problems = tiny_problems(tiny, num_prompts=num_prompts, seed=seed)
+    return [
+        problem.answered(completions[number * group_size : (number + 1) * group_size])
+        for number, problem in enumerate(problems)
+    ]
+
+
+def with_texts(groups: Sequence[Group], texts: Sequence[str]) -> list[Group]:
+    """The groups, saying something else."""
+    said = iter(texts)
+    return [
+        replace(group, completions=tuple(replace(one, text=next(said)) for one in group.completions))
+        for group in groups
+    ]
+
+
+def tiny_completion(tiny: TinyAudioLLM, token_ids: Int[Tensor, " time"]) -> Completion:
+    """A completion of these tokens that ended by itself; its log-probs are all 0."""
+    return Completion(
+        token_ids=token_ids,
+        sampling_log_probs=torch.zeros(len(token_ids)),
+        log_probs=torch.zeros(len(token_ids)),
+        stopped=True,
+        text=str(tiny.tokenizer.decode(token_ids)),
         weight_version=0,
     )
 
 
-def _noise_clips(samples: list[int], generator: torch.Generator) -> AudioBatch:
-    lengths = torch.tensor(samples, dtype=torch.int64)
+def _problem(tiny: TinyAudioLLM, example: Example, clips: tuple[Tensor, ...]) -> Problem:
+    placeholders = sum(tiny.model.num_audio_tokens(len(clip)) for clip in clips)
+    token_ids = tiny.tokenizer.encode(_prompt_text(example.question, placeholders), add_special_tokens=False)
+    return Problem(prompt=Prompt(id=example.id, token_ids=torch.tensor(token_ids), clips=clips), example=example)
+
+
+def _noise_clips(samples: list[int], generator: torch.Generator) -> list[Tensor]:
     waveforms = torch.randn(len(samples), max(samples, default=0), generator=generator)
-    valid = torch.arange(waveforms.shape[1]) < lengths[:, None]
-    return AudioBatch(waveforms=waveforms * valid, lengths=lengths)
+    return [waveform[:length] for waveform, length in zip(waveforms, samples, strict=True)]
 
 
 def _example(row: int, words: int, generator: torch.Generator) -> Example:

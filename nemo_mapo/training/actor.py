@@ -1,6 +1,6 @@
 """The policy as NeMo-Aligner's trainers see it: it infers, and it gives loss and gradient."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.objective.mapo import mapo_loss
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.scoring import Drawing
+from nemo_mapo.rows import Completion, Prompt
 from nemo_mapo.training.ranks import gather_metrics, sum_over_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import (
@@ -28,7 +29,7 @@ from nemo_mapo.training.signals import (
     read_signals,
     token_signals_in_parts,
 )
-from nemo_mapo.types import Metric, ObjectiveInputs, PromptBatch, RolloutBatch, Rollouts, TokenBatch, merge_metrics
+from nemo_mapo.types import Metric, ObjectiveInputs, RolloutBatch, TokenBatch, merge_metrics
 
 
 class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
@@ -64,8 +65,8 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
         self.policy.train()
 
     def infer(
-        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
-    ) -> Rollouts:
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> list[list[Completion]]:
         """Sample `group_size` completions of each prompt; one seed per completion."""
         return self.rollout.generate(prompts, sampling, group_size=group_size, seeds=seeds)
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_mapo.rollout.protocol import PendingRollouts
+from nemo_mapo.rollout.protocol import PendingCompletions
+from nemo_mapo.rows import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,8 @@ class RolloutsAhead:
     A checkpoint that is written meanwhile keeps that position: the resumed run draws the same prompts and seeds again.
     """
 
-    pending: PendingRollouts
+    pending: PendingCompletions
+    problems: list[Problem]
     prompts: dict[str, Any]
     """State of the prompt stream before."""
     epoch: int

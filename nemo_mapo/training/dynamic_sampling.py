@@ -13,18 +13,16 @@ import torch
 from jaxtyping import Bool
 from lhotse import CutSet
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mapo.data.dataset import PromptDataset, skip_batches
-from nemo_mapo.data.sequences import audio_rows
 from nemo_mapo.rewards.combined import RewardTable
+from nemo_mapo.rows import Group, Problem
 from nemo_mapo.training.prompts import PromptStream, check_counts
 from nemo_mapo.training.ranks import gather_over_data_parallel
-from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
 
-Score = Callable[[Rollouts], tuple[RewardTable, Bool[Tensor, " group"]]]
-"""Rewards of rollouts, and which of their groups have different ones."""
-Sample = Callable[[int, list[int], list[int]], Rollouts]
+Score = Callable[[Sequence[Group]], tuple[RewardTable, Bool[Tensor, " group"]]]
+"""Rewards of the completions of groups, and which of the groups have different ones."""
+Sample = Callable[[int, list[int], list[int]], list[Group]]
 """Number of the round, open places of all ranks, those that this rank is to sample a new prompt for (by index)."""
 
 
@@ -42,7 +40,7 @@ class RefillingPromptStream(PromptStream):
         self._place: dict[str, int] = {}
         """Where the reserve was drawn (phase, epoch, batch) and its next prompt (row)."""
 
-    def spare(self, count: int, mine: Sequence[int]) -> PromptBatch:
+    def spare(self, count: int, mine: Sequence[int]) -> list[Problem]:
         """The next `count` prompts in reserve, of which this rank reads those numbered `mine` (any, repeated or not).
 
         To be called by all ranks, with the same `count`.
@@ -51,7 +49,7 @@ class RefillingPromptStream(PromptStream):
         read = [self._read(*places[number]) for number in mine]
         if self.max_unreadable:
             self._note_unreadable()
-        return join_prompts([(prompt, 0) for prompt in read], pad_id=self._dataset.pad_id)
+        return read
 
     def state_dict(self) -> dict[str, Any]:
         """That of the stream, and what is left in reserve."""
@@ -75,7 +73,7 @@ class RefillingPromptStream(PromptStream):
         assert isinstance(dataset, PromptDataset)
         return dataset
 
-    def _draw(self) -> PromptBatch | None:
+    def _draw(self) -> list[Problem] | None:
         cuts = self._draw_cuts()
         return None if cuts is None else self._dataset[cuts]
 
@@ -102,42 +100,32 @@ class RefillingPromptStream(PromptStream):
         self._place["row"] += 1
         return self._reserve, row
 
-    def _read(self, cuts: CutSet, row: int) -> PromptBatch:
+    def _read(self, cuts: CutSet, row: int) -> Problem:
         dataset = copy(self._dataset)
         dataset.rows = [row]
-        return dataset[cuts]
+        (problem,) = dataset[cuts]
+        return problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refilled:
     """A rollout batch after dynamic sampling."""
 
-    rollouts: Rollouts
+    groups: list[Group]
     rewards: RewardTable
-    groups: int
-    """Sampled in all rounds, by all ranks."""
+    sampled: int
+    """Groups sampled in all rounds, by all ranks."""
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """The completions of one prompt, among those that were sampled with them."""
-
-    rollouts: Rollouts
-    rewards: RewardTable
-    index: int
-
-
-def refill(
-    first: Rollouts, *, places: Sequence[int], max_rounds: int, score: Score, sample: Sample, pad_id: int
-) -> Refilled:
+def refill(first: Sequence[Group], *, places: Sequence[int], max_rounds: int, score: Score, sample: Sample) -> Refilled:
     """Sample a new prompt for every place whose group has equal rewards, until none has or `max_rounds` have passed.
 
     To be called by all ranks; each holds the groups of its `places` in the whole batch. A group that is still open in
     the end stays as it was sampled first.
     """
     rewards, differ = score(first)
-    groups = [_Group(rollouts=first, rewards=rewards, index=index) for index in range(len(places))]
+    kept = list(zip(first, rewards.by_group(first), strict=True))
     whole = sum(gather_over_data_parallel(len(places)))
     open_places = _open_everywhere(places, differ, whole)
     sampled, rounds = whole, 1
@@ -148,10 +136,11 @@ def refill(
         wanted = mine + [0] * (max(gather_over_data_parallel(len(mine))) - len(mine))
         found = sample(rounds, open_places, wanted)
         rewards, differ = score(found)
+        scored = list(zip(found, rewards.by_group(found), strict=True))
         still_open = _open_everywhere([open_places[number] for number in mine], differ[: len(mine)], whole)
         for index, number in enumerate(mine):
             if open_places[number] not in still_open:
-                groups[places.index(open_places[number])] = _Group(rollouts=found, rewards=rewards, index=index)
+                kept[places.index(open_places[number])] = scored[index]
         sampled += len(open_places)
         replaced += len(open_places) - len(still_open)
         open_places, rounds = still_open, rounds + 1
@@ -160,11 +149,10 @@ def refill(
         "rollout/kept_share": (whole - len(open_places)) / sampled,
         "rollout/replaced_groups": replaced / whole,
     }
-    kept = [(group.rollouts, group.index) for group in groups]
     return Refilled(
-        rollouts=join_rollouts(kept, pad_id=pad_id) if replaced else first,
-        rewards=_join_rewards(groups, first.group_size),
-        groups=sampled,
+        groups=[group for group, _ in kept],
+        rewards=RewardTable.joined([table for _, table in kept]),
+        sampled=sampled,
         metrics=metrics,
     )
 
@@ -175,52 +163,3 @@ def _open_everywhere(places: Sequence[int], differ: Bool[Tensor, " group"], whol
     flags[[place for place, different in zip(places, differ.tolist(), strict=True) if not different]] = 1.0
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return [int(place) for place in flags.nonzero().flatten()]
-
-
-def join_prompts(parts: Sequence[tuple[PromptBatch, int]], *, pad_id: int) -> PromptBatch:
-    """One batch of some rows of several; a row's clips come with it."""
-    tokens = [batch.tokens[row, : int(batch.lengths[row])] for batch, row in parts]
-    clips = [[(batch.audio, clip) for clip in batch.clips(row)] for batch, row in parts]
-    waveforms = [audio.waveforms[clip, : int(audio.lengths[clip])] for of_row in clips for audio, clip in of_row]
-    return PromptBatch(
-        tokens=pad_sequence(tokens, batch_first=True, padding_value=pad_id),
-        lengths=torch.tensor([len(row) for row in tokens]),
-        audio=AudioBatch(
-            waveforms=pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0),
-            lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64),
-        ),
-        audio_row=audio_rows([len(of_row) for of_row in clips]),
-        examples=tuple(batch.examples[row] for batch, row in parts),
-    )
-
-
-def join_rollouts(parts: Sequence[tuple[Rollouts, int]], *, pad_id: int) -> Rollouts:
-    """One batch of some groups, by number, of several batches of the same group size and weights."""
-    first = parts[0][0]
-    size = first.group_size
-    rows = [(rollouts, row) for rollouts, group in parts for row in range(group * size, (group + 1) * size)]
-    assert all(other.group_size == size and other.weight_version == first.weight_version for other, _ in parts)
-
-    def joined(name: str, fill: int | float) -> Tensor:
-        values = [vars(rollouts)[name][row, : int(rollouts.completion_lengths[row])] for rollouts, row in rows]
-        return pad_sequence(values, batch_first=True, padding_value=fill)
-
-    return Rollouts(
-        prompts=join_prompts([(rollouts.prompts, group) for rollouts, group in parts], pad_id=pad_id),
-        group_size=size,
-        completions=joined("completions", pad_id),
-        completion_lengths=torch.stack([rollouts.completion_lengths[row] for rollouts, row in rows]),
-        finish_reasons=tuple(rollouts.finish_reasons[row] for rollouts, row in rows),
-        texts=tuple(rollouts.texts[row] for rollouts, row in rows),
-        log_probs=joined("log_probs", 0.0),
-        sampling_log_probs=joined("sampling_log_probs", 0.0),
-        weight_version=first.weight_version,
-    )
-
-
-def _join_rewards(groups: Sequence[_Group], size: int) -> RewardTable:
-    rows = [(group.rewards, group.index * size + member) for group in groups for member in range(size)]
-    return RewardTable(
-        by_reward={name: [table.by_reward[name][row] for table, row in rows] for name in groups[0].rewards.by_reward},
-        total=[table.total[row] for table, row in rows],
-    )

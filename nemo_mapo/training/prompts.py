@@ -1,4 +1,4 @@
-"""An endless stream of prompt batches whose position can be saved and found again exactly."""
+"""An endless stream of batches of problems whose position can be saved and found again exactly."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, num_batches_per_epoch, skip_batches
+from nemo_mapo.rows import Problem
 from nemo_mapo.training.ranks import gather_over_data_parallel
-from nemo_mapo.types import PromptBatch
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class PromptPhase:
     """A phase of the curriculum, or the only one."""
 
     name: str
-    dataloader: DataLoader[PromptBatch]
+    dataloader: DataLoader[list[Problem]]
     steps: int | None
     """Batches of this phase; None is without end."""
 
@@ -52,22 +52,22 @@ class PromptStream:
             raise self._too_small()
         return batches
 
-    def __next__(self) -> PromptBatch:
+    def __next__(self) -> list[Problem]:
         if self.steps_in_phase == self.phases[self.phase].steps:
             self._go_to(phase=self.phase + 1)
         if self._iterator is None and len(self.phases) > 1 and self.steps_in_phase == 0:
             logger.info(f"data phase {self.phase + 1} of {len(self.phases)}: {self.phases[self.phase].name}")
-        prompts = self._draw()
-        if prompts is None:
+        problems = self._draw()
+        if problems is None:
             self.epoch, self.batch, self._iterator = self.epoch + 1, 0, None
-            prompts = self._draw()
-        if prompts is None:
+            problems = self._draw()
+        if problems is None:
             raise self._too_small()
         self.batch += 1
         self.steps_in_phase += 1
         if self.max_unreadable:
             self._note_unreadable()
-        return prompts
+        return problems
 
     def figures(self) -> dict[str, float]:
         """What the metrics say about the data: only what the config makes interesting."""
@@ -104,14 +104,14 @@ class PromptStream:
         for phase in self.phases:
             _dataset(phase).unreadable = set(self.unreadable)
 
-    def _draw(self) -> PromptBatch | None:
+    def _draw(self) -> list[Problem] | None:
         """The next batch of the epoch; None at its end."""
         if self._iterator is None:
             loader = self.phases[self.phase].dataloader
             skip_batches(loader, self.epoch, self.batch)
             self._iterator = iter(loader)
-        prompts: PromptBatch | None = next(self._iterator, None)
-        return prompts
+        problems: list[Problem] | None = next(self._iterator, None)
+        return problems
 
     def _go_to(self, *, phase: int) -> None:
         self.phase, self.steps_in_phase, self.epoch, self.batch, self._iterator = phase, 0, 0, 0, None

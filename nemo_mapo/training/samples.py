@@ -12,11 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.aligner import CustomLoggerWrapper
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.weights import token_weights
-from nemo_mapo.rewards.combined import RewardTable
+from nemo_mapo.rows import Completion, Group, Prompt
 from nemo_mapo.training.actor import objective_inputs
 from nemo_mapo.training.records import JsonLines
 from nemo_mapo.training.scoring import ScoredRollouts
-from nemo_mapo.types import PromptBatch, Rollouts
 
 _DIGITS = 4
 TABLE = "rollouts"
@@ -32,23 +31,23 @@ class SampleWriter:
         tokenizer: PreTrainedTokenizerBase,
         objective: ObjectiveConfig,
         *,
-        keep_clip: Callable[[int, PromptBatch], None],
+        keep_clip: Callable[[int, Prompt], None],
     ) -> None:
-        """`keep_clip` is told of each step's prompts, the sampled question first."""
+        """`keep_clip` is told of each step's sampled prompt."""
         self.file = file
         self.tokenizer = tokenizer
         self.objective = objective
         self.keep_clip = keep_clip
         self._table: list[dict[str, Any]] = []
 
-    def write_training(self, step: int, rollouts: Rollouts, scored: ScoredRollouts) -> None:
-        """Record two completions with omega, nu, mass and differential entropy per token; remember the group."""
-        self._table = [_table_row(step, row, rollouts, scored) for row in range(rollouts.group_size)]
-        totals = scored.rewards.total[: rollouts.group_size]
+    def write_training(self, step: int, group: Group, scored: ScoredRollouts) -> None:
+        """Record two completions of `group`, the batch's first, with what the objective makes of each token."""
+        self._table = [_table_row(step, row, group, scored) for row in range(len(group))]
+        totals = scored.rewards.total[: len(group)]
         rows = sorted({totals.index(max(totals)), totals.index(min(totals))})
         arrays = self._token_arrays(scored)
-        self.keep_clip(step, rollouts.prompts)
-        self.file.append(self._record(step, row, rollouts, scored, arrays) for row in rows)
+        self.keep_clip(step, group.prompt)
+        self.file.append(self._record(step, row, group, scored, arrays) for row in rows)
 
     def log_table(self, logger: CustomLoggerWrapper, step: int) -> None:
         """Show the last group to every logger that has tables (W&B) or texts (TensorBoard)."""
@@ -78,25 +77,26 @@ class SampleWriter:
         self,
         step: int,
         row: int,
-        rollouts: Rollouts,
+        group: Group,
         scored: ScoredRollouts,
         arrays: dict[str, Float[Tensor, "batch time"]],
     ) -> dict[str, Any]:
-        length = int(rollouts.completion_lengths[row])
-        ids = rollouts.completions[row, :length].tolist()
-        per_token = {name: _rounded(values[row, :length]) for name, values in arrays.items()}
+        completion = group.completions[row]
+        per_token = {name: _rounded(values[row, : len(completion)]) for name, values in arrays.items()}
         return {
-            **sample_record(step, "train", row, rollouts, scored.rewards),
+            **sample_record(step, "train", group, completion, scored.rewards.row(row)),
             "advantage": round(float(scored.batch.advantages[row]), _DIGITS),
-            "weight_version": rollouts.weight_version,
-            "tokens": [self.tokenizer.decode([token]) for token in ids],
+            "weight_version": completion.weight_version,
+            "tokens": [self.tokenizer.decode([token]) for token in completion.token_ids.tolist()],
             **per_token,
         }
 
 
-def sample_record(step: int, split: str, row: int, rollouts: Rollouts, rewards: RewardTable) -> dict[str, Any]:
-    """Question, completion and rewards of one row."""
-    example = rollouts.prompts.examples[row // rollouts.group_size]
+def sample_record(
+    step: int, split: str, group: Group, completion: Completion, rewards: dict[str, float | None]
+) -> dict[str, Any]:
+    """Question, completion and rewards of one of the group's completions."""
+    example = group.example
     return {
         "step": step,
         "split": split,
@@ -105,16 +105,13 @@ def sample_record(step: int, split: str, row: int, rollouts: Rollouts, rewards: 
         "choices": list(example.choices),
         "answer": example.answer,
         "task": example.task,
-        "text": rollouts.texts[row],
-        "reward": {
-            "total": rewards.total[row],
-            **{name: values[row] for name, values in rewards.by_reward.items()},
-        },
+        "text": completion.text,
+        "reward": rewards,
     }
 
 
-def _table_row(step: int, row: int, rollouts: Rollouts, scored: ScoredRollouts) -> dict[str, Any]:
-    record = sample_record(step, "train", row, rollouts, scored.rewards)
+def _table_row(step: int, row: int, group: Group, scored: ScoredRollouts) -> dict[str, Any]:
+    record = sample_record(step, "train", group, group.completions[row], scored.rewards.row(row))
     rewards = {f"reward_{name}": value for name, value in record["reward"].items()}
     named = {name: record[name] for name in ("step", "id", "question", "answer", "text")}
     return {**named, **rewards, "advantage": round(float(scored.batch.advantages[row]), _DIGITS)}

@@ -1,7 +1,7 @@
 """From sampled completions to a batch that can be trained on: rewards, advantages, references, gate."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig
-from nemo_mapo.data.prompts import prefills
-from nemo_mapo.data.sequences import response_mask, token_batch
+from nemo_mapo.data.prompts import prefill
+from nemo_mapo.data.sequences import padded, response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
@@ -28,11 +28,12 @@ from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
+from nemo_mapo.rows import Completion, Group, completions_of, training_rows
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.ranks import mean_over_data_parallel
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
-from nemo_mapo.types import RolloutBatch, Rollouts, TokenBatch
+from nemo_mapo.types import RolloutBatch, TokenBatch
 
 Timer = Callable[[str], AbstractContextManager[None]]
 
@@ -71,30 +72,30 @@ class RolloutScorer:
         self.rollout = rollout
         self._gate_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pos-gate")
 
-    def rewards_of(self, rollouts: Rollouts) -> tuple[RewardTable, Bool[Tensor, " group"]]:
+    def rewards_of(self, groups: Sequence[Group]) -> tuple[RewardTable, Bool[Tensor, " group"]]:
         """The rewards alone, and which groups have different ones, counting what is taken off for length."""
-        table = score_rollouts(rollouts, self.rewards)
-        totals = torch.tensor(table.total) + self._overlong_penalty(rollouts)
-        return table, ~_equal_groups(totals, rollouts.group_size)
+        table = score_groups(groups, self.rewards)
+        totals = torch.tensor(table.total) + self._overlong_penalty(groups)
+        return table, ~_equal_groups(totals, len(groups[0]))
 
     def __call__(
-        self, rollouts: Rollouts, actor: MapoActor, timer: Timer, known: RewardTable | None = None
+        self, groups: Sequence[Group], actor: MapoActor, timer: Timer, known: RewardTable | None = None
     ) -> ScoredRollouts:
         """Compute rewards (if not `known`), advantages, gate, log pi_old, log pi_ref and text-reference entropies."""
-        wanted = self.objective.uses_text_reference
-        gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, rollouts)
-        sequences = token_batch(rollouts, pad_id=self.special.pad_id)
+        wanted, completions, group_size = self.objective.uses_text_reference, completions_of(groups), len(groups[0])
+        gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, groups)
+        sequences = token_batch(training_rows(groups), pad_id=self.special.pad_id)
         with timer("reference"):
             drawing = None
-            if rollouts.log_probs is None:
+            if any(one.log_probs is None for one in completions):
                 drawing = Drawing.of(self.rollout.sampling, self.tokenizer, actor.policy.vocab_size)
             signals = actor.get_inference_signals(sequences, drawing)
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
         with timer("rewards"):
-            penalty = self._overlong_penalty(rollouts)
-            unpenalised = score_rollouts(rollouts, self.rewards) if known is None else known
-            aligned = self._alignment(rollouts, sequences, unpenalised, actor)
+            penalty = self._overlong_penalty(groups)
+            unpenalised = score_groups(groups, self.rewards) if known is None else known
+            aligned = self._alignment(groups, sequences, unpenalised, actor)
             totals = torch.tensor(unpenalised.total) + penalty + aligned.reward
             table = RewardTable(by_reward=unpenalised.by_reward, total=totals.tolist())
         if self.rewards.asks_judge:
@@ -102,32 +103,38 @@ class RolloutScorer:
         gate, gate_metrics = gate_future.result()
         batch = RolloutBatch(
             sequences=sequences,
-            response_mask=response_mask(rollouts.completion_lengths, rollouts.completions.shape[1]),
+            response_mask=response_mask(sequences.completion_lengths, signals.log_probs.shape[1]),
             old_log_probs=signals.log_probs,
             ref_log_probs=ref_log_probs,
             text_ref_entropy_nats=text_entropy,
             pos_gate=gate,
-            advantages=self._advantages(totals, table, rollouts.group_size),
+            advantages=self._advantages(totals, table, group_size),
             accuracy_rewards=torch.tensor(table.accuracy),
-            finished=_finished(rollouts),
-            behaviour_log_probs=None if self.objective.behaviour_clip is None else rollouts.sampling_log_probs,
+            finished=torch.tensor([one.stopped for one in completions]),
+            behaviour_log_probs=(
+                None
+                if self.objective.behaviour_clip is None
+                else padded([one.sampling_log_probs for one in completions])
+            ),
         )
-        metrics = rollout_metrics(rollouts, table) | gate_metrics | aligned.metrics
-        metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, rollouts.group_size).float().mean())
+        metrics = rollout_metrics(groups, table) | gate_metrics | aligned.metrics
+        metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, group_size).float().mean())
         if self.objective.overlong_buffer > 0:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
         if self.rewards.asks_judge:
             metrics["rollout/verdicts_missing"] = table.missing_share
-        metrics |= _agreement(signals, rollouts, batch.response_mask)
+        metrics |= _agreement(signals, completions, batch.response_mask)
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
 
-    def _alignment(self, rollouts: Rollouts, sequences: TokenBatch, table: RewardTable, actor: MapoActor) -> Alignment:
+    def _alignment(
+        self, groups: Sequence[Group], sequences: TokenBatch, table: RewardTable, actor: MapoActor
+    ) -> Alignment:
         config = self.rewards.tars
         if config is None:
-            return Alignment(reward=torch.zeros(len(rollouts.texts)), metrics={})
+            return Alignment(reward=torch.zeros(len(table.total)), metrics={})
         embedder = OpenAIClient(self.rewards.judge) if config.behaviour > 0 else None
         return alignment(
-            rollouts, sequences, table.accuracy, actor.policy, config, batching=actor.batching, embedder=embedder
+            groups, sequences, table.accuracy, actor.policy, config, batching=actor.batching, embedder=embedder
         )
 
     def _advantages(self, totals: Float[Tensor, " batch"], table: RewardTable, group_size: int) -> Tensor:
@@ -148,80 +155,76 @@ class RolloutScorer:
                 f"{self.rewards.judge.base_url} are missing, more than rewards.max_missing_share={limit} allows"
             )
 
-    def _gate(self, rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
+    def _gate(self, groups: Sequence[Group]) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
         started = time.perf_counter()
-        lengths = rollouts.completion_lengths.tolist()
         # What the prompt has begun belongs to the first sentence.
-        begun = prefills(rollouts.prompts, self.tokenizer, rollouts.group_size)
-        rows = zip(begun, rollouts.completions.tolist(), lengths, strict=True)
-        ids = [[*start, *row[:length]] for start, row, length in rows]
+        begun = [
+            prefill(group.prompt.token_ids.tolist(), self.tokenizer) for group in groups for _ in group.completions
+        ]
+        ids = [[*start, *one.token_ids.tolist()] for start, one in zip(begun, completions_of(groups), strict=True)]
         whole, fallbacks = gate_batch(ids, self.tokenizer, self.objective.pos_tags, self.tagger)
-        gate = torch.zeros(rollouts.completions.shape, dtype=torch.bool)
-        for row, (start, length) in enumerate(zip(begun, lengths, strict=True)):
-            gate[row, :length] = whole[row, len(start) : len(start) + length]
+        gate = padded([row[len(start) : len(row_ids)] for row, start, row_ids in zip(whole, begun, ids, strict=True)])
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
         metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)
         metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)
         metrics["timing/pos_gate_seconds"] = time.perf_counter() - started
         return gate, metrics
 
-    def _overlong_penalty(self, rollouts: Rollouts) -> Tensor:
+    def _overlong_penalty(self, groups: Sequence[Group]) -> Tensor:
+        lengths = torch.tensor([len(one) for one in completions_of(groups)])
         if self.objective.overlong_buffer == 0:
-            return torch.zeros(len(rollouts.completion_lengths))
+            return torch.zeros(len(lengths))
         return soft_overlong_penalty(
-            rollouts.completion_lengths,
+            lengths,
             max_length=self.rollout.sampling.max_new_tokens,
             buffer=self.objective.overlong_buffer,
         )
 
 
-def score_rollouts(rollouts: Rollouts, rewards: RewardsConfig) -> RewardTable:
-    """Rewards of every completion, in row order."""
+def score_groups(groups: Sequence[Group], rewards: RewardsConfig) -> RewardTable:
+    """Rewards of every completion, group after group."""
     samples = [
-        RewardSample(
-            text=text,
-            example=rollouts.prompts.examples[row // rollouts.group_size],
-            finished=rollouts.finish_reasons[row] == "stop",
-            num_tokens=int(rollouts.completion_lengths[row]),
-        )
-        for row, text in enumerate(rollouts.texts)
+        RewardSample(text=one.text, example=group.example, finished=one.stopped, num_tokens=len(one))
+        for group in groups
+        for one in group.completions
     ]
     return score(samples, rewards)
 
 
-def rollout_metrics(rollouts: Rollouts, table: RewardTable) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group], table: RewardTable) -> dict[str, float]:
     """Means over completions."""
-    words = [reasoning_words(text) for text in rollouts.texts]
+    completions = completions_of(groups)
     metrics = {
         "rollout/reward_mean": _mean(table.total),
-        "rollout/completion_tokens": float(rollouts.completion_lengths.float().mean()),
-        "rollout/reasoning_words": _mean(words),
-        "rollout/finished_share": float(_finished(rollouts).float().mean()),
+        "rollout/completion_tokens": float(torch.tensor([len(one) for one in completions]).float().mean()),
+        "rollout/reasoning_words": _mean([reasoning_words(one.text) for one in completions]),
+        "rollout/finished_share": float(torch.tensor([one.stopped for one in completions]).float().mean()),
     }
     there = {name: [value for value in values if value is not None] for name, values in table.by_reward.items()}
     return metrics | {f"rollout/{name}": _mean(values) for name, values in there.items() if values}
 
 
 def _agreement(
-    signals: TokenSignals, rollouts: Rollouts, response_mask: Bool[Tensor, "batch time"]
+    signals: TokenSignals, completions: Sequence[Completion], response_mask: Bool[Tensor, "batch time"]
 ) -> dict[str, float]:
     """How far the log-probs of engine and training agree, of the model's distribution or of that sampled from.
 
     Tokens at the edge of top-k or top-p that training could not have drawn are counted apart.
     """
-    ours, theirs = signals.log_probs, rollouts.log_probs
+    ours, theirs = signals.log_probs, [one.log_probs for one in completions if one.log_probs is not None]
     metrics: dict[str, float] = {}
-    if theirs is None:
+    if len(theirs) < len(completions):
         assert signals.drawn_log_probs is not None
-        ours, theirs = signals.drawn_log_probs, rollouts.sampling_log_probs
+        ours, theirs = signals.drawn_log_probs, [one.sampling_log_probs for one in completions]
         outside = response_mask & ours.isneginf()
         metrics["rollout/log_prob_outside"] = float(outside.sum() / response_mask.sum())
         response_mask = response_mask & ~outside
-    ours, theirs = ours.masked_fill(~response_mask, 0.0), theirs.cpu().masked_fill(~response_mask, 0.0)
-    gaps = (ours - theirs).abs()
+    stated = padded(theirs).masked_fill(~response_mask, 0.0)
+    ours = ours.masked_fill(~response_mask, 0.0)
+    gaps = (ours - stated).abs()
     metrics["rollout/log_prob_gap"] = float(gaps.max())
-    metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / rollouts.completion_lengths).mean())
-    metrics["rollout/log_prob_correlation"] = _correlation(ours[response_mask], theirs[response_mask])
+    metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / torch.tensor([len(one) for one in completions])).mean())
+    metrics["rollout/log_prob_correlation"] = _correlation(ours[response_mask], stated[response_mask])
     return metrics
 
 
@@ -232,13 +235,10 @@ def _correlation(one: Float[Tensor, " token"], other: Float[Tensor, " token"]) -
     return float(one @ other) / scale if scale > 0 else float(torch.equal(one, other))
 
 
-def _open_gate(rollouts: Rollouts) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
+def _open_gate(groups: Sequence[Group]) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
     """Every token, for an objective that asks for no gate."""
-    return torch.ones(rollouts.completions.shape, dtype=torch.bool), {}
-
-
-def _finished(rollouts: Rollouts) -> Bool[Tensor, " batch"]:
-    return torch.tensor([reason == "stop" for reason in rollouts.finish_reasons])
+    lengths = [len(one) for one in completions_of(groups)]
+    return torch.ones(len(lengths), max(lengths), dtype=torch.bool), {}
 
 
 def _equal_groups(totals: Float[Tensor, " batch"], group_size: int) -> Bool[Tensor, " group"]:

@@ -8,10 +8,12 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.data import TARGET_FIELDS, TargetConfig
 from nemo_mapo.data.plain_text import control_tokens_in
 from nemo_mapo.data.prompts import prefill
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rewards.templates import Template, has_tags, join_completion, opening_tag, split_completion
-from nemo_mapo.training.supervised import hide_clips, lay_out
-from nemo_mapo.types import Example, PromptBatch, TokenBatch
+from nemo_mapo.rows import Problem, Row
+from nemo_mapo.training.supervised import hide_clips
+from nemo_mapo.types import Example, TokenBatch
 
 
 def target_text(example: Example, config: TargetConfig, template: Template) -> str:
@@ -61,7 +63,7 @@ def _reasoning(example: Example, config: TargetConfig) -> str:
 
 
 class TargetRows:
-    """Turns batches of prompts into rows to learn: `TargetRows(config, "think", tokenizer)(prompts)`."""
+    """Turns problems into rows to learn: `TargetRows(config, "think", tokenizer)(problems)`."""
 
     def __init__(self, config: TargetConfig, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config = config
@@ -69,11 +71,13 @@ class TargetRows:
         self.tokenizer = tokenizer
         self.special = SpecialTokens.from_tokenizer(tokenizer)
 
-    def __call__(self, prompts: PromptBatch) -> TokenBatch:
-        """Prompt + target rows, in the order of the prompts; the end-of-turn token is learned too."""
-        tokens = [row[:length] for row, length in zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True)]
-        targets = [self.ids(example, prompt) for example, prompt in zip(prompts.examples, tokens, strict=True)]
-        return lay_out(tokens, targets, prompts.audio, prompts.audio_row, pad_id=self.special.pad_id)
+    def __call__(self, problems: Sequence[Problem]) -> TokenBatch:
+        """Prompt + target rows, in the order of the problems; the end-of-turn token is learned too."""
+        return token_batch([self._row(problem) for problem in problems], pad_id=self.special.pad_id)
+
+    def _row(self, problem: Problem) -> Row:
+        target = self.ids(problem.example, problem.prompt.token_ids.tolist())
+        return Row(prompt=problem.prompt, token_ids=torch.tensor(target))
 
     def ids(self, example: Example, prompt: Sequence[int]) -> list[int]:
         """Target of one example after `prompt`; a reasoning tag that the prompt already opens is not opened again."""

@@ -16,14 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.rewards import TarsConfig
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import select_rows
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hidden_states import pooled_hidden_states
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
+from nemo_mapo.rows import Group, Problem, Prompt, completions_of
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import Example, PromptBatch, Rollouts, TokenBatch, Wording
+from nemo_mapo.types import Example, TokenBatch, Wording
 
 MODALITIES = 2
 """Groups of a prompt: speech, then text."""
@@ -37,28 +37,16 @@ class Alignment:
     metrics: dict[str, float]
 
 
-def with_text_twins(prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, wording: Wording) -> PromptBatch:
-    """Every prompt twice, one after the other: with its clip, and with the clip's caption instead.
+def with_text_twins(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, wording: Wording) -> list[Problem]:
+    """Every problem twice, one after the other: with its clip, and with the clip's caption instead.
 
     ValueError naming a question without a caption.
     """
-    pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
-    rows: list[Tensor] = []
-    audio_row: list[Tensor] = []
-    for row, example in enumerate(prompts.examples):
-        text = torch.tensor(_text_prompt(example, tokenizer, wording))
-        rows += [prompts.tokens[row, : int(prompts.lengths[row])], text]
-        audio_row += [prompts.audio_row[row], torch.full_like(prompts.audio_row[row], -1)]
-    return PromptBatch(
-        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
-        lengths=torch.tensor([len(row) for row in rows]),
-        audio=prompts.audio,
-        audio_row=torch.stack(audio_row),
-        examples=tuple(example for example in prompts.examples for _ in range(MODALITIES)),
-    )
+    return [twin for problem in problems for twin in (problem, _text_twin(problem, tokenizer, wording))]
 
 
-def _text_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, wording: Wording) -> list[int]:
+def _text_twin(problem: Problem, tokenizer: PreTrainedTokenizerBase, wording: Wording) -> Problem:
+    example = problem.example
     if example.caption is None:
         raise ValueError(
             f"{example.id}: field 'caption' is missing: TARS gives it to the text-conditioned completions in place of "
@@ -71,11 +59,12 @@ def _text_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, wording: 
         answer=example.answer,
         task=example.task,
     )
-    return encode_prompt(told, 0, tokenizer, wording)
+    prompt = Prompt(id=example.id, token_ids=torch.tensor(encode_prompt(told, 0, tokenizer, wording)))
+    return Problem(prompt=prompt, example=example)
 
 
 def alignment(
-    rollouts: Rollouts,
+    groups: Sequence[Group],
     sequences: TokenBatch,
     accuracy: Sequence[float],
     policy: AudioLLM,
@@ -95,9 +84,10 @@ def alignment(
         ValueError: the model is cut so that no rank sees all layers and positions.
         RewardsUnavailable: the embedding model is out of reach.
     """
-    speech, reference, without = _pairs(rollouts, accuracy)
-    reward = torch.zeros(len(rollouts.texts))
-    modality = torch.arange(len(rollouts.texts)) // rollouts.group_size % MODALITIES
+    speech, reference, without = _pairs(groups, accuracy)
+    texts = [one.text for one in completions_of(groups)]
+    reward = torch.zeros(len(texts))
+    modality = torch.tensor([number % MODALITIES for number, group in enumerate(groups) for _ in group.completions])
     right = torch.tensor(accuracy)
     metrics = {
         "rollout/tars_without_reference": without,
@@ -113,26 +103,26 @@ def alignment(
             metrics["rollout/tars_representation"] = float(cosines.mean())
     if config.behaviour > 0:
         assert embedder is not None, "the config requires one"
-        cosines = _text_cosines(rollouts.texts, speech, reference, embedder)
+        cosines = _text_cosines(texts, speech, reference, embedder)
         reward[speech] += config.behaviour * cosines
         if speech:
             metrics["rollout/tars_behaviour"] = float(cosines.mean())
     return Alignment(reward=reward, metrics=metrics)
 
 
-def _pairs(rollouts: Rollouts, accuracy: Sequence[float]) -> tuple[list[int], list[int], float]:
+def _pairs(groups: Sequence[Group], accuracy: Sequence[float]) -> tuple[list[int], list[int], float]:
     """Rows of speech-conditioned completions, the row of the reference of each, and the share of questions without."""
-    group = rollouts.group_size
+    group = len(groups[0])
     speech: list[int] = []
     reference: list[int] = []
-    questions = len(rollouts.prompts) // MODALITIES
+    questions = len(groups) // MODALITIES
     for question in range(questions):
         first = question * MODALITIES * group
         right = [row for row in range(first + group, first + 2 * group) if accuracy[row] == 1.0]
         if right:
             # The same in every layout and after a restart.
-            name = rollouts.prompts.examples[question * MODALITIES].id
-            rng = np.random.default_rng([rollouts.weight_version, *name.encode()])
+            asked = groups[question * MODALITIES]
+            rng = np.random.default_rng([asked.completions[0].weight_version, *asked.example.id.encode()])
             speech += range(first, first + group)
             reference += [right[int(rng.integers(len(right)))]] * group
     return speech, reference, 1 - len(speech) / (questions * group)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.protocol import OverlappingBackend, RolloutUnavailable
+from nemo_mapo.rows import Completion, Group, Problem, completions_of
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.ahead import RolloutsAhead
 from nemo_mapo.training.checkpoint import CheckpointStore
@@ -35,7 +36,6 @@ from nemo_mapo.training.ranks import (
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
-from nemo_mapo.types import PromptBatch, Rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -96,19 +96,19 @@ class MapoTrainer(TrainingLoop):
     def train_step(self) -> dict[str, float]:
         """One rollout batch: generate, score, and take its optimiser steps."""
         started = time.perf_counter()
-        rollouts = self.generate_rollouts()
-        staleness = self._staleness(rollouts)
-        generated = sum_over_data_parallel(int(rollouts.completion_lengths.sum()))
-        refilled = self._refill(rollouts)
+        groups = self.generate_rollouts()
+        staleness = self._staleness(groups)
+        generated = sum_over_data_parallel(sum(map(len, completions_of(groups))))
+        refilled = self._refill(groups)
         if refilled is not None:
-            rollouts = refilled.rollouts
-        scored = self.scorer(rollouts, self.actor, self.timer, None if refilled is None else refilled.rewards)
+            groups = refilled.groups
+        scored = self.scorer(groups, self.actor, self.timer, None if refilled is None else refilled.rewards)
         self.actor.finish_inference()
         with self.timer("train"):
             metrics = self.run_training(scored)
         self.step += 1
         if is_main_rank():
-            self.samples.write_training(self.step, rollouts, scored)
+            self.samples.write_training(self.step, groups[0], scored)
         metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self.timings()
         metrics |= self._prompt_figures
         if refilled is not None:
@@ -136,7 +136,7 @@ class MapoTrainer(TrainingLoop):
         return self.prompts.batch_size * self.mapo.num_rollouts_per_prompt
 
     @torch.no_grad()
-    def generate_rollouts(self) -> Rollouts:
+    def generate_rollouts(self) -> list[Group]:
         """Sample a group of completions for this rank's share of the next prompts.
 
         With `max_staleness` those of the step after are begun as soon as these are there, before these are trained on.
@@ -145,52 +145,62 @@ class MapoTrainer(TrainingLoop):
         self.actor.prepare_for_inference()
         if self.config.max_staleness == 0:
             with self.timer("data"):
-                prompts, group_size, seeds = self._next_request(self.step)
+                problems, group_size, seeds = self._next_request(self.step)
             self._send_weights()
             with self.timer("rollout"):
-                rollouts = self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
+                completions = self._infer(problems, group_size, seeds)
             self._prompt_figures = self.prompts.figures()
         else:
             self._ahead = self._ahead or self._begin(self.step)
             with self.timer("rollout"):
-                rollouts = self._ahead.pending.result()
+                problems, completions = self._ahead.problems, self._ahead.pending.result()
             self._prompt_figures = self._ahead.figures
             with self.timer("begin_next"):
                 self._ahead = self._begin(self.step + 1) if self.step + 1 < self.max_steps else None
         self.consumed_samples += self.samples_per_step
-        return rollouts
+        return _answered(problems, completions)
+
+    def _infer(
+        self, problems: Sequence[Problem], group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> list[list[Completion]]:
+        prompts = [problem.prompt for problem in problems]
+        return self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
 
     def _begin(self, step: int) -> RolloutsAhead:
         """Have the vLLM servers begin the batch of `step` with the present weights."""
         before, epoch = self.prompts.state_dict(), self.prompts.epoch
-        prompts, group_size, seeds = self._next_request(step)
+        problems, group_size, seeds = self._next_request(step)
         self._send_weights()
         engine = self.actor.rollout
         assert isinstance(engine, OverlappingBackend), "the config demands it"
+        prompts = [problem.prompt for problem in problems]
         pending = engine.begin(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
-        return RolloutsAhead(pending=pending, prompts=before, epoch=epoch, figures=self.prompts.figures())
+        return RolloutsAhead(
+            pending=pending, problems=problems, prompts=before, epoch=epoch, figures=self.prompts.figures()
+        )
 
-    def _next_request(self, step: int) -> tuple[PromptBatch, int, Int[Tensor, " batch"]]:
-        """The next prompts, completions of each, and their seeds in the batch of `step`.
+    def _next_request(self, step: int) -> tuple[list[Problem], int, Int[Tensor, " batch"]]:
+        """The next problems, completions of each, and their seeds in the batch of `step`.
 
         Seeds follow the completion's number in the whole batch: how many ranks share it out changes no sample.
         """
-        prompts = next(self.prompts)
+        problems = next(self.prompts)
         group_size = self.mapo.num_rollouts_per_prompt
         if self.config.rewards.tars is not None:
-            prompts = with_text_twins(
-                prompts, self.scorer.tokenizer, prompt_wording(self.config.data.prompt, self.config.rewards.template)
+            problems = with_text_twins(
+                problems, self.scorer.tokenizer, prompt_wording(self.config.data.prompt, self.config.rewards.template)
             )
             group_size //= MODALITIES
-        return prompts, group_size, self._seeds(self._places(), step)
+        return problems, group_size, self._seeds(self._places(), step)
 
     def _send_weights(self) -> None:
         self.actor.rollout.update_weights(self.optimization_step, policy_tensors(self.actor.policy))
 
-    def _staleness(self, rollouts: Rollouts) -> float:
+    def _staleness(self, groups: Sequence[Group]) -> float:
         """Rollout batches that the weights sampled from are behind the present ones."""
-        behind = (self.optimization_step - rollouts.weight_version) / self.config.steps_per_generation
-        assert 0 <= behind <= self.config.max_staleness, f"version {rollouts.weight_version} is {behind} batches old"
+        version = groups[0].completions[0].weight_version
+        behind = (self.optimization_step - version) / self.config.steps_per_generation
+        assert 0 <= behind <= self.config.max_staleness, f"version {version} is {behind} batches old"
         return behind
 
     @contextmanager
@@ -202,28 +212,27 @@ class MapoTrainer(TrainingLoop):
             if self._ahead is not None:
                 self._ahead.pending.abandon()
 
-    def _refill(self, rollouts: Rollouts) -> Refilled | None:
+    def _refill(self, groups: Sequence[Group]) -> Refilled | None:
         """Dynamic sampling, if the config asks for it; other prompts for groups of equal rewards."""
         if self.refills is None:
             return None
         assert self.mapo.dynamic_sampling is not None
         stream, group_size = self.refills, self.mapo.num_rollouts_per_prompt
 
-        def sample(number: int, places: list[int], mine: list[int]) -> Rollouts:
-            prompts = stream.spare(len(places), mine)
+        def sample(number: int, places: list[int], mine: list[int]) -> list[Group]:
+            problems = stream.spare(len(places), mine)
             seeds = self._seeds([places[index] for index in mine], self.step, number)
-            return self.actor.infer(prompts, self.config.rollout.sampling, group_size=group_size, seeds=seeds)
+            return _answered(problems, self._infer(problems, group_size, seeds))
 
         with self.timer("refill"), torch.no_grad():
             refilled = refill(
-                rollouts,
+                groups,
                 places=self._places(),
                 max_rounds=self.mapo.dynamic_sampling.max_generation_rounds,
                 score=self.scorer.rewards_of,
                 sample=sample,
-                pad_id=self.scorer.special.pad_id,
             )
-        self.consumed_samples += refilled.groups * group_size - self.samples_per_step
+        self.consumed_samples += refilled.sampled * group_size - self.samples_per_step
         return refilled
 
     def _places(self) -> list[int]:
@@ -296,6 +305,10 @@ class MapoTrainer(TrainingLoop):
             if key in metrics:
                 shown[label] = f"{metrics[key]:.2f}"
         return shown
+
+
+def _answered(problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]) -> list[Group]:
+    return [problem.answered(drawn) for problem, drawn in zip(problems, completions, strict=True)]
 
 
 def mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import padded
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Completion
 from nemo_mapo.testing.layouts import GROUP_SIZE, NUM_PROMPTS, ROWS, Layout, build
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
+from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 from nemo_mapo.types import RolloutBatch
@@ -26,10 +28,14 @@ def deaf_passes(layout: Layout, base: ModelConfig, start: str, batch: RolloutBat
     batching = MicroBatching.of(config)
     log_probs = token_signals_in_parts(model, batch.sequences, head_reduction=None, batching=batching, deaf=deaf)
     tokenizer = tiny_tokenizer()
-    prompts = tiny_prompt_batch(TinyAudioLLM(config=config, model=model, tokenizer=tokenizer), num_prompts=NUM_PROMPTS)
+    prompts = tiny_prompts(TinyAudioLLM(config=config, model=model, tokenizer=tokenizer), num_prompts=NUM_PROMPTS)
     backend = MegatronRollout(model, tokenizer, batch_size=ROWS)
     greedy, seeds = SamplingConfig(temperature=0.0, max_new_tokens=8), torch.zeros(ROWS, dtype=torch.int64)
     by_prompt = deaf.of(slice(0, NUM_PROMPTS))
     drawn = backend.generate(prompts, greedy, group_size=GROUP_SIZE, seeds=seeds, deaf=by_prompt)
     heard = backend.generate(prompts, greedy, group_size=GROUP_SIZE, seeds=seeds)
-    return log_probs.log_probs, drawn.completions, heard.completions
+    return log_probs.log_probs, _tokens(drawn), _tokens(heard)
+
+
+def _tokens(drawn: list[list[Completion]]) -> Tensor:
+    return padded([one.token_ids for completions in drawn for one in completions])

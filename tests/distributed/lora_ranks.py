@@ -9,7 +9,7 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import adapters_off, is_adapter, merged_state_dict
 from nemo_mapo.testing.layouts import Layout, build, dense_config, relative
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
+from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_batch, tiny_tokenizer
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 
 
@@ -48,8 +48,6 @@ def base_and_merged(layout: Layout, base: ModelConfig, start: str) -> tuple[bool
 
 def logits_of(model: AudioLLM) -> Tensor:
     """Logits of some prompts; 0 where there is no word."""
-    prompts = tiny_prompt_batch(
-        TinyAudioLLM(config=dense_config(), model=model, tokenizer=tiny_tokenizer()), num_prompts=2
-    )
+    prompts = tiny_batch(TinyAudioLLM(config=dense_config(), model=model, tokenizer=tiny_tokenizer()), num_prompts=2)
     logits: Tensor = model(prompts.tokens, prompts.audio, prompts.audio_row).logits
     return logits.nan_to_num(neginf=0.0)

@@ -19,7 +19,8 @@ from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import PAD
 from nemo_mapo.models.lora import freeze
 from nemo_mapo.platform import install_cpu_host
-from nemo_mapo.testing.layouts import GROUP_SIZE, build, hard_rollouts
+from nemo_mapo.rows import training_rows
+from nemo_mapo.testing.layouts import GROUP_SIZE, build, hard_groups
 from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
 from nemo_mapo.training.optimizer import MainWeightAdamW, build_optimizer, wrap_data_parallel
 from nemo_mapo.training.plan import (
@@ -124,7 +125,7 @@ def activations(model: ModelConfig, precision: str) -> tuple[int, int]:
     policy = build(model, dtype=DTYPES[precision])
     freeze(policy, model.resolved_freeze)
     tiny = TinyAudioLLM(config=model, model=policy, tokenizer=tiny_tokenizer())
-    sequences = token_batch(hard_rollouts(tiny), pad_id=tiny.token_id(PAD))
+    sequences = token_batch(training_rows(hard_groups(tiny)), pad_id=tiny.token_id(PAD))
     with saved_tensors(policy) as saved:
         token_signals(policy, sequences, head_reduction="max")
     rows, longest = sequences.tokens.shape

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from integration.qwen_omni_tiny import SAMPLE_RATE, Row, imported_model, our_logits, prompt_batch
+from integration.qwen_omni_tiny import SAMPLE_RATE, Row, imported_model, our_logits, prompts_of
 
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.models.hf.convert import ORIGINAL
@@ -24,8 +24,8 @@ def in_layout(
     assert model.num_audio_tokens(SAMPLE_RATE) > 0
     logits = our_logits(model, rows)
     single = [row for row in rows if len(row[1]) == 1] or rows
-    rollouts = MegatronRollout(model, tiny_tokenizer(), batch_size=len(single)).generate(
-        prompt_batch(single),
+    generated = MegatronRollout(model, tiny_tokenizer(), batch_size=len(single)).generate(
+        prompts_of(single),
         SamplingConfig(temperature=0.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens),
         group_size=1,
         seeds=torch.arange(len(single)),
@@ -34,4 +34,4 @@ def in_layout(
         # The checkpoint of a text LLM is its decoder alone, as import makes it.
         del model.perception
     write_checkpoint(Path(saved), model)
-    return logits, rollouts.completions.tolist()
+    return logits, [one.token_ids.tolist() for (one,) in generated]

@@ -1,13 +1,16 @@
 """Rollouts and reference passes are the same in every layout, and on all ranks of it."""
 
+from itertools import chain
+
 import pytest
 import torch
 from distributed.deaf_ranks import deaf_passes
 
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.rows import Completion
 from nemo_mapo.testing.layouts import Layout, dense_config, generate, reference_signals, write_start
 from nemo_mapo.testing.ranks import run_on_ranks
-from nemo_mapo.types import RolloutBatch, Rollouts
+from nemo_mapo.types import RolloutBatch
 
 pytestmark = pytest.mark.distributed
 
@@ -33,16 +36,17 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RolloutBatch]:
 
 
 @pytest.fixture(scope="module")
-def plain_rollouts(start: tuple[str, RolloutBatch]) -> list[Rollouts]:
+def plain_rollouts(start: tuple[str, RolloutBatch]) -> list[list[list[Completion]]]:
     return [run_on_ranks(generate, 1, Layout(), dense_config(), start[0], sampling)[0] for sampling in SAMPLING]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_completions_and_their_log_probs_are_those_of_the_plain_run(start, plain_rollouts, layout) -> None:
     for sampling, plain in zip(SAMPLING, plain_rollouts, strict=True):
-        for rollouts in run_on_ranks(generate, layout.ranks, layout, dense_config(), start[0], sampling):
-            assert torch.equal(rollouts.completions, plain.completions)
-            torch.testing.assert_close(rollouts.log_probs, plain.log_probs, atol=2e-5, rtol=1e-4)
+        for groups in run_on_ranks(generate, layout.ranks, layout, dense_config(), start[0], sampling):
+            for one, expected in zip(chain(*groups), chain(*plain), strict=True):
+                assert torch.equal(one.token_ids, expected.token_ids)
+                torch.testing.assert_close(one.log_probs, expected.log_probs, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

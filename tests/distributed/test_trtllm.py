@@ -22,7 +22,8 @@ def test_tensor_parallel_ranks_have_the_completions_and_log_probs_of_one_process
     cut = Layout(name="tensor 2", ranks=2, model={"tensor_model_parallel_size": 2})
     for sampling in SAMPLING:
         (plain,) = run_on_ranks(generate, 1, Layout(), base, start, sampling)
-        for rollouts in run_on_ranks(generate, 2, cut, base, start, sampling):
-            assert torch.equal(rollouts.completions, plain.completions)
-            torch.testing.assert_close(rollouts.log_probs, plain.log_probs, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(rollouts.sampling_log_probs, plain.sampling_log_probs, atol=1e-4, rtol=1e-4)
+        for completions in run_on_ranks(generate, 2, cut, base, start, sampling):
+            for one, expected in zip(completions, plain, strict=True):
+                assert torch.equal(one.token_ids, expected.token_ids)
+                torch.testing.assert_close(one.log_probs, expected.log_probs, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(one.sampling_log_probs, expected.sampling_log_probs, atol=1e-4, rtol=1e-4)

@@ -6,16 +6,16 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
+from nemo_mapo.rows import Completion
 from nemo_mapo.testing.layouts import Layout, build_actor
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_prompt_batch, tiny_tokenizer
+from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
 from nemo_mapo.testing.trtllm_runtime import MegatronRuntime
-from nemo_mapo.types import Rollouts
 
 GROUP = 3
 PROMPTS = 4
 
 
-def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingConfig) -> Rollouts:
+def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingConfig) -> list[Completion]:
     """On every rank: completions of an engine that is cut as the policy is."""
     policy = build_actor(layout, base, start).policy
     config = TrtllmConfig(max_prompt_embedding_table_size=40)
@@ -28,5 +28,6 @@ def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingCo
     tiny = TinyAudioLLM(config=base, model=policy, tokenizer=tiny_tokenizer())
     rollout = TrtllmRollout(engine, policy, tiny.tokenizer, config, batch_size=2 * GROUP)
     rollout.update_weights(1, ())
-    prompts = tiny_prompt_batch(tiny, num_prompts=PROMPTS, without_audio=(2,))
-    return rollout.generate(prompts, sampling, group_size=GROUP, seeds=torch.arange(PROMPTS * GROUP))
+    prompts = tiny_prompts(tiny, num_prompts=PROMPTS, without_audio=(2,))
+    groups = rollout.generate(prompts, sampling, group_size=GROUP, seeds=torch.arange(PROMPTS * GROUP))
+    return [one for group in groups for one in group]

@@ -13,21 +13,21 @@ import torch
 from nemo_mapo.config.model import DecoderConfig
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rollout.trtllm.engine import TensorRTEngine
+from nemo_mapo.rows import Completion, Prompt, Row
 from nemo_mapo.testing.tiny import (
     AUDIO,
     PAD,
     SAMPLE_RATE,
     TinyAudioLLM,
     tiny_model_config,
-    tiny_prompt_batch,
+    tiny_prompts,
     tiny_tokenizer,
 )
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from nemo_mapo.types import Rollouts
 
 pytest.importorskip("tensorrt_llm.runtime", reason="needs TensorRT-LLM", exc_type=ImportError)
 pytestmark = pytest.mark.gpu
@@ -80,35 +80,41 @@ def rollout(tiny: TinyAudioLLM, tmp_path: Path) -> Iterator[TrtllmRollout]:
     engine.unload()
 
 
-def mismatch(tiny: TinyAudioLLM, rollouts: Rollouts) -> float:
+def mismatch(tiny: TinyAudioLLM, prompts: list[Prompt], drawn: list[list[Completion]]) -> float:
     """Mean difference of a token's log-prob in the engine and in the policy, nats."""
-    sequences = token_batch(rollouts, pad_id=tiny.token_id(PAD))
+    rows = [
+        Row(prompt=prompt, token_ids=one.token_ids)
+        for prompt, completions in zip(prompts, drawn, strict=True)
+        for one in completions
+    ]
+    sequences = token_batch(rows, pad_id=tiny.token_id(PAD))
     policy = token_signals_in_parts(tiny.model, sequences, head_reduction=None, batching=MicroBatching(rows=4))
-    return float((rollouts.log_probs - policy.log_probs).abs().sum() / rollouts.completion_lengths.sum())
+    stated = padded([one.log_probs for completions in drawn for one in completions])
+    return float((stated - policy.log_probs).abs().sum() / sequences.completion_lengths.sum())
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "the paper's"])
 def test_the_engine_hears_and_computes_what_the_policy_computes(
     tiny: TinyAudioLLM, rollout: TrtllmRollout, sampling: SamplingConfig
 ) -> None:
-    prompts = tiny_prompt_batch(tiny, num_prompts=5, without_audio=(2,))
+    prompts = tiny_prompts(tiny, num_prompts=5, without_audio=(2,))
     rollout.update_weights(0, ())
-    rollouts = rollout.generate(prompts, sampling, group_size=GROUP, seeds=torch.arange(5 * GROUP))
-    assert mismatch(tiny, rollouts) < SAME_NATS
+    drawn = rollout.generate(prompts, sampling, group_size=GROUP, seeds=torch.arange(5 * GROUP))
+    assert mismatch(tiny, prompts, drawn) < SAME_NATS
 
 
 @torch.no_grad()
 def test_an_update_reaches_the_engine_loaded_or_not(tiny: TinyAudioLLM, rollout: TrtllmRollout) -> None:
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
+    prompts = tiny_prompts(tiny, num_prompts=2)
 
-    def generated() -> Rollouts:
+    def generated() -> list[list[Completion]]:
         return rollout.generate(prompts, SAMPLINGS[0], group_size=1, seeds=torch.arange(2))
 
     rollout.update_weights(0, ())
     tiny.model.language_model.decoder.final_layernorm.weight.mul_(3.0)
-    assert mismatch(tiny, generated()) > OTHER_NATS, "weights must differ enough to be told apart"
+    assert mismatch(tiny, prompts, generated()) > OTHER_NATS, "weights must differ enough to be told apart"
     rollout.update_weights(1, ())
-    assert mismatch(tiny, generated()) < SAME_NATS
+    assert mismatch(tiny, prompts, generated()) < SAME_NATS
     rollout.release()
     rollout.update_weights(2, ())
-    assert mismatch(tiny, generated()) < SAME_NATS
+    assert mismatch(tiny, prompts, generated()) < SAME_NATS

@@ -23,6 +23,7 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_feat_extract_output_lengths
 
+from nemo_mapo.data.sequences import audio_of, padded
 from nemo_mapo.data.tokenizer import AUDIO, AUDIO_END, AUDIO_START, SPECIAL_TOKENS, USER, SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
@@ -30,10 +31,11 @@ from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL
 from nemo_mapo.models.hf.models import read_model
 from nemo_mapo.models.pipeline import forward_all_stages
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.rows import Prompt
 from nemo_mapo.testing.tiny import CONTROL_TOKENS, tiny_tokenizer
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint, load_part
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
+from nemo_mapo.types import AudioBatch
 
 Family = Literal["qwen2_5_omni", "qwen3_omni_moe"]
 FAMILIES: tuple[Family, ...] = ("qwen2_5_omni", "qwen3_omni_moe")
@@ -332,29 +334,10 @@ def our_logits(model: AudioLLM, rows: Sequence[Row]) -> list[Tensor]:
 
 
 def _batch(rows: Sequence[Row]) -> tuple[Tensor, AudioBatch, Tensor]:
-    clips = [clip for _, clips in rows for clip in clips]
-    numbers = iter(range(len(clips)))
-    return (
-        pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True),
-        AudioBatch(
-            waveforms=pad_sequence(clips, batch_first=True) if clips else torch.zeros(0, 0),
-            lengths=torch.tensor([len(clip) for clip in clips], dtype=torch.long),
-        ),
-        pad_sequence(
-            [torch.tensor([next(numbers) for _ in clips] or [-1]) for _, clips in rows],
-            batch_first=True,
-            padding_value=-1,
-        ),
-    )
+    prompts = prompts_of(rows)
+    return padded([prompt.token_ids for prompt in prompts]), *audio_of(prompts)
 
 
-def prompt_batch(rows: list[Row]) -> PromptBatch:
+def prompts_of(rows: Sequence[Row]) -> list[Prompt]:
     """Prompts with as many clips as they have."""
-    tokens, audio, audio_row = _batch(rows)
-    return PromptBatch(
-        tokens=tokens,
-        lengths=torch.tensor([len(ids) for ids, _ in rows]),
-        audio=audio,
-        audio_row=audio_row,
-        examples=tuple(Example(id=str(n), question="", choices=("a",), answer="a", task="t") for n in range(len(rows))),
-    )
+    return [Prompt(id=str(n), token_ids=torch.tensor(ids), clips=tuple(clips)) for n, (ids, clips) in enumerate(rows)]

@@ -12,9 +12,9 @@ from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompt_batch, tiny_rollouts
+from nemo_mapo.rows import Prompt, Row
+from nemo_mapo.testing.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_prompts, tiny_rows
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from nemo_mapo.types import PromptBatch, TokenBatch
 
 pytestmark = pytest.mark.integration
 
@@ -33,22 +33,21 @@ def tiny() -> TinyAudioLLM:
 
 
 @pytest.fixture(scope="module")
-def prompts(tiny: TinyAudioLLM) -> PromptBatch:
-    return tiny_prompt_batch(tiny, num_prompts=4)
+def prompts(tiny: TinyAudioLLM) -> list[Prompt]:
+    return tiny_prompts(tiny, num_prompts=4)
 
 
 @torch.no_grad()
-def slow_logits(tiny: TinyAudioLLM, prompts: PromptBatch, row: int, completion: Tensor, deaf: DeafTokens) -> Tensor:
-    """One row alone, its deaf positions written out by hand."""
-    prompt = prompts.tokens[row, : prompts.lengths[row]]
-    tokens = torch.cat((prompt, completion))[None]
-    queries = torch.zeros_like(tokens, dtype=torch.bool)
-    for number in range(len(completion)):
+def slow_logits(tiny: TinyAudioLLM, asked: Row, row: int, deaf: DeafTokens) -> Tensor:
+    """One row alone, its deaf positions written out by hand; `row` is its number in `deaf`."""
+    alone, prompt = token_batch([asked], pad_id=0), asked.prompt.token_ids
+    queries = torch.zeros_like(alone.tokens, dtype=torch.bool)
+    for number in range(len(asked.token_ids)):
         queries[0, len(prompt) - 1 + number] = bool(deaf.first[row] <= number < deaf.end[row])
     if deaf.prompt_text:
         queries[0, : len(prompt) - 1] = prompt[:-1] != tiny.model.audio_token_id
     deafness = Deafness(queries=queries, layers=deaf.layers)
-    output = tiny.model(tokens, prompts.audio, prompts.audio_row[row : row + 1], deaf=deafness)
+    output = tiny.model(alone.tokens, alone.audio, alone.audio_row, deaf=deafness)
     return output.logits[0, len(prompt) - 1 : -1]
 
 
@@ -61,21 +60,18 @@ def test_deaf_generation_is_the_argmax_of_the_deaf_forward(tiny, prompts, deaf, 
     call = {"group_size": 1, "seeds": torch.zeros(4, dtype=torch.int64)}
     found = backend.generate(prompts, greedy, **call, deaf=deaf)
     never = torch.tensor([tiny.token_id(token) for token in CONTROL_TOKENS if token != "<|end|>"])
-    for row, length in enumerate(found.completion_lengths.tolist()):
-        completion = found.completions[row, :length]
-        logits = slow_logits(tiny, prompts, row, completion, deaf)
-        log_probs = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
-        torch.testing.assert_close(found.log_probs[row, :length], log_probs, atol=2e-5, rtol=1e-4)
-        assert completion.tolist() == logits.index_fill(1, never, -torch.inf).argmax(-1).tolist()
+    for row, (prompt, (one,)) in enumerate(zip(prompts, found, strict=True)):
+        logits = slow_logits(tiny, Row(prompt=prompt, token_ids=one.token_ids), row, deaf)
+        log_probs = logits.log_softmax(-1).gather(1, one.token_ids[:, None])[:, 0]
+        torch.testing.assert_close(one.log_probs, log_probs, atol=2e-5, rtol=1e-4)
+        assert one.token_ids.tolist() == logits.index_fill(1, never, -torch.inf).argmax(-1).tolist()
     heard = backend.generate(prompts, greedy, **call)
-    assert not torch.equal(heard.completions, found.completions)
+    assert [one.text for (one,) in heard] != [one.text for (one,) in found]
 
 
-def rows_of_groups(tiny: TinyAudioLLM) -> tuple[PromptBatch, TokenBatch, DeafTokens]:
-    rollouts = tiny_rollouts(tiny, num_prompts=2, group_size=3)
-    sequences = token_batch(rollouts, pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
+def rows_of_groups(tiny: TinyAudioLLM) -> tuple[list[Row], DeafTokens]:
     first = torch.tensor([0, 1, 0, 2, 3, 9])
-    return rollouts.prompts, sequences, DeafTokens(first=first, end=first + 2)
+    return tiny_rows(tiny, num_prompts=2, group_size=3), DeafTokens(first=first, end=first + 2)
 
 
 @pytest.mark.parametrize("prompt_text", [False, True])
@@ -90,23 +86,23 @@ def rows_of_groups(tiny: TinyAudioLLM) -> tuple[PromptBatch, TokenBatch, DeafTok
     ids=["padded", "packed", "shared", "shared and packed"],
 )
 def test_deaf_log_probs_are_those_of_rows_read_alone(tiny, batching, prompt_text) -> None:
-    prompts, sequences, deaf = rows_of_groups(tiny)
+    rows, deaf = rows_of_groups(tiny)
+    sequences = token_batch(rows, pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
     deaf = replace(deaf, prompt_text=prompt_text)
     found = token_signals_in_parts(tiny.model, sequences, head_reduction="max", batching=batching, deaf=deaf)
     heard = token_signals_in_parts(tiny.model, sequences, head_reduction="max", batching=batching)
     assert found.audio_mass is not None and heard.audio_mass is not None
-    for row, length in enumerate(sequences.completion_lengths.tolist()):
-        prompt = int(sequences.prompt_lengths[row])
-        completion = sequences.tokens[row, prompt : prompt + length]
-        by_prompt = replace(deaf, first=deaf.first[row].expand(2), end=deaf.end[row].expand(2))
-        logits = slow_logits(tiny, prompts, row // 3, completion, by_prompt)
-        log_probs = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
+    for row, asked in enumerate(rows):
+        length = len(asked.token_ids)
+        logits = slow_logits(tiny, asked, row, deaf)
+        log_probs = logits.log_softmax(-1).gather(1, asked.token_ids[:, None])[:, 0]
         torch.testing.assert_close(found.log_probs[row, :length], log_probs, atol=2e-5, rtol=1e-4)
         silent = (deaf.first[row] <= torch.arange(length)) & (torch.arange(length) < deaf.end[row])
         assert not found.audio_mass[row, :length][silent].any() and heard.audio_mass[row, :length].min() > 0
 
 
-def test_deaf_tokens_with_gradient_and_recompute_are_refused(tiny, prompts) -> None:
+def test_deaf_tokens_with_gradient_and_recompute_are_refused(tiny) -> None:
+    prompts = tiny_batch(tiny, num_prompts=4)
     queries = torch.zeros_like(prompts.tokens, dtype=torch.bool)
     config = tiny.model.config
     config.recompute_granularity = "full"

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.scoring import Drawing
-from nemo_mapo.testing.tiny import PAD, tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.rows import Row
+from nemo_mapo.testing.tiny import PAD, tiny_audio_llm, tiny_prompts
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 
 pytestmark = pytest.mark.integration
@@ -28,15 +29,21 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_they_are_those_of_the_sampler(name: str, layout: str) -> None:
     tiny, sampling = tiny_audio_llm(), SAMPLINGS[name]
-    prompts = tiny_prompt_batch(tiny, num_prompts=4, without_audio=(2,))
+    prompts = tiny_prompts(tiny, num_prompts=4, without_audio=(2,))
     engine = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=16)
-    rollouts = engine.generate(prompts, sampling, group_size=3, seeds=torch.arange(12))
+    drawn = engine.generate(prompts, sampling, group_size=3, seeds=torch.arange(12))
+    rows = [
+        Row(prompt=prompt, token_ids=one.token_ids)
+        for prompt, completions in zip(prompts, drawn, strict=True)
+        for one in completions
+    ]
     signals = token_signals_in_parts(
         tiny.model,
-        token_batch(rollouts, pad_id=tiny.token_id(PAD)),
+        token_batch(rows, pad_id=tiny.token_id(PAD)),
         head_reduction=None,
         batching=LAYOUTS[layout],
         drawing=Drawing.of(sampling, tiny.tokenizer, tiny.model.vocab_size),
     )
     assert signals.drawn_log_probs is not None
-    torch.testing.assert_close(signals.drawn_log_probs, rollouts.sampling_log_probs, rtol=1e-4, atol=1e-5)
+    expected = padded([one.sampling_log_probs for completions in drawn for one in completions])
+    torch.testing.assert_close(signals.drawn_log_probs, expected, rtol=1e-4, atol=1e-5)

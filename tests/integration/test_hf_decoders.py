@@ -15,7 +15,7 @@ from integration.qwen_omni_tiny import (
     hf_logits,
     imported_model,
     our_logits,
-    prompt_batch,
+    prompts_of,
     row,
     tensors_of,
 )
@@ -79,13 +79,13 @@ def test_scaling_is_seen_in_the_logits(make: Callable[[str], Pair], name: str) -
 
 
 def test_the_greedy_continuation_is_that_of_transformers(pair: Pair) -> None:
-    rollouts = MegatronRollout(pair.ours, tiny_tokenizer(), batch_size=4).generate(
-        prompt_batch(ROWS),
+    generated = MegatronRollout(pair.ours, tiny_tokenizer(), batch_size=4).generate(
+        prompts_of(ROWS),
         SamplingConfig(temperature=0.0, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS),
         group_size=1,
         seeds=torch.arange(len(ROWS)),
     )
-    assert rollouts.completions.tolist() == [hf_greedy(pair.hf, row, NEW_TOKENS) for row in ROWS]
+    assert [one.token_ids.tolist() for (one,) in generated] == [hf_greedy(pair.hf, row, NEW_TOKENS) for row in ROWS]
 
 
 def test_what_is_exported_is_what_was_imported_bit_for_bit(pair: Pair, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from nemo_mapo.attention.dense import dense_attention_weights
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.listening import attention_rows, listen
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.signals import token_signals
 
 pytestmark = pytest.mark.integration
@@ -20,8 +20,8 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def sequences(tiny):
-    rollouts = tiny_rollouts(tiny, num_prompts=3, group_size=2)
-    return token_batch(rollouts, pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
+    rows = tiny_rows(tiny, num_prompts=3, group_size=2)
+    return token_batch(rows, pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 4])

@@ -19,7 +19,7 @@ from integration.qwen_omni_tiny import (
     hf_logits,
     imported_model,
     our_logits,
-    prompt_batch,
+    prompts_of,
     row,
     save_tiny,
     tensors_of,
@@ -152,14 +152,14 @@ def test_the_greedy_continuation_is_that_of_transformers(pair: Pair) -> None:
         row(pair.hf.family, 2, clip(SHORT, seed=6), 7),
         row(pair.hf.family, 2, clip(SHORT, seed=6), 3, clip(TAIL, seed=7), 4),
     ]
-    rollouts = MegatronRollout(pair.ours, tiny_tokenizer(), batch_size=4).generate(
-        prompt_batch(rows),
+    generated = MegatronRollout(pair.ours, tiny_tokenizer(), batch_size=4).generate(
+        prompts_of(rows),
         SamplingConfig(temperature=0.0, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS),
         group_size=1,
         seeds=torch.arange(len(rows)),
     )
-    assert rollouts.completions.tolist() == [hf_greedy(pair.hf, row, NEW_TOKENS) for row in rows]
-    assert len(set(rollouts.completions.flatten().tolist())) > 2
+    assert [one.token_ids.tolist() for (one,) in generated] == [hf_greedy(pair.hf, row, NEW_TOKENS) for row in rows]
+    assert len({token for (one,) in generated for token in one.token_ids.tolist()}) > 2
 
 
 def test_what_is_exported_is_what_was_imported_bit_for_bit(first: Pair, tmp_path: Path) -> None:

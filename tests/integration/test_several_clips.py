@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from lhotse import CutSet
 
 from nemo_mapo.data.manifests import load_cuts
-from nemo_mapo.data.sequences import audio_rows, select_rows, token_batch
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
-from nemo_mapo.training.dynamic_sampling import join_prompts
+from nemo_mapo.data.sequences import select_rows, token_batch
+from nemo_mapo.rows import training_rows
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups
 from tests.integration.tiny_run import metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
@@ -39,16 +38,11 @@ def test_a_run_trains_on_one_and_two_clips(tmp_path: Path) -> None:
     assert all(record["mapo/audio_mass"] > 0 for record in steps)
 
 
-def test_rows_that_are_selected_and_joined_keep_their_clips() -> None:
+def test_rows_that_are_selected_keep_their_clips() -> None:
     tiny = tiny_audio_llm()
-    rollouts = tiny_rollouts(tiny)
-    prompts = replace(rollouts.prompts, audio_row=torch.tensor([[0, 1], [1, -1]]))
-    sequences = token_batch(replace(rollouts, prompts=prompts), pad_id=PAD)
-    group = rollouts.group_size
-    assert sequences.audio_row.tolist() == [[0, 1]] * group + [[1, -1]] * group
-    last = select_rows(sequences, slice(2 * group - 1, 2 * group))
-    assert last.audio_row.tolist() == [[0, -1]] and torch.equal(last.audio.lengths, prompts.audio.lengths[[1]])
-    joined = join_prompts([(prompts, 1), (prompts, 0)], pad_id=PAD)
-    assert joined.audio_row.tolist() == [[0, -1], [1, 2]]
-    assert joined.audio.lengths.tolist() == prompts.audio.lengths[[1, 0, 1]].tolist()
-    assert audio_rows([1, 0, 2]).tolist() == [[0, -1], [-1, -1], [1, 2]] and audio_rows([1, 0]).tolist() == [0, -1]
+    first, second = tiny_groups(tiny)
+    both = replace(first, prompt=replace(first.prompt, clips=(*first.prompt.clips, *second.prompt.clips)))
+    sequences = token_batch(training_rows([both, second]), pad_id=PAD)
+    assert sequences.audio_row.tolist() == [[0, 1]] * len(both) + [[1, -1]] * len(second)
+    last = select_rows(sequences, slice(3, 4))
+    assert last.audio_row.tolist() == [[0, -1]] and last.audio.lengths.tolist() == [len(second.prompt.clips[0])]

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rollout.trtllm.calls import TrtllmEngine
 from nemo_mapo.rollout.trtllm.scoring import restriction
-from nemo_mapo.testing.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.rows import Completion, Prompt, Row
+from nemo_mapo.testing.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompts
 from nemo_mapo.testing.trtllm_runtime import MegatronRuntime
 from nemo_mapo.training.trainer import MapoTrainer
-from nemo_mapo.types import PromptBatch, Rollouts
 from tests.integration.tiny_run import metrics, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
 
@@ -37,8 +38,8 @@ def tiny(request: pytest.FixtureRequest) -> TinyAudioLLM:
 
 
 @pytest.fixture(scope="module", params=["unequal", "some without audio"])
-def prompts(request: pytest.FixtureRequest, tiny: TinyAudioLLM) -> PromptBatch:
-    return tiny_prompt_batch(tiny, num_prompts=5, without_audio=() if request.param == "unequal" else (0, 3))
+def prompts(request: pytest.FixtureRequest, tiny: TinyAudioLLM) -> list[Prompt]:
+    return tiny_prompts(tiny, num_prompts=5, without_audio=() if request.param == "unequal" else (0, 3))
 
 
 def backend(tiny: TinyAudioLLM, config: TrtllmConfig = FEW_ROWS, *, batch_size: int = 3 * GROUP) -> TrtllmRollout:
@@ -57,22 +58,22 @@ def loaded(tiny: TinyAudioLLM, version: int = 4, **options: int) -> TrtllmRollou
     return rollout
 
 
-def seeds(prompts: PromptBatch) -> Tensor:
+def seeds(prompts: list[Prompt]) -> Tensor:
     return torch.arange(len(prompts) * GROUP) + 2**40
 
 
-def generated(rollout: RolloutBackend, prompts: PromptBatch, sampling: SamplingConfig) -> Rollouts:
-    return rollout.generate(prompts, sampling, group_size=GROUP, seeds=seeds(prompts))
+def generated(rollout: RolloutBackend, prompts: list[Prompt], sampling: SamplingConfig) -> list[Completion]:
+    groups = rollout.generate(prompts, sampling, group_size=GROUP, seeds=seeds(prompts))
+    return [one for group in groups for one in group]
 
 
-def training_logits(tiny: TinyAudioLLM, rollouts: Rollouts, row: int) -> Tensor:
+def training_logits(tiny: TinyAudioLLM, prompts: list[Prompt], completions: list[Completion], row: int) -> Tensor:
     """Logits that predict a completion's tokens, from the training forward over its row alone."""
-    prompt = row // rollouts.group_size
-    prefix = rollouts.prompts.tokens[prompt, : rollouts.prompts.lengths[prompt]]
-    tokens = torch.cat((prefix, rollouts.completions[row, : rollouts.completion_lengths[row]]))[None]
+    prompt = prompts[row // GROUP]
+    alone = token_batch([Row(prompt=prompt, token_ids=completions[row].token_ids)], pad_id=0)
     with torch.no_grad():
-        logits = tiny.model(tokens, rollouts.prompts.audio, rollouts.prompts.audio_row[prompt : prompt + 1]).logits
-    return logits[0, len(prefix) - 1 : -1]
+        logits = tiny.model(alone.tokens, alone.audio, alone.audio_row).logits
+    return logits[0, len(prompt) - 1 : -1]
 
 
 def test_it_is_a_rollout_backend_on_an_engine(tiny: TinyAudioLLM) -> None:
@@ -80,41 +81,40 @@ def test_it_is_a_rollout_backend_on_an_engine(tiny: TinyAudioLLM) -> None:
     assert isinstance(rollout, RolloutBackend) and isinstance(rollout.engine, TrtllmEngine)
 
 
-def test_greedy_completions_are_those_of_the_megatron_backend(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+def test_greedy_completions_are_those_of_the_megatron_backend(tiny: TinyAudioLLM, prompts: list[Prompt]) -> None:
     found = generated(loaded(tiny), prompts, GREEDY)
     expected = generated(MegatronRollout(tiny.model, tiny.tokenizer, batch_size=64), prompts, GREEDY)
-    assert torch.equal(found.completions, expected.completions)
-    assert found.finish_reasons == expected.finish_reasons
-    assert found.texts == expected.texts
-    assert torch.equal(found.sampling_log_probs, expected.sampling_log_probs)
-    torch.testing.assert_close(found.log_probs, expected.log_probs, **TOLERANCE)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.token_ids, other.token_ids)
+        assert (one.stopped, one.text) == (other.stopped, other.text)
+        assert torch.equal(one.sampling_log_probs, other.sampling_log_probs)
+        torch.testing.assert_close(one.log_probs, other.log_probs, **TOLERANCE)
 
 
-def test_sampled_completions_have_the_log_probs_of_model_and_engine(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+def test_sampled_completions_have_the_log_probs_of_model_and_engine(tiny: TinyAudioLLM, prompts: list[Prompt]) -> None:
     found = generated(loaded(tiny), prompts, PAPER)
     never = torch.tensor([tiny.token_id(token) for token in CONTROL_TOKENS if token != "<|end|>"])
-    lengths = found.completion_lengths.tolist()
-    assert len(set(lengths)) > 1, "some must stop before others"
-    for row, length in enumerate(lengths):
-        logits, tokens = training_logits(tiny, found, row), found.completions[row, :length]
+    assert len(set(map(len, found))) > 1, "some must stop before others"
+    for row, one in enumerate(found):
+        logits, tokens = training_logits(tiny, prompts, found, row), one.token_ids
         scaled = (logits.index_fill(1, never, -torch.inf) / PAPER.temperature).log_softmax(-1)
         drawn_from = scaled.gather(1, tokens[:, None])[:, 0] + restriction(scaled, tokens, top_k=8, top_p=0.9)
         model = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        torch.testing.assert_close(found.log_probs[row, :length], model, **TOLERANCE)
-        torch.testing.assert_close(found.sampling_log_probs[row, :length], drawn_from, **TOLERANCE)
-        assert (found.finish_reasons[row] == "stop") == (int(tokens[-1]) == tiny.token_id("<|end|>"))
+        torch.testing.assert_close(one.log_probs, model, **TOLERANCE)
+        torch.testing.assert_close(one.sampling_log_probs, drawn_from, **TOLERANCE)
+        assert one.stopped == (int(tokens[-1]) == tiny.token_id("<|end|>"))
 
 
-def test_a_completion_follows_from_its_own_seed(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+def test_a_completion_follows_from_its_own_seed(tiny: TinyAudioLLM, prompts: list[Prompt]) -> None:
     together = generated(loaded(tiny), prompts, PAPER)
     alone = loaded(tiny, batch_size=1).generate(
         prompts, PAPER, group_size=1, seeds=seeds(prompts).view(-1, GROUP)[:, 1].contiguous()
     )
-    width = alone.completions.shape[1]
-    assert torch.equal(alone.completions, together.completions[1::GROUP, :width])
+    for (one,), other in zip(alone, together[1::GROUP], strict=True):
+        assert torch.equal(one.token_ids, other.token_ids)
 
 
-def test_the_policy_is_left_as_it_was(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+def test_the_policy_is_left_as_it_was(tiny: TinyAudioLLM, prompts: list[Prompt]) -> None:
     tiny.model.train()
     tiny.model.perception.eval()
     before = {name: value.clone() for name, value in tiny.model.state_dict().items() if isinstance(value, Tensor)}
@@ -125,32 +125,32 @@ def test_the_policy_is_left_as_it_was(tiny: TinyAudioLLM, prompts: PromptBatch) 
 
 def test_completions_say_which_weights_they_are_from_and_old_ones_are_seen() -> None:
     tiny = tiny_audio_llm(qk_layernorm=False)
-    prompts = tiny_prompt_batch(tiny)
+    prompts = tiny_prompts(tiny)
     rollout = loaded(tiny, version=4)
-    assert (rollout.weight_version, generated(rollout, prompts, GREEDY).weight_version) == (4, 4)
+    assert (rollout.weight_version, generated(rollout, prompts, GREEDY)[0].weight_version) == (4, 4)
 
     with torch.no_grad():
         tiny.model.language_model.decoder.final_layernorm.weight.mul_(1.5)
     stale = generated(rollout, prompts, GREEDY)
-    assert mismatch(tiny, stale) > 0.1
+    assert mismatch(tiny, prompts, stale) > 0.1
     rollout.update_weights(5, ())
     fresh = generated(rollout, prompts, GREEDY)
-    assert fresh.weight_version == 5
-    assert mismatch(tiny, fresh) < 1e-4
+    assert fresh[0].weight_version == 5
+    assert mismatch(tiny, prompts, fresh) < 1e-4
 
 
-def mismatch(tiny: TinyAudioLLM, rollouts: Rollouts) -> float:
+def mismatch(tiny: TinyAudioLLM, prompts: list[Prompt], completions: list[Completion]) -> float:
     """Mean difference of a token's log-prob in the engine and in the policy, nats."""
     differences = []
-    for row, length in enumerate(rollouts.completion_lengths.tolist()):
-        tokens = rollouts.completions[row, :length, None]
-        policy = training_logits(tiny, rollouts, row).log_softmax(-1).gather(1, tokens)[:, 0]
-        differences.append((rollouts.log_probs[row, :length] - policy).abs())
+    for row, one in enumerate(completions):
+        logits = training_logits(tiny, prompts, completions, row)
+        policy = logits.log_softmax(-1).gather(1, one.token_ids[:, None])[:, 0]
+        differences.append((one.log_probs - policy).abs())
     return float(torch.cat(differences).mean())
 
 
 def test_nothing_is_generated_without_weights_or_after_release(tiny: TinyAudioLLM) -> None:
-    prompts = tiny_prompt_batch(tiny)
+    prompts = tiny_prompts(tiny)
     rollout = backend(tiny)
     for _ in range(2):
         with pytest.raises(ValueError, match="call update_weights before"):
@@ -165,10 +165,10 @@ def test_an_engine_may_stay_loaded(tiny: TinyAudioLLM) -> None:
     rollout = backend(tiny, replace(FEW_ROWS, unload_engine_train=False))
     rollout.update_weights(1, ())
     rollout.release()
-    generated(rollout, tiny_prompt_batch(tiny), GREEDY)
+    generated(rollout, tiny_prompts(tiny), GREEDY)
 
 
-def test_a_clip_that_no_table_holds_is_refused(tiny: TinyAudioLLM, prompts: PromptBatch) -> None:
+def test_a_clip_that_no_table_holds_is_refused(tiny: TinyAudioLLM, prompts: list[Prompt]) -> None:
     rollout = backend(tiny, TrtllmConfig(max_prompt_embedding_table_size=5))
     rollout.update_weights(1, ())
     with pytest.raises(ValueError, match=r"audio tokens, more than rollout.trtllm.max_prompt_embedding_table_size=5"):
@@ -181,7 +181,7 @@ def test_a_policy_with_broken_weights_gives_no_samples() -> None:
     with torch.no_grad():
         tiny.model.language_model.decoder.final_layernorm.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="token 0 of completion 0"):
-        generated(rollout, tiny_prompt_batch(tiny), GREEDY)
+        generated(rollout, tiny_prompts(tiny), GREEDY)
 
 
 def trainer_on_the_engine(corpus: Path, run_dir: Path, *overrides: str) -> tuple[MapoTrainer, MegatronRuntime]:

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 import torch
 from integration.parts_tiny import load_policy, save_chat_model
-from integration.qwen_omni_tiny import prompt_batch, tensors_of
+from integration.qwen_omni_tiny import prompts_of, tensors_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -82,14 +82,13 @@ def our_answers(policy: Path, checkpoint: Path) -> list[list[int]]:
         (encode_prompt(example(text), model.num_audio_tokens(len(clip)), tokenizer, Wording()), [clip])
         for text, clip in zip(QUESTIONS, CLIPS, strict=True)
     ]
-    rollouts = MegatronRollout(model, tokenizer, batch_size=4).generate(
-        prompt_batch(rows),
+    generated = MegatronRollout(model, tokenizer, batch_size=4).generate(
+        prompts_of(rows),
         SamplingConfig(temperature=0.0, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS),
         group_size=1,
         seeds=torch.arange(len(rows)),
     )
-    answers: list[list[int]] = rollouts.completions.tolist()
-    return answers
+    return [one.token_ids.tolist() for (one,) in generated]
 
 
 def nemos_answers(salm: Path, policy: Path, folder: Path) -> list[list[int]]:

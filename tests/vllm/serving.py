@@ -19,8 +19,8 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
+from nemo_mapo.rows import Prompt
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("NEMO_MAPO_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
@@ -52,35 +52,25 @@ def embedded_policy(seed: int) -> AudioLLM:
     )
 
 
-def noise_prompts(policy: AudioLLM, count: int, *, seed: int = 0) -> PromptBatch:
+def noise_prompts(policy: AudioLLM, count: int, *, seed: int = 0) -> list[Prompt]:
     """Prompts of random words about clips of noise of unequal lengths; every fourth has no clip."""
-    special = SpecialTokens.from_tokenizer(TOKENIZER)
     generator = torch.Generator().manual_seed(seed)
-    rows, clips = [], []
-    audio_row = []
-    for number in range(count):
-        words = torch.randint(20, len(TOKENIZER) - 2, (5 + number % 7,), generator=generator).tolist()
-        if number % 4 == 3:
-            rows.append(words)
-            audio_row.append(-1)
-            continue
-        clips.append(torch.randn(4000 + 900 * (number % 5), generator=generator) * 0.3)
-        placeholders = [special.audio_id] * policy.num_audio_tokens(len(clips[-1]))
-        rows.append([special.audio_start_id, *placeholders, special.audio_end_id, *words])
-        audio_row.append(len(clips) - 1)
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.full((count, int(lengths.max())), special.pad_id)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row)] = torch.tensor(row)
-    longest = max(map(len, clips))
-    waveforms = torch.stack([torch.nn.functional.pad(clip, (0, longest - len(clip))) for clip in clips])
-    return PromptBatch(
-        tokens=tokens,
-        lengths=lengths,
-        audio=AudioBatch(waveforms=waveforms, lengths=torch.tensor([len(clip) for clip in clips])),
-        audio_row=torch.tensor(audio_row),
-        examples=tuple(Example(id=str(number), question="", choices=(), answer="", task="") for number in range(count)),
-    )
+    return [_noise_prompt(policy, number, generator) for number in range(count)]
+
+
+def _noise_prompt(policy: AudioLLM, number: int, generator: torch.Generator) -> Prompt:
+    words = torch.randint(20, len(TOKENIZER) - 2, (5 + number % 7,), generator=generator).tolist()
+    if number % 4 == 3:
+        return Prompt(id=str(number), token_ids=torch.tensor(words))
+    return heard_prompt(policy, number, torch.randn(4000 + 900 * (number % 5), generator=generator) * 0.3, words)
+
+
+def heard_prompt(policy: AudioLLM, number: int, clip: Tensor, words: list[int]) -> Prompt:
+    """A prompt of these words about a clip."""
+    special = SpecialTokens.from_tokenizer(TOKENIZER)
+    placeholders = [special.audio_id] * policy.num_audio_tokens(len(clip))
+    ids = [special.audio_start_id, *placeholders, special.audio_end_id, *words]
+    return Prompt(id=str(number), token_ids=torch.tensor(ids), clips=(clip,))
 
 
 def rollout_config(sync_dir: Path, sampling: SamplingConfig | None = None, **changes: Any) -> RolloutConfig:

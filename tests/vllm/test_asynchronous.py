@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nemo_mapo.rollout.protocol import PendingRollouts, RolloutUnavailable
+from nemo_mapo.rollout.protocol import PendingCompletions, RolloutUnavailable
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from tests.integration.tiny_run import metrics, train_on_ranks, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
@@ -88,11 +88,11 @@ def test_the_second_batch_is_what_the_start_weights_sample(
     fresh = trainer_of(corpus, tmp_path / "fresh", *overrides)
     fresh._send_weights()
     fresh._next_request(0)
-    prompts, group_size, seeds = fresh._next_request(1)
-    expected = fresh.actor.infer(prompts, fresh.config.rollout.sampling, group_size=group_size, seeds=seeds)
+    problems, group_size, seeds = fresh._next_request(1)
+    expected = fresh._infer(problems, group_size, seeds)[0]
     written = [record for record in samples(ahead) if record["step"] == 2]
-    assert {record["id"] for record in written} == {expected.prompts.examples[0].id}
-    assert {record["text"] for record in written} <= set(expected.texts[:group_size])
+    assert {record["id"] for record in written} == {problems[0].example.id}
+    assert {record["text"] for record in written} <= {one.text for one in expected}
 
 
 def test_a_run_whose_server_dies_trains_every_prompt_once(
@@ -104,7 +104,7 @@ def test_a_run_whose_server_dies_trains_every_prompt_once(
     assert isinstance(engine, VllmRollout)
     begin = engine.begin
 
-    def begin_and_kill(*args: Any, **kwargs: Any) -> PendingRollouts:
+    def begin_and_kill(*args: Any, **kwargs: Any) -> PendingCompletions:
         if failing.step == 2:
             engine.close()
         return begin(*args, **kwargs)

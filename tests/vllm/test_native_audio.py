@@ -10,7 +10,7 @@ import torch
 
 from nemo_mapo.config.model import ModelConfig, QwenOmniPerceptionConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.convert import ORIGINAL, import_hf
@@ -20,6 +20,7 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
+from nemo_mapo.rows import Row
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 from tests.integration.qwen_omni_tiny import (
@@ -30,7 +31,7 @@ from tests.integration.qwen_omni_tiny import (
     clip,
     hf_greedy,
     imported_model,
-    prompt_batch,
+    prompts_of,
     row,
     save_tiny,
 )
@@ -108,30 +109,34 @@ def test_before_and_after_an_update_greedy_tokens_are_ours_and_transformers(serv
         served.policy.load_state_dict(imported_model(imported).state_dict())
         served.backend.update_weights(version, named_tensors(served.policy))
         for prompt, unfilled in zip(rows, clips, strict=True):
-            batch = prompt_batch([(prompt[0], unfilled)])
-            greedy = served.backend.generate(batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))
-            ours = MegatronRollout(served.policy, tokenizer, batch_size=4).generate(
+            batch = prompts_of([(prompt[0], unfilled)])
+            ((greedy,),) = served.backend.generate(batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))
+            ((ours,),) = MegatronRollout(served.policy, tokenizer, batch_size=4).generate(
                 batch, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64)
             )
-            assert torch.equal(greedy.completions, ours.completions)
-            length = int(greedy.completion_lengths[0])
-            if SpecialTokens.from_tokenizer(tokenizer).end_id not in greedy.completions[0]:
-                assert greedy.completions[0, :length].tolist() == hf_greedy(hf, prompt, NEW_TOKENS)
-            sampled = served.backend.generate(batch, PAPER, group_size=4, seeds=torch.arange(4))
+            assert torch.equal(greedy.token_ids, ours.token_ids)
+            if SpecialTokens.from_tokenizer(tokenizer).end_id not in greedy.token_ids:
+                assert greedy.token_ids.tolist() == hf_greedy(hf, prompt, NEW_TOKENS)
+            (sampled,) = served.backend.generate(batch, PAPER, group_size=4, seeds=torch.arange(4))
             signals = token_signals_in_parts(
                 served.policy,
-                token_batch(sampled, pad_id=SpecialTokens.from_tokenizer(tokenizer).pad_id),
+                token_batch(
+                    [Row(prompt=batch[0], token_ids=one.token_ids) for one in sampled],
+                    pad_id=SpecialTokens.from_tokenizer(tokenizer).pad_id,
+                ),
                 head_reduction=None,
                 batching=MicroBatching(rows=4),
                 drawing=Drawing.of(PAPER, tokenizer, served.policy.vocab_size),
             )
             assert signals.drawn_log_probs is not None
-            torch.testing.assert_close(sampled.sampling_log_probs, signals.drawn_log_probs, rtol=0, atol=2e-4)
+            stated = padded([one.sampling_log_probs for one in sampled])
+            torch.testing.assert_close(stated, signals.drawn_log_probs, rtol=0, atol=2e-4)
 
 
 def test_a_prompt_that_vllm_reads_as_another_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.backend.update_weights(9, named_tensors(served.policy))
-    batch = prompt_batch([row(served.family, 3, filled(served.family, clip(SHORT)), 5)])
-    shorter = replace(batch, audio=replace(batch.audio, lengths=batch.audio.lengths // 2))
+    (prompt,) = prompts_of([row(served.family, 3, filled(served.family, clip(SHORT)), 5)])
+    (whole,) = prompt.clips
+    shorter = replace(prompt, clips=(whole[: len(whole) // 2],))
     with pytest.raises(RuntimeError, match=r"vLLM read a prompt of .* another than that of"):
-        served.backend.generate(shorter, GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))
+        served.backend.generate([shorter], GREEDY, group_size=1, seeds=torch.zeros(1, dtype=torch.int64))

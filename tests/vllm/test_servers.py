@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm import server as server_module
@@ -23,12 +22,13 @@ from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.rollout.vllm.process import free_port
 from nemo_mapo.rollout.vllm.weights import WeightsError, check_update
-from nemo_mapo.types import AudioBatch, PromptBatch, Rollouts
+from nemo_mapo.rows import Completion, Prompt
 from tests.vllm.serving import (
     EMBEDDED,
     SAMPLE_RATE,
     TOKENIZER,
     embedded_policy,
+    heard_prompt,
     launched,
     named_tensors,
     noise_prompts,
@@ -53,7 +53,7 @@ def start(policy: AudioLLM) -> AudioLLM:
 
 
 @pytest.fixture
-def prompts(start: AudioLLM) -> PromptBatch:
+def prompts(start: AudioLLM) -> list[Prompt]:
     return noise_prompts(start, 4)
 
 
@@ -72,10 +72,14 @@ def client(
     return build_vllm(config, EMBEDDED, policy, TOKENIZER, sample_rate=SAMPLE_RATE, directory=sync_dir)
 
 
-def sampled(backend: VllmRollout, prompts: PromptBatch, seeds: torch.Tensor | None = None) -> Rollouts:
+def sampled(backend: VllmRollout, prompts: list[Prompt], seeds: torch.Tensor | None = None) -> list[Completion]:
     if seeds is None:
         seeds = torch.arange(len(prompts) * GROUP) + 2**40
-    return backend.generate(prompts, SAMPLING, group_size=GROUP, seeds=seeds)
+    return [one for group in backend.generate(prompts, SAMPLING, group_size=GROUP, seeds=seeds) for one in group]
+
+
+def tokens(completions: list[Completion]) -> list[list[int]]:
+    return [one.token_ids.tolist() for one in completions]
 
 
 @contextmanager
@@ -108,31 +112,30 @@ def delaying_proxy(url: str, seconds: float) -> Iterator[str]:
     listening.close()
 
 
-def test_a_completion_comes_from_its_own_seed(shared: VllmRollout, start: AudioLLM, prompts: PromptBatch) -> None:
+def test_a_completion_comes_from_its_own_seed(shared: VllmRollout, start: AudioLLM, prompts: list[Prompt]) -> None:
     shared.update_weights(1, named_tensors(start))
     first = sampled(shared, prompts)
-    assert torch.equal(first.completions, sampled(shared, prompts).completions)
+    assert tokens(first) == tokens(sampled(shared, prompts))
     # Seeds that do not follow each other are asked for one by one.
     order = torch.tensor([2, 0, 1])
     seeds = (torch.arange(len(prompts) * GROUP) + 2**40).view(-1, GROUP)[:, order].flatten()
     shuffled = sampled(shared, prompts, seeds)
     rows = (torch.arange(len(prompts))[:, None] * GROUP + order).flatten()
-    assert [shuffled.texts[row] for row in range(len(rows))] == [first.texts[row] for row in rows.tolist()]
-    assert len(set(first.texts)) > len(prompts)
+    assert [one.text for one in shuffled] == [first[row].text for row in rows.tolist()]
+    assert len({one.text for one in first}) > len(prompts)
 
 
-def test_every_clip_is_heard_by_its_own_prompt(shared: VllmRollout, start: AudioLLM, prompts: PromptBatch) -> None:
+def test_every_clip_is_heard_by_its_own_prompt(shared: VllmRollout, start: AudioLLM, prompts: list[Prompt]) -> None:
     shared.update_weights(1, named_tensors(start))
     before = sampled(shared, prompts)
-    waveforms = prompts.audio.waveforms.clone()
-    waveforms[1] *= -0.1
-    after = sampled(shared, replace(prompts, audio=replace(prompts.audio, waveforms=waveforms)))
-    heard = [one != other for one, other in zip(before.texts, after.texts, strict=True)]
+    other = replace(prompts[1], clips=(prompts[1].clips[0] * -0.1,))
+    after = sampled(shared, [prompts[0], other, *prompts[2:]])
+    heard = [one.text != other.text for one, other in zip(before, after, strict=True)]
     assert any(heard[GROUP : 2 * GROUP]) and not any(heard[:GROUP] + heard[2 * GROUP :])
 
 
 def test_a_server_that_someone_else_updated_is_brought_up_to_date(
-    shared: VllmRollout, start: AudioLLM, prompts: PromptBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = client(shared, start, tmp_path, monkeypatch)
     mine.update_weights(7, named_tensors(start))
@@ -140,14 +143,14 @@ def test_a_server_that_someone_else_updated_is_brought_up_to_date(
     other = embedded_policy(1)
     client(shared, other, tmp_path / "other", monkeypatch).update_weights(7, named_tensors(other))
     again = sampled(mine, prompts)
-    assert again.weight_version == 7 and torch.equal(again.completions, expected.completions)
+    assert again[0].weight_version == 7 and tokens(again) == tokens(expected)
     # As after a restart.
     mine.fleet.servers[0].name("default")
-    assert torch.equal(sampled(mine, prompts).completions, expected.completions)
+    assert tokens(sampled(mine, prompts)) == tokens(expected)
 
 
 def test_an_update_in_the_middle_of_a_request_does_not_pass(
-    shared: VllmRollout, start: AudioLLM, prompts: PromptBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = client(shared, start, tmp_path, monkeypatch, max_attempts=1)
     mine.update_weights(3, named_tensors(start))
@@ -166,7 +169,7 @@ def test_an_update_in_the_middle_of_a_request_does_not_pass(
 
 
 def test_a_directory_that_lacks_a_tensor_is_refused_and_nothing_is_changed(
-    shared: VllmRollout, start: AudioLLM, prompts: PromptBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = client(shared, start, tmp_path, monkeypatch, bucket_megabytes=1.0)
     mine.update_weights(1, named_tensors(start))
@@ -212,7 +215,7 @@ def test_weights_other_than_the_policys_are_noticed_by_the_probe(shared: VllmRol
 
 
 def test_an_update_that_cannot_be_written_leaves_the_next_one_whole(
-    shared: VllmRollout, start: AudioLLM, prompts: PromptBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = client(shared, start, tmp_path, monkeypatch)
     (tmp_path / "weights").write_text("in the way")
@@ -220,18 +223,18 @@ def test_an_update_that_cannot_be_written_leaves_the_next_one_whole(
         mine.update_weights(1, named_tensors(start))
     (tmp_path / "weights").unlink()
     mine.update_weights(2, named_tensors(start))
-    assert sampled(mine, prompts).weight_version == 2
+    assert sampled(mine, prompts)[0].weight_version == 2
 
 
 def test_a_delay_of_two_seconds_changes_nothing(
-    shared: VllmRollout, start: AudioLLM, prompts: PromptBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared.update_weights(1, named_tensors(start))
     expected = sampled(shared, prompts)
     with delaying_proxy(url_of(shared), 2.0) as url:
         slow = client(shared, start, tmp_path, monkeypatch, url)
         slow.update_weights(1, named_tensors(start))
-        assert torch.equal(sampled(slow, prompts).completions, expected.completions)
+        assert tokens(sampled(slow, prompts)) == tokens(expected)
         with pytest.raises(RolloutUnavailable, match="timed out"):
             client(shared, start, tmp_path, monkeypatch, url, timeout_seconds=0.5, max_attempts=2)
 
@@ -256,14 +259,14 @@ def test_a_vllm_of_an_unsupported_version_is_refused_at_once(
 
 
 def test_the_only_server_killed_while_it_generates_ends_clearly_and_another_goes_on(
-    shared: VllmRollout, start: AudioLLM, prompts: PromptBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared.update_weights(1, named_tensors(start))
     expected = sampled(shared, prompts)
     dead = f"http://127.0.0.1:{free_port()}"
     both = client(shared, start, tmp_path, monkeypatch, dead, url_of(shared))
     both.update_weights(2, named_tensors(start))
-    assert torch.equal(sampled(both, prompts).completions, expected.completions)
+    assert tokens(sampled(both, prompts)) == tokens(expected)
     with launched(start, tmp_path / "dying") as dying:
         dying.update_weights(1, named_tensors(start))
         process = dying.fleet._process
@@ -295,18 +298,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, start: AudioLLM) -> None:
 
 def test_many_long_prompts_with_seeds_are_read_whole(shared: VllmRollout, start: AudioLLM) -> None:
     shared.update_weights(1, named_tensors(start))
-    prompts = noise_prompts(start, 64)
-    waveforms = torch.randn(len(prompts.audio.lengths), 4 * SAMPLE_RATE) * 0.3
-    special = SpecialTokens.from_tokenizer(TOKENIZER)
-    clip = [special.audio_start_id, *[special.audio_id] * start.num_audio_tokens(4 * SAMPLE_RATE), special.audio_end_id]
-    count = len(waveforms)
-    long = replace(
-        prompts,
-        tokens=torch.tensor([[*clip, *range(20, 60)]] * count),
-        lengths=torch.full((count,), len(clip) + 40),
-        audio=AudioBatch(waveforms=waveforms, lengths=torch.full((count,), 4 * SAMPLE_RATE)),
-        audio_row=torch.arange(count),
-        examples=prompts.examples[:count],
-    )
-    assert int(long.lengths.sum()) * GROUP > 4096, "more than one pass reads"
-    assert len(sampled(shared, long).texts) == count * GROUP
+    clips = torch.randn(48, 4 * SAMPLE_RATE) * 0.3
+    long = [heard_prompt(start, number, clip, list(range(20, 60))) for number, clip in enumerate(clips)]
+    assert sum(map(len, long)) * GROUP > 4096, "more than one pass reads"
+    assert len(sampled(shared, long)) == len(long) * GROUP

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm.backend import VllmRollout
-from nemo_mapo.types import Rollouts
+from nemo_mapo.rows import Completion
 from tests.integration.tiny_run import metrics, train, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
 from tests.vllm.serving import asking, launching
@@ -79,7 +79,7 @@ def test_a_killed_server_stops_the_run_which_resumes_with_the_same_prompts(
     assert isinstance(engine, VllmRollout) and engine.fleet._process is not None
     pid, generate = engine.fleet._process.pid, engine.generate
 
-    def generate_until_killed(*args: Any, **kwargs: Any) -> Rollouts:
+    def generate_until_killed(*args: Any, **kwargs: Any) -> list[list[Completion]]:
         if failing.step == 2:
             os.killpg(pid, signal.SIGKILL)
         return generate(*args, **kwargs)

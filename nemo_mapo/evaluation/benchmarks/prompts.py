@@ -1,4 +1,4 @@
-"""Items to `PromptBatch`: clips of any rate and channel count."""
+"""Items to problems: clips of any rate and channel count."""
 
 import random
 from collections.abc import Sequence
@@ -9,21 +9,19 @@ import torch
 from jaxtyping import Float
 from lhotse.augmentation.resample import Resample
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.evaluation import EvaluationDataConfig
 from nemo_mapo.data.dataset import LOUDEST, AudioTokenCount
 from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import audio_rows
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.benchmarks.items import Item
-from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
+from nemo_mapo.rows import Problem, Prompt
+from nemo_mapo.types import Example, Wording
 
 
 class BenchmarkPrompts:
-    """Reads the clips of items and lays out their prompts."""
+    """Reads the clips of items and writes their prompts."""
 
     def __init__(
         self,
@@ -42,27 +40,14 @@ class BenchmarkPrompts:
         self.audio_tokens = audio_tokens
         self.wording = wording
         self.shuffle = shuffle
-        self.pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
 
-    def __call__(self, items: Sequence[Item]) -> PromptBatch:
-        """Read and lay out `items`, one row each; ValueError names item and file of a clip that cannot be read."""
-        examples = tuple(self.example(item) for item in items)
-        clips = [self._waveforms(item) for item in items]
-        waveforms = [waveform for of_item in clips for waveform in of_item]
-        tokens = [
-            torch.tensor(self._encode(example, [len(waveform) for waveform in of_item]))
-            for example, of_item in zip(examples, clips, strict=True)
-        ]
-        return PromptBatch(
-            tokens=pad_sequence(tokens, batch_first=True, padding_value=self.pad_id),
-            lengths=torch.tensor([len(row) for row in tokens]),
-            audio=AudioBatch(
-                waveforms=pad_sequence(waveforms, batch_first=True),
-                lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            ),
-            audio_row=audio_rows([len(of_item) for of_item in clips]),
-            examples=examples,
-        )
+    def __call__(self, items: Sequence[Item]) -> list[Problem]:
+        """The problems of `items`; ValueError names item and file of a clip that cannot be read."""
+        return [self._problem(self.example(item), self._waveforms(item)) for item in items]
+
+    def _problem(self, example: Example, clips: list[Float[Tensor, "_"]]) -> Problem:
+        token_ids = torch.tensor(self._encode(example, [len(clip) for clip in clips]))
+        return Problem(prompt=Prompt(id=example.id, token_ids=token_ids, clips=tuple(clips)), example=example)
 
     def example(self, item: Item) -> Example:
         """The question as the model sees it; the answer is carried along and never shown."""
@@ -137,7 +122,7 @@ class BenchmarkPrompts:
             )
         return start, min(frames, left), rate
 
-    def _waveforms(self, item: Item) -> list[Float[Tensor, " samples"]]:
+    def _waveforms(self, item: Item) -> list[Float[Tensor, "_"]]:
         clips = [self._clip(item, path) for path in item.audio]
         if self.config.clip_gap_seconds is None:
             return clips

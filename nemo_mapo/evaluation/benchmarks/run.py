@@ -157,12 +157,18 @@ def _warn_of_other_prompts(config: EvaluationConfig, checkpoint: Path) -> None:
 def _respond(
     engine: Engine, items: Sequence[Item], numbers: Sequence[int], sampling: SamplingConfig, seed: int
 ) -> list[Prediction]:
-    prompts = engine.prompts(items)
+    problems = engine.prompts(items)
     seeds = seed * _SEED_STRIDE + torch.tensor(numbers, dtype=torch.int64)
-    rollouts = engine.backend.generate(prompts, sampling, group_size=1, seeds=seeds)
+    prompts = [problem.prompt for problem in problems]
+    drawn = engine.backend.generate(prompts, sampling, group_size=1, seeds=seeds)
     return [
-        Prediction(id=example.id, completion=text, finished=reason == "stop", shown_choices=example.choices)
-        for example, text, reason in zip(prompts.examples, rollouts.texts, rollouts.finish_reasons, strict=True)
+        Prediction(
+            id=problem.example.id,
+            completion=one.text,
+            finished=one.stopped,
+            shown_choices=problem.example.choices,
+        )
+        for problem, (one,) in zip(problems, drawn, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -17,15 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.prompts import prefills
+from nemo_mapo.data.prompts import prefill
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.evaluation.evaluate import waveforms
 from nemo_mapo.evaluation.grounding.causal import (
     INTERVENTIONS,
     LATE,
     belief_parts,
     belief_rows,
-    completions_of,
     parts_of,
     truth_probabilities,
 )
@@ -47,10 +47,11 @@ from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Group, Problem, completions_of, training_rows
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.scoring import score_rollouts
+from nemo_mapo.training.scoring import score_groups
 from nemo_mapo.training.signals import token_signals_in_parts
-from nemo_mapo.types import PromptBatch, Rollouts, Wording
+from nemo_mapo.types import TokenBatch, Wording
 
 NO_WORD = "(mark)"
 """Group of the tokens that belong to no word: markup, punctuation, end of turn."""
@@ -112,7 +113,7 @@ class _Found:
 
 @torch.no_grad()
 def analyse(
-    subject: Subject, batches: Iterable[PromptBatch], config: AnalysisConfig
+    subject: Subject, batches: Iterable[list[Problem]], config: AnalysisConfig
 ) -> tuple[dict[str, Any], dict[str, list[NDArray[np.float32]]]]:
     """Analyse; returns what analysis.json holds (docs/grounding.md says what each metric is), and clips by question.
 
@@ -121,98 +122,105 @@ def analyse(
     """
     found = _Found()
     subject.policy.eval()
-    pad_id = SpecialTokens.from_tokenizer(subject.tokenizer).pad_id
-    for prompts in tqdm(never_alone(batches, pad_id), desc="grounding analysis", unit="batch", dynamic_ncols=True):
-        _analyse_batch(prompts, subject, config, found)
+    for problems in tqdm(never_alone(batches), desc="grounding analysis", unit="batch", dynamic_ncols=True):
+        _analyse_batch(problems, subject, config, found)
     return _results(subject, config, found), found.clips
 
 
-def _analyse_batch(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
-    refuse_several_clips(prompts)
+def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+    refuse_several_clips(problems)
     special = SpecialTokens.from_tokenizer(subject.tokenizer)
     ask = _asker(subject)
-    found.ids += [example.id for example in prompts.examples]
-    found.chances += [1 / len(example.choices) for example in prompts.examples]
-    rollouts = ask(prompts)
-    sequences = token_batch(rollouts, pad_id=special.pad_id)
+    found.ids += [problem.example.id for problem in problems]
+    found.chances += [1 / len(problem.example.choices) for problem in problems]
+    groups = ask(problems)
+    sequences = token_batch(training_rows(groups), pad_id=special.pad_id)
     listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
-    found.accuracy["full"] += _correct(rollouts, subject.rewards)
+    found.accuracy["full"] += _correct(groups, subject.rewards)
     heard = {
-        "silence": silenced(prompts),
-        "text_only": text_only(prompts, special),
-        "exchanged": exchanged(prompts, subject.tokenizer, subject.policy.num_audio_tokens, subject.wording),
+        "silence": silenced(problems),
+        "text_only": text_only(problems, special),
+        "exchanged": exchanged(problems, subject.tokenizer, subject.policy.num_audio_tokens, subject.wording),
     }
     for ratio in config.ratios:
         for selection in SELECTIONS:
-            heard[masking(selection, ratio)] = silence_frames(prompts, listening, ratio, selection, seed=config.seed)
-    answers = {"full": rollouts} | {name: ask(changed) for name, changed in heard.items()}
+            heard[masking(selection, ratio)] = silence_frames(problems, listening, ratio, selection, seed=config.seed)
+    answers = {"full": groups} | {name: ask(changed) for name, changed in heard.items()}
     for name in heard:
         found.accuracy[name] += _correct(answers[name], subject.rewards)
-    _add_causal(prompts, {name: heard[name] for name in ("silence", "exchanged")}, rollouts, subject, config, found)
-    _add_examples(prompts, answers, found)
-    _add_signals(rollouts, listening, subject, found)
-    _add_lengths(prompts, subject, config, found)
+    others = {name: heard[name] for name in ("silence", "exchanged")}
+    _add_causal(problems, others, groups, subject, config, found)
+    _add_examples(problems, answers, found)
+    _add_signals(groups, sequences, listening, subject, found)
+    _add_lengths(problems, subject, config, found)
 
 
-def _add_examples(prompts: PromptBatch, answers: dict[str, Rollouts], found: _Found) -> None:
+def _add_examples(problems: Sequence[Problem], answers: dict[str, list[Group]], found: _Found) -> None:
     """Keep what was said to the first questions, whether right or wrong, and their clips."""
-    first = len(found.accuracy["full"]) - len(prompts)
-    for row, example in enumerate(prompts.examples[: EXAMPLES - len(found.examples)]):
+    first = len(found.accuracy["full"]) - len(problems)
+    for row, problem in enumerate(problems[: EXAMPLES - len(found.examples)]):
+        example = problem.example
         said = [
-            {"heard": name, "text": answers[name].texts[row], "correct": found.accuracy[name][first + row]}
+            {
+                "heard": name,
+                "text": answers[name][row].completions[0].text,
+                "correct": found.accuracy[name][first + row],
+            }
             for name in ("full", "exchanged", "silence", "text_only")
         ]
         found.examples.append(
             {"id": example.id, "question": example.question, "choices": list(example.choices),
              "answer": example.answer, "said": said}
         )  # fmt: skip
-        found.clips[example.id] = prompts.waveforms(row)
+        found.clips[example.id] = waveforms(problem.prompt)
 
 
 def _add_causal(
-    prompts: PromptBatch,
-    heard: Mapping[str, PromptBatch],
-    own: Rollouts,
+    problems: Sequence[Problem],
+    heard: Mapping[str, Sequence[Problem]],
+    own: Sequence[Group],
     subject: Subject,
     config: AnalysisConfig,
     found: _Found,
 ) -> None:
     """Ask again with the audio blocked for some tokens, and read what each choice's completion is worth then."""
     tokenizer, layers, ask = subject.tokenizer, _layers(subject), _asker(subject)
-    parts = parts_of(completions_of(own), tokenizer, config.late_after)
-    found.without_late_part += int((parts.late_from >= own.completion_lengths).sum())
-    rows = belief_rows(prompts, own, subject.completions, subject.rewards.template, tokenizer)
+    said = [one.token_ids.tolist() for one in completions_of(own)]
+    parts = parts_of(said, tokenizer, config.late_after)
+    found.without_late_part += sum(late >= len(ids) for late, ids in zip(parts.late_from.tolist(), said, strict=True))
+    rows = belief_rows(own, subject.completions, subject.rewards.template, tokenizer)
     believed = belief_parts(rows, tokenizer, config.late_after)
 
-    def truth(asked: PromptBatch, deaf: DeafTokens | None = None) -> Scores:
-        pad_id = SpecialTokens.from_tokenizer(tokenizer).pad_id
+    def truth(asked: Sequence[Problem], deaf: DeafTokens | None = None) -> Scores:
+        prompts, pad_id = [problem.prompt for problem in asked], SpecialTokens.from_tokenizer(tokenizer).pad_id
         batching = subject.reference.batching
-        return truth_probabilities(subject.policy, asked, rows, pad_id=pad_id, batching=batching, deaf=deaf).tolist()
+        return truth_probabilities(subject.policy, prompts, rows, pad_id=pad_id, batching=batching, deaf=deaf).tolist()
 
-    for name, asked in {"full": prompts, **heard}.items():
+    for name, asked in {"full": problems, **heard}.items():
         found.truth[name] += truth(asked)
     for name in INTERVENTIONS:
-        found.accuracy[name] += _correct(ask(prompts, parts.deaf(name, layers)), subject.rewards)
-        found.truth[name] += truth(prompts, believed.deaf(name, layers))
+        found.accuracy[name] += _correct(ask(problems, parts.deaf(name, layers)), subject.rewards)
+        found.truth[name] += truth(problems, believed.deaf(name, layers))
 
 
-def _asker(subject: Subject) -> Callable[..., Rollouts]:
+def _asker(subject: Subject) -> Callable[..., list[Group]]:
     greedy = replace(subject.sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
-    def ask(prompts: PromptBatch, deaf: DeafTokens | None = None) -> Rollouts:
-        seeds = torch.zeros(len(prompts), dtype=torch.int64)
-        return subject.backend.generate(prompts, greedy, group_size=1, seeds=seeds, deaf=deaf)
+    def ask(problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
+        prompts, seeds = [problem.prompt for problem in problems], torch.zeros(len(problems), dtype=torch.int64)
+        drawn = subject.backend.generate(prompts, greedy, group_size=1, seeds=seeds, deaf=deaf)
+        return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
 
     return ask
 
 
-def _correct(rollouts: Rollouts, rewards: RewardsConfig) -> Scores:
-    return score_rollouts(rollouts, rewards.accuracy_only).accuracy
+def _correct(groups: Sequence[Group], rewards: RewardsConfig) -> Scores:
+    return score_groups(groups, rewards.accuracy_only).accuracy
 
 
-def _add_signals(rollouts: Rollouts, listening: Listening, subject: Subject, found: _Found) -> None:
-    special = SpecialTokens.from_tokenizer(subject.tokenizer)
-    sequences = token_batch(rollouts, pad_id=special.pad_id)
+def _add_signals(
+    groups: Sequence[Group], sequences: TokenBatch, listening: Listening, subject: Subject, found: _Found
+) -> None:
     signals = token_signals_in_parts(
         subject.policy, sequences, head_reduction=None, batching=subject.reference.batching
     )
@@ -227,21 +235,20 @@ def _add_signals(rollouts: Rollouts, listening: Listening, subject: Subject, fou
     summed = listening.mass.sum(dim=(0, 3)).double()
     found.head_mass = summed if found.head_mass is None else found.head_mass + summed
     found.collapse += collapse_index(mass, written).tolist()
-    _add_tags(rollouts, written, torch.stack([signals.entropy_nats, delta_h, mass], dim=-1), subject, found)
+    _add_tags(groups, torch.stack([signals.entropy_nats, delta_h, mass], dim=-1), subject, found)
 
 
 def _add_tags(
-    rollouts: Rollouts, written: Bool[Tensor, "batch time"], values: Tensor, subject: Subject, found: _Found
+    groups: Sequence[Group], values: Float[Tensor, "batch time signal"], subject: Subject, found: _Found
 ) -> None:
-    begun = prefills(rollouts.prompts, subject.tokenizer, rollouts.group_size)
-    for row, (start, completion) in enumerate(zip(begun, rollouts.completions.tolist(), strict=True)):
-        length = int(written[row].sum())
-        ids = [*start, *completion[:length]]
+    begun = [prefill(group.prompt.token_ids.tolist(), subject.tokenizer) for group in groups for _ in group.completions]
+    for start, completion, of_tokens in zip(begun, completions_of(groups), values.tolist(), strict=True):
+        ids = [*start, *completion.token_ids.tolist()]
         tags = pos_token_tags(ids, subject.tokenizer, subject.tagger)[len(start) :]
         if not any(tags) and _misaligned(ids, subject):
             found.untagged += 1
             continue
-        for tag, (entropy, delta_h, mass) in zip(tags, values[row, :length].tolist(), strict=True):
+        for tag, (entropy, delta_h, mass) in zip(tags, of_tokens[: len(completion)], strict=True):
             found.by_tag[tag or NO_WORD].append((entropy, delta_h, mass))
 
 
@@ -250,18 +257,16 @@ def _misaligned(ids: Sequence[int], subject: Subject) -> bool:
     return pos_token_gate(ids, subject.tokenizer, _WORDS, subject.tagger).fallback == "misaligned"
 
 
-def _add_lengths(prompts: PromptBatch, subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+def _add_lengths(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: _Found) -> None:
     group = config.samples_per_item
     first = len(found.lengths) * group
-    seeds = config.seed * 2**32 + first + torch.arange(len(prompts) * group)
-    rollouts = subject.backend.generate(prompts, subject.sampling, group_size=group, seeds=seeds)
-    correct = _correct(rollouts, subject.rewards)
-    lengths = rollouts.completion_lengths.tolist()
-    finished = [reason == "stop" for reason in rollouts.finish_reasons]
-    for start in range(0, len(lengths), group):
-        found.lengths.append(lengths[start : start + group])
-        found.length_scores.append(correct[start : start + group])
-        found.finished.append(finished[start : start + group])
+    seeds = config.seed * 2**32 + first + torch.arange(len(problems) * group)
+    prompts = [problem.prompt for problem in problems]
+    drawn = subject.backend.generate(prompts, subject.sampling, group_size=group, seeds=seeds)
+    for problem, completions in zip(problems, drawn, strict=True):
+        found.lengths.append(list(map(len, completions)))
+        found.length_scores.append(_correct([problem.answered(completions)], subject.rewards))
+        found.finished.append([one.stopped for one in completions])
 
 
 def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rewards.templates import Template, join_completion, split_completion
 from nemo_mapo.rollout.deaf import DeafTokens
+from nemo_mapo.rows import Group, Prompt, Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from nemo_mapo.types import PromptBatch, Rollouts, TokenBatch
 
 LATE, EARLY, COMPLETION, TARGET_LAYERS, ONLY_LATE = (
     "deaf_late",
@@ -90,12 +90,6 @@ def parts_of(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenize
     return thirds(torch.tensor([len(ids) for ids in completions], dtype=torch.int64))
 
 
-def completions_of(rollouts: Rollouts) -> list[list[int]]:
-    """Token ids without the padding."""
-    lengths = rollouts.completion_lengths.tolist()
-    return [row[:length] for row, length in zip(rollouts.completions.tolist(), lengths, strict=True)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class BeliefRows:
     """For each of some questions a completion for every choice: the texts that its probability of the truth compares.
@@ -111,8 +105,7 @@ class BeliefRows:
 
 
 def belief_rows(
-    prompts: PromptBatch,
-    own: Rollouts,
+    own: Sequence[Group],
     given: Mapping[str, Mapping[str, str]],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
@@ -126,10 +119,11 @@ def belief_rows(
     """
     rows = BeliefRows(completions=[], question=[], truth=[])
     end = SpecialTokens.from_tokenizer(tokenizer).end_id
-    for question, (example, text) in enumerate(zip(prompts.examples, own.texts, strict=True)):
+    for question, group in enumerate(own):
+        example, (said,) = group.example, group.completions
         texts = given.get(example.id)
         if texts is None:
-            parts = split_completion(text, template) if template in ("think", "reasoning") else None
+            parts = split_completion(said.text, template) if template in ("think", "reasoning") else None
             if parts is None:
                 continue
             texts = {choice: join_completion(parts.reasoning, choice, template) for choice in example.choices}
@@ -145,7 +139,7 @@ def belief_rows(
 @torch.no_grad()
 def truth_probabilities(
     policy: AudioLLM,
-    prompts: PromptBatch,
+    prompts: Sequence[Prompt],
     rows: BeliefRows,
     *,
     pad_id: int,
@@ -160,9 +154,8 @@ def truth_probabilities(
     probabilities = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
     if not rows.question:
         return probabilities
-    signals = token_signals_in_parts(
-        policy, _sequences(prompts, rows, pad_id), head_reduction=None, batching=batching, deaf=deaf
-    )
+    sequences = token_batch(_rows(prompts, rows), pad_id=pad_id)
+    signals = token_signals_in_parts(policy, sequences, head_reduction=None, batching=batching, deaf=deaf)
     totals = signals.log_probs.double().sum(1)
     question, truth = torch.tensor(rows.question), torch.tensor(rows.truth)
     for asked in sorted(set(rows.question)):
@@ -171,18 +164,11 @@ def truth_probabilities(
     return probabilities
 
 
-def _sequences(prompts: PromptBatch, rows: BeliefRows, pad_id: int) -> TokenBatch:
-    together = [
-        torch.cat((prompts.tokens[question, : prompts.lengths[question]], torch.tensor(completion)))
+def _rows(prompts: Sequence[Prompt], rows: BeliefRows) -> list[Row]:
+    return [
+        Row(prompt=prompts[question], token_ids=torch.tensor(completion))
         for question, completion in zip(rows.question, rows.completions, strict=True)
     ]
-    return TokenBatch(
-        tokens=pad_sequence(together, batch_first=True, padding_value=pad_id),
-        prompt_lengths=prompts.lengths[rows.question],
-        completion_lengths=torch.tensor([len(completion) for completion in rows.completions]),
-        audio=prompts.audio,
-        audio_row=prompts.audio_row[rows.question],
-    )
 
 
 def belief_parts(rows: BeliefRows, tokenizer: PreTrainedTokenizerBase, late_after: str | None) -> Parts:

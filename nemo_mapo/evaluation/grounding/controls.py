@@ -1,117 +1,83 @@
 """The same questions with the audio taken away, silenced, or exchanged: how much of the score depends on it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.data.dataset import AudioTokenCount
-from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
+from nemo_mapo.data.prompts import encode_prompt, without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.types import AudioBatch, PromptBatch, Wording
+from nemo_mapo.rows import Problem, Prompt
+from nemo_mapo.types import Wording
 
 
-def never_alone(batches: Iterable[PromptBatch], pad_id: int) -> Iterator[PromptBatch]:
-    """The same prompts in the same order, in batches of at least two: a lone one has no clip to exchange with.
+def never_alone(batches: Iterable[list[Problem]]) -> Iterator[list[Problem]]:
+    """The same problems in the same order, in batches of at least two: a lone one has no clip to exchange with.
 
     What is left over at the end joins the batch before it.
     """
-    ready: PromptBatch | None = None
-    held: PromptBatch | None = None
+    ready: list[Problem] = []
+    held: list[Problem] = []
     for batch in batches:
-        held = batch if held is None else joined(held, batch, pad_id)
+        held = held + batch
         if len(held) > 1:
-            if ready is not None:
+            if ready:
                 yield ready
-            ready, held = held, None
-    if held is not None:
-        ready = held if ready is None else joined(ready, held, pad_id)
-    if ready is not None:
-        yield ready
+            ready, held = held, []
+    if ready or held:
+        yield ready + held
 
 
-def joined(first: PromptBatch, second: PromptBatch, pad_id: int) -> PromptBatch:
-    """The prompts of two batches, every one with its own clip, as one batch."""
-    clips = len(first.audio.lengths)
-    return PromptBatch(
-        tokens=_stacked(first.tokens, second.tokens, pad_id),
-        lengths=torch.cat([first.lengths, second.lengths]),
-        audio=AudioBatch(
-            waveforms=_stacked(first.audio.waveforms, second.audio.waveforms, 0),
-            lengths=torch.cat([first.audio.lengths, second.audio.lengths]),
-        ),
-        audio_row=torch.cat([first.audio_row, torch.where(second.audio_row < 0, -1, second.audio_row + clips)]),
-        examples=first.examples + second.examples,
-    )
-
-
-def _stacked(first: torch.Tensor, second: torch.Tensor, padding: int) -> torch.Tensor:
-    width = max(first.shape[1], second.shape[1])
-    rows = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=padding) for part in (first, second)]
-    return torch.cat(rows)
-
-
-def refuse_several_clips(prompts: PromptBatch) -> None:
+def refuse_several_clips(problems: Sequence[Problem]) -> None:
     """ValueError naming a prompt with several clips: an exchange or a masked part of them would mean nothing."""
-    for row, example in enumerate(prompts.examples):
-        if len(clips := prompts.clips(row)) > 1:
-            raise ValueError(f"{example.id} has {len(clips)} clips; grounding is analysed for questions about one clip")
+    for problem in problems:
+        if len(clips := problem.prompt.clips) > 1:
+            raise ValueError(
+                f"{problem.example.id} has {len(clips)} clips; grounding is analysed for questions about one clip"
+            )
 
 
-def silenced(prompts: PromptBatch) -> PromptBatch:
+def silenced(problems: Sequence[Problem]) -> list[Problem]:
     """Every clip replaced by silence of its length."""
-    silence = AudioBatch(waveforms=torch.zeros_like(prompts.audio.waveforms), lengths=prompts.audio.lengths)
-    return replace(prompts, audio=silence)
+    return [replace(problem, prompt=problem.prompt.silenced()) for problem in problems]
 
 
-def text_only(prompts: PromptBatch, special: SpecialTokens) -> PromptBatch:
+def text_only(problems: Sequence[Problem], special: SpecialTokens) -> list[Problem]:
     """The questions alone: audio span and markers dropped, as the text-only reference reads them."""
-    text = drop_audio_span(prompts.tokens, prompts.lengths, special)
-    none = AudioBatch(waveforms=prompts.audio.waveforms[:0], lengths=prompts.audio.lengths[:0])
-    return PromptBatch(
-        tokens=text.tokens,
-        lengths=text.lengths,
-        audio=none,
-        audio_row=torch.full_like(prompts.audio_row, -1),
-        examples=prompts.examples,
-    )
+    return [replace(problem, prompt=without_audio(problem.prompt, special)) for problem in problems]
 
 
 def exchanged(
-    prompts: PromptBatch, tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, wording: Wording
-) -> PromptBatch:
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, wording: Wording
+) -> list[Problem]:
     """Every question about the clip of another one, whose answer is another one wherever that can be.
 
     ValueError if the batch has no clip that differs.
     """
-    order = foreign_clips(prompts)
-    audio_row = prompts.audio_row[order]
-    rows = [
-        torch.tensor(encode_prompt(example, audio_tokens(int(prompts.audio.lengths[clip])), tokenizer, wording))
-        for example, clip in zip(prompts.examples, audio_row.tolist(), strict=True)
+
+    def about(problem: Problem, other: Problem) -> Problem:
+        (clip,) = other.prompt.clips
+        token_ids = encode_prompt(problem.example, audio_tokens(len(clip)), tokenizer, wording)
+        prompt = Prompt(id=problem.prompt.id, token_ids=torch.tensor(token_ids), clips=(clip,))
+        return replace(problem, prompt=prompt)
+
+    changed = [
+        about(problem, problems[other]) for problem, other in zip(problems, foreign_clips(problems), strict=True)
     ]
-    changed = PromptBatch(
-        tokens=torch.nn.utils.rnn.pad_sequence(
-            rows, batch_first=True, padding_value=SpecialTokens.from_tokenizer(tokenizer).pad_id
-        ),
-        lengths=torch.tensor([len(row) for row in rows]),
-        audio=prompts.audio,
-        audio_row=audio_row,
-        examples=prompts.examples,
-    )
-    refuse_own_clips(prompts, changed)
+    refuse_own_clips(problems, changed)
     return changed
 
 
-def foreign_clips(prompts: PromptBatch) -> torch.Tensor:
-    """For each row the row whose clip it is to hear: a rotation of the rows sorted by answer and clip.
+def foreign_clips(problems: Sequence[Problem]) -> list[int]:
+    """For each problem the number of the one whose clip it is to hear: a rotation of those sorted by answer and clip.
 
-    Of the rotations that give no row its own clip, the one that gives most rows the clip of another answer.
+    Of the rotations that give no problem its own clip, the one that gives most of them the clip of another answer.
     """
-    sounds = [_sound(prompts, row) for row in range(len(prompts))]
-    answers = [example.answer for example in prompts.examples]
-    ranked = sorted(range(len(prompts)), key=lambda row: (answers[row], sounds[row]))
+    sounds = [_sound(problem) for problem in problems]
+    answers = [problem.example.answer for problem in problems]
+    ranked = sorted(range(len(problems)), key=lambda row: (answers[row], sounds[row]))
     best, most = None, -1
     for shift in range(1, len(ranked)):
         pairs = list(zip(ranked, ranked[shift:] + ranked[:shift], strict=True))
@@ -122,19 +88,19 @@ def foreign_clips(prompts: PromptBatch) -> torch.Tensor:
             best, most = dict(pairs), different
     if best is None:
         raise ValueError(
-            f"the {len(prompts)} clips of the batch that begins with {prompts.examples[0].id} cannot be exchanged so "
+            f"the {len(problems)} clips of the batch that begins with {problems[0].example.id} cannot be exchanged so "
             "that no question hears its own or one that sounds the same: analyse more items, or set --batch-size higher"
         )
-    return torch.tensor([best[row] for row in range(len(prompts))])
+    return [best[row] for row in range(len(problems))]
 
 
-def refuse_own_clips(prompts: PromptBatch, changed: PromptBatch) -> None:
+def refuse_own_clips(problems: Sequence[Problem], changed: Sequence[Problem]) -> None:
     """ValueError naming a question that hears its own clip after the exchange."""
-    for row, example in enumerate(prompts.examples):
-        if _sound(prompts, row) == _sound(changed, row):
-            raise ValueError(f"{example.id} was to hear the clip of another question and hears its own")
+    for before, after in zip(problems, changed, strict=True):
+        if _sound(before) == _sound(after):
+            raise ValueError(f"{before.example.id} was to hear the clip of another question and hears its own")
 
 
-def _sound(prompts: PromptBatch, row: int) -> bytes:
-    clip = int(prompts.audio_row[row])
-    return prompts.audio.waveforms[clip, : int(prompts.audio.lengths[clip])].numpy().tobytes()
+def _sound(problem: Problem) -> bytes:
+    (clip,) = problem.prompt.clips
+    return clip.numpy().tobytes()

@@ -1,6 +1,7 @@
 """Evidence masking: silence the parts of a clip that a completion listened to, or others, and ask again (Table 4)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -8,9 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nemo_mapo.evaluation.grounding.listening import Listening
-from nemo_mapo.types import AudioBatch, PromptBatch
+from nemo_mapo.rows import Problem, Prompt
 
 Selection = Literal["top", "random", "low"]
 SELECTIONS: tuple[Selection, ...] = ("top", "random", "low")
@@ -51,24 +53,25 @@ def _moved(chosen: Bool[NDArray[np.bool_], " frame"], rng: np.random.Generator) 
 
 
 def silence_frames(
-    prompts: PromptBatch, listening: Listening, ratio: float, selection: Selection, *, seed: int
-) -> PromptBatch:
-    """The prompts with the chosen part of each clip silenced; lengths stay.
+    problems: Sequence[Problem], listening: Listening, ratio: float, selection: Selection, *, seed: int
+) -> list[Problem]:
+    """The problems with the chosen part of each one's clip silenced; lengths stay.
 
     Frame i of n stands for samples [ceil(i L / n), ceil((i + 1) L / n)) of a clip of L. The encoder may hear a little
-    across that border, by its receptive field.
-
-    Raises:
-        ValueError: two prompts share a clip: what one listened to would be taken from the other.
+    across that border, by its receptive field. Problems about one clip are silenced each by its own choice.
     """
-    if len(set(prompts.audio_row.tolist())) < len(prompts):
-        raise ValueError("evidence masking needs one clip for each prompt")
-    waveforms = prompts.audio.waveforms.clone()
-    for row, clip in enumerate(prompts.audio_row.tolist()):
-        frames, samples = int(listening.num_frames[row]), int(prompts.audio.lengths[clip])
-        # A stream of its own for each question: its frames do not depend on the others of the batch.
-        rng = np.random.default_rng([seed, *prompts.examples[row].id.encode()])
-        chosen = choose_frames(listening.frames[row, :frames].double().numpy(), ratio, selection, rng)
-        frame_of_sample = (np.arange(samples) * frames) // samples
-        waveforms[clip, :samples][torch.from_numpy(chosen[frame_of_sample])] = 0.0
-    return replace(prompts, audio=AudioBatch(waveforms=waveforms, lengths=prompts.audio.lengths))
+    return [
+        replace(problem, prompt=_silenced(problem.prompt, attention[: int(frames)], ratio, selection, seed))
+        for problem, attention, frames in zip(problems, listening.frames, listening.num_frames, strict=True)
+    ]
+
+
+def _silenced(
+    prompt: Prompt, attention: Float[Tensor, " frame"], ratio: float, selection: Selection, seed: int
+) -> Prompt:
+    (clip,) = prompt.clips
+    # A stream of its own for each question: its frames do not depend on the others of the batch.
+    rng = np.random.default_rng([seed, *prompt.id.encode()])
+    chosen = choose_frames(attention.double().numpy(), ratio, selection, rng)
+    frame_of_sample = (np.arange(len(clip)) * len(chosen)) // len(clip)
+    return replace(prompt, clips=(clip.masked_fill(torch.from_numpy(chosen[frame_of_sample]), 0.0),))

@@ -1,23 +1,12 @@
 """What TensorRT-LLM answered, as completions; nothing that is not one becomes a sample."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class EngineCompletions:
-    """Completions of one engine batch, on the CPU."""
-
-    tokens: Int[Tensor, "batch time"]
-    """int64, stop token included, right-padded with the pad id."""
-    lengths: Int[Tensor, " batch"]
-    stopped: Bool[Tensor, " batch"]
-    log_probs: Float[Tensor, "batch time"]
-    """As the engine says them (`TrtllmEngine.generate`), nats; 0 on padding."""
+from nemo_mapo.rollout.completions import Drawn
 
 
 def unpack(
@@ -27,8 +16,7 @@ def unpack(
     vocab_size: int,
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    pad_id: int,
-) -> EngineCompletions:
+) -> list[Drawn]:
     """Take the completions out of the rows behind their prompts.
 
     Args:
@@ -37,39 +25,37 @@ def unpack(
         vocab_size: of the tokens that can be drawn.
         stop_ids: tokens that end a completion.
         max_new_tokens: the length limit.
-        pad_id: fills the result.
+
+    Returns:
+        Completions with the log-probs as the engine states them (`TrtllmEngine.generate`).
 
     Raises:
         RuntimeError: the answer is not one whole completion for each prompt; names the row.
     """
     for name, axes in (("output_ids", 3), ("sequence_lengths", 2), ("log_probs", 3)):
         if name not in output or output[name].ndim != axes or output[name].shape[:2] != (len(prompts), 1):
-            found = list(output[name].shape) if name in output else "missing"
+            given = list(output[name].shape) if name in output else "missing"
             raise RuntimeError(
-                f"TensorRT-LLM's {name} is {found}, not of {axes} axes for {len(prompts)} prompts x 1 beam"
+                f"TensorRT-LLM's {name} is {given}, not of {axes} axes for {len(prompts)} prompts x 1 beam"
             )
     ids, reported = output["output_ids"][:, 0].cpu().long(), output["log_probs"][:, 0].cpu().float()
     ends = output["sequence_lengths"][:, 0].cpu().tolist()
-    tokens = torch.full((len(prompts), max_new_tokens), pad_id)
-    log_probs = torch.zeros(len(prompts), max_new_tokens)
-    lengths = torch.zeros(len(prompts), dtype=torch.int64)
-    stopped = torch.zeros(len(prompts), dtype=torch.bool)
+    found: list[Drawn] = []
     for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
         start = len(prompt)
-        completion = ids[row, start:end]
+        completion, log_probs = ids[row, start:end], reported[row, start:end]
         if problem := _problem(ids[row, :start], prompt, completion, end, vocab_size, set(stop_ids), max_new_tokens):
             raise RuntimeError(f"TensorRT-LLM's row {row} is no completion: {problem}")
-        lengths[row] = len(completion)
-        stopped[row] = int(completion[-1]) in stop_ids
-        tokens[row, : len(completion)] = completion
-        log_probs[row, : len(completion)] = reported[row, start:end]
-    if not log_probs.isfinite().all():
-        row = int((~log_probs.isfinite()).nonzero()[0, 0])
-        raise RuntimeError(f"TensorRT-LLM's row {row} has a log-prob that is not finite")
-    longest = int(lengths.max())
-    return EngineCompletions(
-        tokens=tokens[:, :longest], lengths=lengths, stopped=stopped, log_probs=log_probs[:, :longest]
-    )
+        if not log_probs.isfinite().all():
+            raise RuntimeError(f"TensorRT-LLM's row {row} has a log-prob that is not finite")
+        found.append(
+            Drawn(
+                token_ids=tuple(completion.tolist()),
+                sampling_log_probs=tuple(log_probs.tolist()),
+                stopped=int(completion[-1]) in stop_ids,
+            )
+        )
+    return found
 
 
 def _problem(

@@ -1,6 +1,6 @@
 """Rollouts from a TensorRT-LLM engine in the trainer's process, which hears through the policy's own encoder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,20 +10,20 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import at_predicting_positions, row_slices, select_rows, token_batch
+from nemo_mapo.data.sequences import at_predicting_positions, audio_of, row_slices, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import evaluation_mode
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
-from nemo_mapo.rollout.completions import Completion, as_rollouts
-from nemo_mapo.rollout.prefill_inputs import audio_of
+from nemo_mapo.rollout.completions import Drawn, completed
 from nemo_mapo.rollout.protocol import Capabilities
-from nemo_mapo.rollout.trtllm.answers import EngineCompletions, unpack
+from nemo_mapo.rollout.trtllm.answers import unpack
 from nemo_mapo.rollout.trtllm.calls import TrtllmEngine, engine_sampling
 from nemo_mapo.rollout.trtllm.prompt_table import engine_batches, pack_prompts
-from nemo_mapo.rollout.trtllm.scoring import completed_log_probs
+from nemo_mapo.rollout.trtllm.scoring import TokenLogProbs, completed_log_probs
 from nemo_mapo.rollout.trtllm.weights import exported_weights
-from nemo_mapo.types import PromptBatch, Rollouts, TokenBatch
+from nemo_mapo.rows import Completion, Prompt, Row
+from nemo_mapo.types import AudioBatch
 
 
 class TrtllmRollout:
@@ -95,13 +95,13 @@ class TrtllmRollout:
             self.engine.unload()
 
     def generate(
-        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
-    ) -> Rollouts:
-        """Sample completions; see `RolloutBackend.generate`. The result lies where the prompts lie.
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> list[list[Completion]]:
+        """Sample completions; see `RolloutBackend.generate`.
 
         Raises:
             ValueError: no weights yet, or a request that cannot be served.
-            RuntimeError: the engine answered with something else than completions.
+            RuntimeError: the engine answered with something other than completions.
             FloatingPointError: the policy's log-probs of what was drawn are not finite.
         """
         if self._version is None:
@@ -110,65 +110,56 @@ class TrtllmRollout:
             prompts, sampling, group_size=group_size, seeds=seeds, batch_size=self.batch_size, model=self.model
         )
         with evaluation_mode(self.model), torch.no_grad():
-            parts = [
-                self._engine_batch(prompts, chosen, sampling, group_size, seeds)
+            drawn = [
+                one
                 for chosen in engine_batches(
                     self._table_rows(prompts),
                     most_prompts=self.batch_size // group_size,
                     most_rows=self.config.max_prompt_embedding_table_size,
                 )
+                for one in self._engine_batch(prompts, chosen, sampling, group_size, seeds)
             ]
-            rollouts = self._rollouts(prompts, group_size, parts)
-            return self._with_log_probs(rollouts, sampling)
+            completions = self._scored([prompt for prompt in prompts for _ in range(group_size)], drawn, sampling)
+        return [completions[first : first + group_size] for first in range(0, len(completions), group_size)]
 
-    def _table_rows(self, prompts: PromptBatch) -> list[int]:
-        """Rows of the prompt table that each prompt needs; ValueError where one needs more than there are."""
-        valid = torch.arange(prompts.tokens.shape[1], device=prompts.lengths.device) < prompts.lengths[:, None]
-        rows: list[int] = ((prompts.tokens == self.model.audio_token_id) & valid).sum(1).tolist()
+    def _table_rows(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Rows of the prompt table that each prompt needs; ValueError if one needs more than there are."""
+        rows = [int((prompt.token_ids == self.model.audio_token_id).sum()) for prompt in prompts]
         most = self.config.max_prompt_embedding_table_size
-        for example, needed in zip(prompts.examples, rows, strict=True):
+        for prompt, needed in zip(prompts, rows, strict=True):
             if needed > most:
                 raise ValueError(
-                    f"prompt {example.id!r} has {needed} audio tokens, more than "
+                    f"prompt {prompt.id!r} has {needed} audio tokens, more than "
                     f"rollout.trtllm.max_prompt_embedding_table_size={most}; raise it, or lower the data's max_duration"
                 )
         return rows
 
     def _engine_batch(
         self,
-        prompts: PromptBatch,
-        chosen: list[int],
+        prompts: Sequence[Prompt],
+        chosen: Sequence[int],
         sampling: SamplingConfig,
         group_size: int,
         seeds: Int[Tensor, " batch"],
-    ) -> EngineCompletions:
-        numbers = torch.tensor(chosen)
-        audio, audio_row = audio_of(prompts, numbers)
-        part = replace(
-            prompts,
-            tokens=prompts.tokens[numbers],
-            lengths=prompts.lengths[numbers],
-            audio=audio,
-            audio_row=audio_row,
-            examples=tuple(prompts.examples[number] for number in chosen),
-        )
-        frames, frame_lengths = self._frames(part)
+    ) -> list[Drawn]:
+        """Completions of the chosen prompts, with the engine's own log-probs."""
+        part = [prompts[number] for number in chosen]
+        audio, audio_row = audio_of(part)
+        frames, frame_lengths = self._frames(audio)
         packed = pack_prompts(
             part,
             frames,
             frame_lengths,
+            audio_row,
             group_size=group_size,
             vocab_size=self.engine.vocab_size,
             audio_token_id=self.model.audio_token_id,
         )
-        rows = (numbers[:, None] * group_size + torch.arange(group_size)).flatten()
+        rows = [number * group_size + member for number in chosen for member in range(group_size)]
         output = self.engine.generate(
             batch_input_ids=packed.batch_input_ids,
             sampling=engine_sampling(
-                sampling,
-                seeds=seeds[rows.to(seeds.device)],
-                stop_ids=self._stop_ids,
-                forbidden_ids=self._forbidden_ids,
+                sampling, seeds=seeds[rows], stop_ids=self._stop_ids, forbidden_ids=self._forbidden_ids
             ),
             prompt_table=packed.prompt_table,
             prompt_tasks=packed.prompt_tasks,
@@ -179,64 +170,54 @@ class TrtllmRollout:
             vocab_size=self.model.vocab_size,
             stop_ids=self._stop_ids,
             max_new_tokens=sampling.max_new_tokens,
-            pad_id=self.pad_id,
         )
 
-    def _frames(self, prompts: PromptBatch) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
-        """Embeddings of the prompts' clips as the decoder reads them, and how many each has."""
-        audio = prompts.audio.to(self.model.device)
+    def _frames(self, audio: AudioBatch) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
+        """Embeddings of clips as the decoder reads them, and how many each has."""
         if len(audio.lengths) == 0:
             none = torch.zeros(0, 0, self.model.config.hidden_size, dtype=self.engine.dtype)
             return none, torch.zeros(0, dtype=torch.int64)
+        audio = audio.to(self.model.device)
         frames, lengths = self.model.perception(audio.waveforms, audio.lengths)
         return frames.to(self.engine.dtype), lengths
 
-    def _rollouts(self, prompts: PromptBatch, group_size: int, parts: list[EngineCompletions]) -> Rollouts:
-        """All completions, with the engine's own log-probs in place of both."""
-        completions = [
-            Completion(
-                token_ids=tuple(part.tokens[row, :length].tolist()),
-                sampling_log_probs=tuple(part.log_probs[row, :length].tolist()),
-                stopped=bool(part.stopped[row]),
-            )
-            for part in parts
-            for row, length in enumerate(part.lengths.tolist())
-        ]
-        return as_rollouts(
-            prompts, completions, self.tokenizer, group_size=group_size, weight_version=self.weight_version
-        )
-
-    def _with_log_probs(self, rollouts: Rollouts, sampling: SamplingConfig) -> Rollouts:
-        """The rollouts with log-probs as they are meant, from a pass of the policy over them."""
-        sequences = token_batch(rollouts, pad_id=self.pad_id)
-        model, drawn_from = torch.zeros_like(rollouts.sampling_log_probs), torch.zeros_like(rollouts.sampling_log_probs)
-        for rows in row_slices(len(sequences.prompt_lengths), self.config.scoring_batch_size):
-            part = select_rows(sequences, rows)
-            width = int(part.completion_lengths.max())
-            both = self._completed(part, rollouts.sampling_log_probs[rows, :width], sampling)
-            model[rows, :width], drawn_from[rows, :width] = both.to(model.device)
-        wrong = ~(model.isfinite() & drawn_from.isfinite())
-        if bool(wrong.any()):
-            row, step = wrong.nonzero()[0].tolist()
-            raise FloatingPointError(f"the policy's log-prob of token {step} of completion {row} is not finite")
-        return replace(rollouts, log_probs=model, sampling_log_probs=drawn_from)
+    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], sampling: SamplingConfig) -> list[Completion]:
+        """The completions with log-probs as they are meant, from a pass of the policy over them."""
+        found: list[Completion] = []
+        for rows in row_slices(len(drawn), self.config.scoring_batch_size):
+            part = [
+                completed(one, prompt, self.tokenizer, weight_version=self.weight_version)
+                for one, prompt in zip(drawn[rows], prompts[rows], strict=True)
+            ]
+            found += self._completed(prompts[rows], part, sampling)
+        for number, one in enumerate(found):
+            assert one.log_probs is not None
+            finite = one.log_probs.isfinite() & one.sampling_log_probs.isfinite()
+            if not bool(finite.all()):
+                step = int((~finite).nonzero()[0])
+                raise FloatingPointError(f"the policy's log-prob of token {step} of completion {number} is not finite")
+        return found
 
     def _completed(
-        self, sequences: TokenBatch, reported: Float[Tensor, "batch time"], sampling: SamplingConfig
-    ) -> Float[Tensor, "2 batch time"]:
-        sequences, reported = sequences.to(self.model.device), reported.to(self.model.device)
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], sampling: SamplingConfig
+    ) -> list[Completion]:
+        rows = [Row(prompt=prompt, token_ids=one.token_ids) for prompt, one in zip(prompts, completions, strict=True)]
+        sequences = token_batch(rows, pad_id=self.pad_id).to(self.model.device)
         logits = self.model(sequences.tokens, sequences.audio, sequences.audio_row).logits
         positions = torch.arange(logits.shape[1], dtype=torch.float64, device=logits.device).expand(len(logits), -1)
         predicting = at_predicting_positions(positions, sequences).long()
-        found = torch.zeros(2, *reported.shape, device=logits.device)
-        for row, length in enumerate(sequences.completion_lengths.tolist()):
-            start = int(sequences.prompt_lengths[row])
-            both = completed_log_probs(
-                reported[row, :length],
-                self.model.whole_vocabulary(logits[row, predicting[row, :length]]),
-                sequences.tokens[row, start : start + length],
+
+        def scored(row: int, one: Completion) -> TokenLogProbs:
+            return completed_log_probs(
+                one.sampling_log_probs.to(logits.device),
+                self.model.whole_vocabulary(logits[row, predicting[row, : len(one)]]),
+                one.token_ids.to(logits.device),
                 sampling,
                 forbidden_ids=self._forbidden_in_policy,
             )
-            found[0, row, :length], found[1, row, :length] = both.model, both.sampling
-        return found
+
+        both = [scored(row, one) for row, one in enumerate(completions)]
+        return [
+            replace(one, log_probs=each.model.cpu(), sampling_log_probs=each.sampling.cpu())
+            for one, each in zip(completions, both, strict=True)
+        ]

@@ -1,13 +1,13 @@
 """Audio embeddings as TensorRT-LLM takes them: rows of a table, named in the prompt by ids beyond the vocabulary."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nemo_mapo.types import PromptBatch
+from nemo_mapo.rows import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,10 @@ class EnginePrompts:
 
 
 def pack_prompts(
-    prompts: PromptBatch,
+    prompts: Sequence[Prompt],
     frames: Float[Tensor, "audio frames hidden"],
     frame_lengths: Int[Tensor, " audio"],
+    audio_row: Int[Tensor, " batch *clips"],
     *,
     group_size: int,
     vocab_size: int,
@@ -37,9 +38,10 @@ def pack_prompts(
     completions of a group.
 
     Args:
-        prompts: right-padded.
-        frames: embeddings of the clips of `prompts.audio`, right-padded.
+        prompts: to complete.
+        frames: embeddings of their clips (`audio_of`), right-padded.
         frame_lengths: valid frames of each.
+        audio_row: rows of `frames` that each prompt hears, -1 is none.
         group_size: copies of each prompt, adjacent.
         vocab_size: of the engine.
         audio_token_id: the placeholder.
@@ -50,13 +52,13 @@ def pack_prompts(
     starts = (frame_lengths.cumsum(0) - frame_lengths).tolist()
     counts = frame_lengths.tolist()
     rows: list[Int[Tensor, "_"]] = []
-    for number, example in enumerate(prompts.examples):
-        ids = prompts.tokens[number, : int(prompts.lengths[number])].cpu().clone()
-        clips = prompts.clips(number)
+    for prompt, heard in zip(prompts, audio_row.reshape(len(prompts), -1).tolist(), strict=True):
+        ids = prompt.token_ids.clone()
+        clips = [clip for clip in heard if clip >= 0]
         placeholders = ids == audio_token_id
         wanted, given = int(placeholders.sum()), sum(counts[clip] for clip in clips)
         if wanted != given:
-            raise ValueError(f"prompt {example.id!r} has {wanted} audio placeholders, and its clip {given} frames")
+            raise ValueError(f"prompt {prompt.id!r} has {wanted} audio placeholders, and its clip {given} frames")
         if clips:
             rows_of_clips = [vocab_size + starts[clip] + torch.arange(counts[clip]) for clip in clips]
             ids[placeholders] = torch.cat(rows_of_clips)

@@ -18,8 +18,8 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.rollout.completions import Completion, as_rollouts
-from nemo_mapo.rollout.protocol import Capabilities, PendingRollouts, RolloutUnavailable
+from nemo_mapo.rollout.completions import Drawn, completed
+from nemo_mapo.rollout.protocol import Capabilities, PendingCompletions, RolloutUnavailable
 from nemo_mapo.rollout.ranks import (
     any_rank_of_run,
     asks_for_its_replica,
@@ -31,9 +31,9 @@ from nemo_mapo.rollout.ranks import (
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rollout.vllm.fleet import Fleet, Update
 from nemo_mapo.rollout.vllm.probe import Probe, difference
-from nemo_mapo.rollout.vllm.requests import Prompt, Wanted, WayIn
+from nemo_mapo.rollout.vllm.requests import RequestPrompt, Wanted, WayIn
 from nemo_mapo.rollout.vllm.weights import WeightsError, served_weights, write_update
-from nemo_mapo.types import PromptBatch, Rollouts
+from nemo_mapo.rows import Completion, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class VllmRollout:
             RolloutUnavailable: no server took them; names each with the reason.
         """
         self._version = None
-        prompts = self.way_in.prompts(self._probe.prompt) if self.policy.pre_process else []
+        prompts = self.way_in.prompts([self._probe.prompt]) if self.policy.pre_process else []
         sent = self._send(version, tensors, prompts) if is_first_rank() else None
         if several_ranks():
             # Gathering a tensor takes all ranks, also when it is not sent any more.
@@ -142,7 +142,7 @@ class VllmRollout:
         )
         self._version = version
 
-    def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]], prompts: Sequence[Prompt]) -> "_Sent":
+    def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]], prompts: Sequence[RequestPrompt]) -> "_Sent":
         """On the first rank: write the weights and put them into the servers."""
         name = f"{self._run}-{version}"
         settings = self.config.vllm
@@ -160,9 +160,9 @@ class VllmRollout:
         return _Sent(name=name, directory=directory, taken=taken, reasons=reasons)
 
     def generate(
-        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
-    ) -> Rollouts:
-        """Sample completions; see `RolloutBackend.generate`. The result lies where the prompts lie.
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> list[list[Completion]]:
+        """Sample completions; see `RolloutBackend.generate`.
 
         With several ranks all of them call this. One rank of each model replica asks, for all of them to have the same
         tokens, and a failure of one is raised on all.
@@ -177,8 +177,8 @@ class VllmRollout:
         """Nothing: servers have memory of their own."""
 
     def begin(
-        self, prompts: PromptBatch, sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
-    ) -> PendingRollouts:
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
+    ) -> PendingCompletions:
         """Send the requests of `generate` from threads of their own and return at once; ValueError as there."""
         if self._version is None:
             raise ValueError("the vLLM servers have no weights from here yet: call update_weights first")
@@ -197,11 +197,11 @@ class VllmRollout:
             ]
             asked = self._asking.submit(self.fleet.complete, requests, given_up)
         return _Pending(
-            completions=asked,
+            drawn=asked,
             given_up=given_up,
-            rollouts=partial(
-                as_rollouts, prompts, tokenizer=self.tokenizer, group_size=group_size, weight_version=self._version
-            ),
+            prompts=prompts,
+            group_size=group_size,
+            completed=partial(completed, tokenizer=self.tokenizer, weight_version=self._version),
         )
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class _Sent:
 
     name: str
     directory: Path | None
-    taken: dict[int, Completion]
+    taken: dict[int, Drawn]
     """The probe's completion by each server that took it."""
     reasons: list[str]
     """For each that did not."""
@@ -223,19 +223,21 @@ class _Sent:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """A `PendingRollouts` of servers."""
+    """A `PendingCompletions` of servers."""
 
-    completions: "Future[list[Completion]] | None"
+    drawn: "Future[list[Drawn]] | None"
     """None on a rank that has another one ask for it."""
     given_up: threading.Event
-    rollouts: Callable[[Sequence[Completion]], Rollouts]
+    prompts: Sequence[Prompt]
+    group_size: int
+    completed: Callable[[Drawn, Prompt], Completion]
 
-    def result(self) -> Rollouts:
+    def result(self) -> list[list[Completion]]:
         """Wait; a failure of one rank is raised on all."""
-        outcome: list[Completion] | RolloutUnavailable = []
-        if self.completions is not None:
+        outcome: list[Drawn] | RolloutUnavailable = []
+        if self.drawn is not None:
             try:
-                outcome = self.completions.result()
+                outcome = self.drawn.result()
             except RolloutUnavailable as error:
                 outcome = error
         outcome = from_asking_rank(outcome)
@@ -244,7 +246,8 @@ class _Pending:
             raise outcome
         if somewhere:
             raise RolloutUnavailable("another rank has no completions; its message says why")
-        return self.rollouts(outcome)
+        drawn = iter(outcome)
+        return [[self.completed(next(drawn), prompt) for _ in range(self.group_size)] for prompt in self.prompts]
 
     def abandon(self) -> None:
         """Send no further request."""

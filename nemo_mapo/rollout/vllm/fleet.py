@@ -12,11 +12,11 @@ import torch
 
 from nemo_mapo.config.rollout import VllmConfig
 from nemo_mapo.http_client import Pauses, Refused, Unreachable
-from nemo_mapo.rollout.completions import BadAnswer, Completion, check_completions
+from nemo_mapo.rollout.completions import BadAnswer, Drawn, check_completions
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm.probe import difference
 from nemo_mapo.rollout.vllm.process import VllmProcess
-from nemo_mapo.rollout.vllm.requests import Prompt, Wanted, WayIn, WrongWeights
+from nemo_mapo.rollout.vllm.requests import RequestPrompt, Wanted, WayIn, WrongWeights
 from nemo_mapo.rollout.vllm.server import VllmServer, unfinished
 from nemo_mapo.rollout.vllm.transfer import WeightTransfer
 from nemo_mapo.rollout.vllm.weights import NamedTensors, WeightsError
@@ -36,10 +36,10 @@ class Update:
     """Where they lie; None for weights that were sent without files, which are not there a second time."""
     version: str
     """What a server calls them; no other update, of any run, has the same."""
-    prompt: Prompt
+    prompt: RequestPrompt
     """The probe's."""
     wanted: Wanted
-    expected: Completion | None = None
+    expected: Drawn | None = None
     """The probe's completion, with the log-probs that the policy gives it; None before it is known."""
 
 
@@ -106,7 +106,7 @@ class Fleet:
                     return
         raise RolloutUnavailable("no vLLM server answers: " + _listed(reasons))
 
-    def load(self, update: Update, tensors: NamedTensors) -> tuple[dict[int, Completion], list[str]]:
+    def load(self, update: Update, tensors: NamedTensors) -> tuple[dict[int, Drawn], list[str]]:
         """Put an update into every server and have each complete the probe.
 
         Args:
@@ -126,7 +126,7 @@ class Fleet:
                 for number, server in enumerate(self.servers)
                 if number not in failed
             }
-        taken: dict[int, Completion] = {}
+        taken: dict[int, Drawn] = {}
         for number, future in futures.items():
             try:
                 taken[number] = future.result()
@@ -148,10 +148,10 @@ class Fleet:
                 reasons.append(str(error))
         return frozenset(accepted), reasons
 
-    def complete(self, requests: Sequence[tuple[Prompt, Wanted]], given_up: threading.Event) -> list[Completion]:
+    def complete(self, requests: Sequence[tuple[RequestPrompt, Wanted]], given_up: threading.Event) -> list[Drawn]:
         """Completions of all requests, in order; the first request that fails for good ends them all."""
 
-        def work(number: int, prompt: Prompt, wanted: Wanted) -> list[Completion]:
+        def work(number: int, prompt: RequestPrompt, wanted: Wanted) -> list[Drawn]:
             try:
                 return self._with_retries(number, prompt, wanted, given_up)
             except RolloutUnavailable:
@@ -170,7 +170,9 @@ class Fleet:
         if self._process is not None:
             self._process.stop()
 
-    def _with_retries(self, number: int, prompt: Prompt, wanted: Wanted, given_up: threading.Event) -> list[Completion]:
+    def _with_retries(
+        self, number: int, prompt: RequestPrompt, wanted: Wanted, given_up: threading.Event
+    ) -> list[Drawn]:
         assert self.update is not None
         reasons: dict[str, str] = {}
         pauses, pause = Pauses(self._config.pause_seconds), 0.0
@@ -202,7 +204,7 @@ class Fleet:
             + _listed(reasons)
         )
 
-    def _ask(self, server: VllmServer, prompt: Prompt, wanted: Wanted, version: str) -> list[Completion]:
+    def _ask(self, server: VllmServer, prompt: RequestPrompt, wanted: Wanted, version: str) -> list[Drawn]:
         """Completions of these weights; the version is looked at before and after, so that no update can pass between.
 
         Raises:
@@ -230,13 +232,13 @@ class Fleet:
         if (told := server.weight_version()) != version:
             raise WrongWeights(f"it has weights {told!r}, asked for were {version!r}")
 
-    def _load_one(self, server: VllmServer, update: Update) -> Completion:
+    def _load_one(self, server: VllmServer, update: Update) -> Drawn:
         with server.updating:
             if update.directory is not None:
                 server.load(update.directory, update.version)
             return self._probed(server, update)
 
-    def _probed(self, server: VllmServer, update: Update) -> Completion:
+    def _probed(self, server: VllmServer, update: Update) -> Drawn:
         (completion,) = self._ask(server, update.prompt, update.wanted, unfinished(update.version))
         return completion
 
@@ -272,7 +274,7 @@ class Fleet:
             )
 
 
-def _certain(completion: Completion) -> Completion:
+def _certain(completion: Drawn) -> Drawn:
     """A greedy completion, which is drawn with certainty."""
     return replace(completion, sampling_log_probs=(0.0,) * len(completion.token_ids))
 

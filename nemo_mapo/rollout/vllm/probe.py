@@ -7,16 +7,16 @@ from typing import Final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mapo.config.run import SamplingConfig
+from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import evaluation_mode, forward_all_stages, from_last_stage, whole_sequences
-from nemo_mapo.rollout.completions import Completion
+from nemo_mapo.rollout.completions import Drawn
 from nemo_mapo.rollout.scoring import Drawing, drawn_log_probs
 from nemo_mapo.rollout.vllm.requests import Wanted
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
+from nemo_mapo.rows import Prompt, Row
 
 CLIP_SECONDS: Final = 0.5
 _TEXT_TOKENS: Final = 8
@@ -28,28 +28,22 @@ SEED: Final = 20260527
 class Probe:
     """A prompt about half a second of noise, and how it is completed."""
 
-    prompt: PromptBatch
+    prompt: Prompt
     drawing: Drawing
 
     @classmethod
     def of(cls, policy: AudioLLM, drawing: Drawing, special: SpecialTokens, *, sample_rate: int) -> "Probe":
         """The same for the same model; its words are spread over the vocabulary."""
         samples = round(CLIP_SECONDS * sample_rate)
-        noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(SEED)) * 0.1
+        noise = torch.randn(samples, generator=torch.Generator().manual_seed(SEED)) * 0.1
         words = sorted(set(range(policy.vocab_size)) - set(drawing.never_drawn) - set(drawing.stop_ids))
         text = words[:: max(1, len(words) // _TEXT_TOKENS)][:_TEXT_TOKENS]
         clip = [special.audio_start_id, *[special.audio_id] * policy.num_audio_tokens(samples), special.audio_end_id]
-        tokens = torch.tensor([[*clip, *text]])
-        tokens_left = min(COMPLETION_TOKENS, policy.max_positions - tokens.shape[1])
+        tokens = torch.tensor([*clip, *text])
+        tokens_left = min(COMPLETION_TOKENS, policy.max_positions - len(tokens))
         sampling = SamplingConfig(temperature=1.0, min_new_tokens=tokens_left, max_new_tokens=tokens_left)
         return cls(
-            prompt=PromptBatch(
-                tokens=tokens,
-                lengths=torch.tensor([tokens.shape[1]]),
-                audio=AudioBatch(waveforms=noise, lengths=torch.tensor([samples])),
-                audio_row=torch.tensor([0]),
-                examples=(Example(id="probe", question="", choices=(), answer="", task=""),),
-            ),
+            prompt=Prompt(id="probe", token_ids=tokens, clips=(noise,)),
             drawing=Drawing(sampling=sampling, never_drawn=drawing.never_drawn, stop_ids=drawing.stop_ids),
         )
 
@@ -59,25 +53,17 @@ class Probe:
         return Wanted(drawing=self.drawing, first_seed=SEED, count=1)
 
     @torch.no_grad()
-    def scored(self, policy: AudioLLM, completions: Sequence[Completion]) -> list[Completion]:
+    def scored(self, policy: AudioLLM, completions: Sequence[Drawn]) -> list[Drawn]:
         """The completions with the log-probs that the policy gives their tokens; to be called by all ranks."""
-        prompt = self.prompt
-        start = int(prompt.lengths[0]) - 1
-        tokens = [torch.tensor(one.token_ids, device=policy.device) for one in completions]
-        rows = [torch.cat([prompt.tokens[0].to(policy.device), one]) for one in tokens]
+        rows = [Row(prompt=self.prompt, token_ids=torch.tensor(one.token_ids)) for one in completions]
+        sequences = token_batch(rows, pad_id=0).to(policy.device)
+        tokens = [row.token_ids.to(policy.device) for row in rows]
         with evaluation_mode(policy), whole_sequences(policy):
-            output = forward_all_stages(
-                policy,
-                pad_sequence(rows, batch_first=True),
-                prompt.audio.to(policy.device),
-                torch.zeros(len(rows), dtype=torch.int64, device=policy.device),
-            )
-            places = [(row, start) for row in range(len(rows))]
+            output = forward_all_stages(policy, sequences.tokens, sequences.audio, sequences.audio_row)
+            places = [(row, len(self.prompt) - 1) for row in range(len(rows))]
             found = None
             if output is not None:
-                found = pad_sequence(
-                    drawn_log_probs(policy, output.logits, tokens, places, self.drawing), batch_first=True
-                )
+                found = padded(drawn_log_probs(policy, output.logits, tokens, places, self.drawing))
         width = max(len(one) for one in tokens)
         ours = from_last_stage(found, (len(rows), width), torch.zeros(0, device=policy.device)).cpu()
         return [
@@ -86,6 +72,6 @@ class Probe:
         ]
 
 
-def difference(expected: Float[Tensor, "_"], completion: Completion) -> float:
+def difference(expected: Float[Tensor, "_"], completion: Drawn) -> float:
     """Mean difference of the log-probs of a completion's tokens from those expected, nats."""
     return float((expected - torch.tensor(completion.sampling_log_probs)).abs().mean())

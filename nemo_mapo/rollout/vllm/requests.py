@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nemo_mapo.data.sequences import audio_of, padded
 from nemo_mapo.http_client import Unreachable
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import evaluation_mode, whole_sequences
-from nemo_mapo.rollout.completions import BadAnswer, Completion
+from nemo_mapo.rollout.completions import BadAnswer, Drawn
 from nemo_mapo.rollout.scoring import Drawing
-from nemo_mapo.types import PromptBatch
+from nemo_mapo.rows import Prompt
 
 Body = dict[str, Any]
 
@@ -29,7 +30,7 @@ NO_LOG_PROB: Final = -9999.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prompt:
+class RequestPrompt:
     """One prompt as a request carries it."""
 
     body: Body
@@ -56,15 +57,15 @@ class WayIn(Protocol):
         """Where completions are asked for."""
         ...
 
-    def prompts(self, batch: PromptBatch) -> list[Prompt]:
+    def prompts(self, prompts: Sequence[Prompt]) -> list[RequestPrompt]:
         """The prompts one by one; called by all ranks that hold the first pipeline stage."""
         ...
 
-    def body(self, prompt: Prompt, wanted: Wanted) -> Body:
+    def body(self, prompt: RequestPrompt, wanted: Wanted) -> Body:
         """A request."""
         ...
 
-    def completions(self, answer: Body, prompt: Prompt, version: str) -> list[Completion]:
+    def completions(self, answer: Body, prompt: RequestPrompt, version: str) -> list[Drawn]:
         """Read an answer; KeyError, TypeError, ValueError or BadAnswer if it is another than asked."""
         ...
 
@@ -79,23 +80,22 @@ class PromptEmbeddings:
         self._model = model
 
     @torch.no_grad()
-    def prompts(self, batch: PromptBatch) -> list[Prompt]:
+    def prompts(self, prompts: Sequence[Prompt]) -> list[RequestPrompt]:
         """Each prompt's [time, hidden] in the policy's type, without padding."""
         device = self._policy.device
+        audio, audio_row = audio_of(prompts)
+        tokens = padded([prompt.token_ids for prompt in prompts])
         with evaluation_mode(self._policy), whole_sequences(self._policy):
-            embedded = self._policy.prompt_embeddings(
-                batch.tokens.to(device), batch.audio.to(device), batch.audio_row.to(device)
-            ).cpu()
-        lengths = batch.lengths.tolist()
+            embedded = self._policy.prompt_embeddings(tokens.to(device), audio.to(device), audio_row.to(device)).cpu()
         return [
-            Prompt(
-                body={"prompt_embeds": _as_base64(rows[:length])},
-                token_ids=tuple(ids[:length]),
+            RequestPrompt(
+                body={"prompt_embeds": _as_base64(rows[: len(prompt)])},
+                token_ids=tuple(prompt.token_ids.tolist()),
             )
-            for rows, ids, length in zip(embedded, batch.tokens.tolist(), lengths, strict=True)
+            for rows, prompt in zip(embedded, prompts, strict=True)
         ]
 
-    def body(self, prompt: Prompt, wanted: Wanted) -> Body:
+    def body(self, prompt: RequestPrompt, wanted: Wanted) -> Body:
         """See `WayIn`."""
         return {
             "model": self._model,
@@ -104,7 +104,7 @@ class PromptEmbeddings:
             **_sampling_fields(wanted, arguments="vllm_xargs"),
         }
 
-    def completions(self, answer: Body, prompt: Prompt, version: str) -> list[Completion]:
+    def completions(self, answer: Body, prompt: RequestPrompt, version: str) -> list[Drawn]:
         """See `WayIn`; this endpoint does not say the version, which is asked for before and after."""
         return [
             _completion(choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"])
@@ -122,25 +122,24 @@ class NativeAudio:
         self._audio_id = audio_id
         self._sample_rate = sample_rate
 
-    def prompts(self, batch: PromptBatch) -> list[Prompt]:
+    def prompts(self, prompts: Sequence[Prompt]) -> list[RequestPrompt]:
         """Ids with one placeholder for each clip, which vLLM expands; clips as WAV of 32-bit floats, without loss."""
         found = []
-        for row, length in enumerate(batch.lengths.tolist()):
-            ids = batch.tokens[row, :length].tolist()
+        for prompt in prompts:
+            ids = prompt.token_ids.tolist()
             body: Body = {"token_ids": _runs_as_one(ids, self._audio_id)}
-            clips = [batch.audio.waveforms[clip, : int(batch.audio.lengths[clip])].cpu() for clip in batch.clips(row)]
-            if clips:
-                urls = [_as_wav(waveform, self._sample_rate) for waveform in clips]
+            if prompt.clips:
+                urls = [_as_wav(clip, self._sample_rate) for clip in prompt.clips]
                 body["content_parts"] = [{"type": "audio_url", "url": url} for url in urls]
-            found.append(Prompt(body=body, token_ids=tuple(ids)))
+            found.append(RequestPrompt(body=body, token_ids=tuple(ids)))
         return found
 
-    def body(self, prompt: Prompt, wanted: Wanted) -> Body:
+    def body(self, prompt: RequestPrompt, wanted: Wanted) -> Body:
         """See `WayIn`."""
         sampling = {**_sampling_fields(wanted, arguments="extra_args"), "detokenize": False}
         return {"model": self._model, **prompt.body, "return_token_ids": True, "sampling_params": sampling}
 
-    def completions(self, answer: Body, prompt: Prompt, version: str) -> list[Completion]:
+    def completions(self, answer: Body, prompt: RequestPrompt, version: str) -> list[Drawn]:
         """See `WayIn`; the ids that were read and the weights of every token have to be those asked for."""
         read = answer["prompt_token_ids"]
         if list(read) != list(prompt.token_ids):
@@ -186,14 +185,14 @@ def _sampling_fields(wanted: Wanted, *, arguments: str) -> Body:
     return fields
 
 
-def _completion(token_ids: Sequence[int], log_probs: Sequence[float], finish_reason: str) -> Completion:
+def _completion(token_ids: Sequence[int], log_probs: Sequence[float], finish_reason: str) -> Drawn:
     if finish_reason == "abort":
         raise Unreachable("the server broke the completion off")
     if finish_reason not in ("stop", "length"):
         raise BadAnswer(f"finish_reason {finish_reason!r} is neither stop nor length")
     if any(value <= NO_LOG_PROB for value in log_probs):
         raise BadAnswer("a log-prob is not finite")
-    return Completion(
+    return Drawn(
         token_ids=tuple(token_ids),
         sampling_log_probs=tuple(map(float, log_probs)),
         stopped=finish_reason == "stop",

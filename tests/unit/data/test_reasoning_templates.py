@@ -18,11 +18,12 @@ from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
 from nemo_mapo.grounding.pos_gate import pos_token_gate
 from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rewards.templates import INSTRUCTIONS, opening_tag, reasoning_words, split_completion
-from nemo_mapo.rollout.completions import Completion, as_rollouts
-from nemo_mapo.training.scoring import RolloutScorer, rollout_metrics, score_rollouts
+from nemo_mapo.rollout.completions import Drawn, completed
+from nemo_mapo.rows import Problem, Prompt
+from nemo_mapo.training.scoring import RolloutScorer, rollout_metrics, score_groups
 from nemo_mapo.training.start_check import check_prefill
 from nemo_mapo.training.targets import TargetRows
-from nemo_mapo.types import AudioBatch, Example, PromptBatch, Wording
+from nemo_mapo.types import Example, Wording
 
 EXAMPLE = Example(id="a", question="how deep?", choices=("low", "high"), answer="low", task="tone")
 TAGS = ("<think>", "</think>", "<reasoning>", "</reasoning>", "<answer>", "</answer>")
@@ -49,20 +50,12 @@ def tokenizer_of(ending: str) -> PreTrainedTokenizerFast:
     return made
 
 
-def rollouts_of(tokenizer, said: str):
-    prompt = encode_prompt(EXAMPLE, 0, tokenizer, Wording())
+def groups_of(tokenizer, said: str):
+    prompt = Prompt(id=EXAMPLE.id, token_ids=torch.tensor(encode_prompt(EXAMPLE, 0, tokenizer, Wording())))
     ids = tokenizer.encode(said, add_special_tokens=False)
-    prompts = PromptBatch(
-        tokens=torch.tensor([prompt]),
-        lengths=torch.tensor([len(prompt)]),
-        audio=AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64)),
-        audio_row=torch.tensor([-1]),
-        examples=(EXAMPLE,),
-    )
-    completion = Completion(
-        token_ids=(*ids, tokenizer.eos_token_id), sampling_log_probs=(0.0,) * (len(ids) + 1), stopped=True
-    )
-    return as_rollouts(prompts, [completion], tokenizer, group_size=1, weight_version=0)
+    drawn = Drawn(token_ids=(*ids, tokenizer.eos_token_id), sampling_log_probs=(0.0,) * (len(ids) + 1), stopped=True)
+    completion = completed(drawn, prompt, tokenizer, weight_version=0)
+    return [Problem(prompt=prompt, example=EXAMPLE).answered([completion])]
 
 
 REWARDS = RewardsConfig()
@@ -84,7 +77,7 @@ REWARDS = RewardsConfig()
     ],
 )
 def test_rewards_read_prompt_and_completion_as_one_text(ending, said, template, scores):
-    table = score_rollouts(rollouts_of(tokenizer_of(ending), said), replace(REWARDS, template=template))
+    table = score_groups(groups_of(tokenizer_of(ending), said), replace(REWARDS, template=template))
     found = table.by_reward
     for name, expected in zip(("accuracy", "format", "consistency"), scores, strict=True):
         if expected is not None:
@@ -92,11 +85,11 @@ def test_rewards_read_prompt_and_completion_as_one_text(ending, said, template, 
 
 
 def test_words_of_the_reasoning_are_those_of_the_whole_text():
-    rollouts = rollouts_of(tokenizer_of("opens the reasoning"), "so it seems low. </think> low")
-    table = score_rollouts(rollouts, REWARDS)
-    assert rollout_metrics(rollouts, table)["rollout/reasoning_words"] == 4
-    off = rollouts_of(tokenizer_of("thinking switched off"), "so it seems low.")
-    assert reasoning_words(off.texts[0]) == 0
+    groups = groups_of(tokenizer_of("opens the reasoning"), "so it seems low. </think> low")
+    table = score_groups(groups, REWARDS)
+    assert rollout_metrics(groups, table)["rollout/reasoning_words"] == 4
+    (off,) = groups_of(tokenizer_of("thinking switched off"), "so it seems low.")
+    assert reasoning_words(off.completions[0].text) == 0
 
 
 def test_the_gate_of_a_completion_is_that_of_the_whole_text_without_what_the_prompt_began():
@@ -106,7 +99,7 @@ def test_the_gate_of_a_completion_is_that_of_the_whole_text_without_what_the_pro
     assert tokenizer.decode(begun) == "<think>"
     whole = pos_token_gate([*begun, *ids], tokenizer, ["NOUN", "VERB", "ADJ"], tagger)
     assert whole.fallback is None and not any(whole.gate[: len(begun)]) and any(whole.gate)
-    said = rollouts_of(tokenizer, tokenizer.decode(ids))
+    said = groups_of(tokenizer, tokenizer.decode(ids))
     objective = ObjectiveConfig(pos_tags=("NOUN", "VERB", "ADJ"))
     special = SpecialTokens.from_tokenizer(tokenizer)
     scorer = RolloutScorer(tokenizer, special, tagger, REWARDS, objective, RolloutConfig(sampling=SamplingConfig()))

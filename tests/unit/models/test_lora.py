@@ -18,7 +18,7 @@ from nemo_mapo.config.model import NemoPerceptionConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import LoraLinear, adapters_off, add_lora, freeze, is_adapter, merged_state_dict
 from nemo_mapo.testing.layouts import build, dense_config, moe_config
-from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_model_config, tiny_prompt_batch
+from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_model_config
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 ATTENTION = LoraConfig(rank=3, targets=("linear_qkv", "linear_proj"))
@@ -43,7 +43,7 @@ def draw_adapters(model: nn.Module) -> None:
 
 def logits_of(tiny: TinyAudioLLM, weights: dict[str, Tensor] | None = None) -> Tensor:
     """Logits of some prompts, with other weights if any are given."""
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
+    prompts = tiny_batch(tiny, num_prompts=2)
     return functional_call(tiny.model, weights or {}, (prompts.tokens, prompts.audio, prompts.audio_row)).logits
 
 

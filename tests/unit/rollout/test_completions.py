@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_mapo.rollout.completions import BadAnswer, Completion, as_rollouts, check_completions
-from nemo_mapo.testing.tiny import PAD, tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.rollout.completions import BadAnswer, Drawn, check_completions, completed
+from nemo_mapo.rows import Prompt
+from nemo_mapo.testing.tiny import tiny_audio_llm
 
-WHOLE = Completion(token_ids=(9, 1), sampling_log_probs=(-0.5, -1.0), stopped=True)
+PROMPT = Prompt(id="a", token_ids=torch.tensor([12]))
+WHOLE = Drawn(token_ids=(9, 1), sampling_log_probs=(-0.5, -1.0), stopped=True)
 
 
-def check(*completions: Completion) -> None:
+def check(*completions: Drawn) -> None:
     check_completions(completions, count=1, max_tokens=3, vocab_size=40)
 
 
@@ -40,16 +42,14 @@ def test_there_is_a_completion_for_every_seed() -> None:
             check(*wrong)
 
 
-def test_completions_of_unequal_length_become_a_padded_batch() -> None:
+def test_what_was_drawn_becomes_a_completion_without_its_stop_token_in_the_text() -> None:
     tiny = tiny_audio_llm()
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
-    longer = Completion(token_ids=(9, 10, 11), sampling_log_probs=(-0.1, -0.2, -0.3), stopped=False)
     end = tiny.tokenizer.eos_token_id
-    ended = Completion(token_ids=(12, end), sampling_log_probs=(-0.4, -0.5), stopped=True)
-    rollouts = as_rollouts(prompts, [longer, ended], tiny.tokenizer, group_size=1, weight_version=3)
-    assert rollouts.completions.tolist() == [[9, 10, 11], [12, end, tiny.token_id(PAD)]]
-    assert rollouts.completion_lengths.tolist() == [3, 2]
-    assert rollouts.finish_reasons == ("length", "stop") and rollouts.weight_version == 3
-    torch.testing.assert_close(rollouts.sampling_log_probs, torch.tensor([[-0.1, -0.2, -0.3], [-0.4, -0.5, 0.0]]))
-    assert rollouts.log_probs is None
-    assert rollouts.texts[1] == tiny.tokenizer.decode([12])
+    drawn = Drawn(token_ids=(12, end), sampling_log_probs=(-0.4, -0.5), stopped=True)
+    completion = completed(drawn, PROMPT, tiny.tokenizer, weight_version=3)
+    assert completion.token_ids.tolist() == [12, end] and len(completion) == 2
+    assert completion.stopped and completion.weight_version == 3 and completion.log_probs is None
+    torch.testing.assert_close(completion.sampling_log_probs, torch.tensor([-0.4, -0.5]))
+    assert completion.text == tiny.tokenizer.decode([12])
+    truncated = completed(replace(drawn, token_ids=(12, 9), stopped=False), PROMPT, tiny.tokenizer, weight_version=3)
+    assert truncated.text == tiny.tokenizer.decode([12, 9])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_mapo.config.model import OptimizerConfig
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_batch
 from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.prompts import check_counts
@@ -19,7 +19,7 @@ OPTIM = OptimizerConfig(lr=1e-2, weight_decay=0.1)
 def stepped(seed, steps):
     tiny = tiny_audio_llm(seed=seed)
     optimizer = build_optimizer(wrap_data_parallel(tiny.model), OPTIM)
-    prompts = tiny_prompt_batch(tiny)
+    prompts = tiny_batch(tiny)
     for _ in range(steps):
         optimizer.zero_grad()
         tiny.model(prompts.tokens, prompts.audio, prompts.audio_row).logits.square().mean().backward()

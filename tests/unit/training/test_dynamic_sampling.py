@@ -10,21 +10,22 @@ from nemo_mapo.config.data import DatasetConfig, PhaseConfig
 from nemo_mapo.config.load import ConfigError, load
 from nemo_mapo.config.run import RunConfig, SamplingConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.data.splits import manifest_path, tokenizer_path
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch, tiny_rollouts
-from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, join_rollouts, refill
+from nemo_mapo.rows import completions_of, training_rows
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, tiny_problems
+from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, refill
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import Wording
 from tests.integration.tiny_run import ROOT
 
-GROUP, PAD = 2, 0
+GROUP = 2
 BATCH, CLIPS = 4, 16
 
 
@@ -40,14 +41,14 @@ class Script:
 
     def __init__(self, tiny, *differ):
         self.rounds = [
-            tiny_rollouts(tiny, num_prompts=len(flags), group_size=GROUP, seed=number)
+            tiny_groups(tiny, num_prompts=len(flags), group_size=GROUP, seed=number)
             for number, flags in enumerate(differ)
         ]
         self.differ = differ
         self.asked = []
 
-    def score(self, rollouts):
-        number = next(number for number, known in enumerate(self.rounds) if known is rollouts)
+    def score(self, groups):
+        number = next(number for number, known in enumerate(self.rounds) if known is groups)
         totals = [float(reward) for flag in self.differ[number] for reward in (number, number + flag)]
         return RewardTable(by_reward={"accuracy": list(totals)}, total=totals), torch.tensor(self.differ[number])
 
@@ -57,24 +58,18 @@ class Script:
 
     def refill(self, max_rounds):
         places = list(range(len(self.differ[0])))
-        return refill(
-            self.rounds[0], places=places, max_rounds=max_rounds, score=self.score, sample=self.sample, pad_id=PAD
-        )
-
-
-def groups_of(rollouts):
-    return [tuple(rollouts.texts[row : row + GROUP]) for row in range(0, len(rollouts.texts), GROUP)]
+        return refill(self.rounds[0], places=places, max_rounds=max_rounds, score=self.score, sample=self.sample)
 
 
 def test_groups_of_equal_rewards_are_replaced_until_all_differ(tiny):
     script = Script(tiny, [True, False, False], [False, True], [True])
     found = script.refill(max_rounds=5)
     assert script.asked == [(1, [1, 2], [0, 1]), (2, [1], [0])]
-    first, second, third = (groups_of(rollouts) for rollouts in script.rounds)
-    assert groups_of(found.rollouts) == [first[0], third[0], second[1]]
+    first, second, third = script.rounds
+    assert found.groups == [first[0], third[0], second[1]]
     assert found.rewards.total == [0, 1, 2, 3, 1, 2]
     assert found.rewards.accuracy == found.rewards.total
-    assert found.groups == 3 + 2 + 1
+    assert found.sampled == 3 + 2 + 1
     assert found.metrics == {
         "rollout/generation_rounds": 3.0,
         "rollout/kept_share": 3 / 6,
@@ -85,8 +80,8 @@ def test_groups_of_equal_rewards_are_replaced_until_all_differ(tiny):
 def test_what_still_has_equal_rewards_at_the_bound_stays_as_it_was_sampled_first(tiny):
     script = Script(tiny, [False, True, False], [False, True], [True])
     found = script.refill(max_rounds=1)
-    first, second, _ = (groups_of(rollouts) for rollouts in script.rounds)
-    assert groups_of(found.rollouts) == [first[0], first[1], second[1]]
+    first, second, _ = script.rounds
+    assert found.groups == [first[0], first[1], second[1]]
     assert found.metrics["rollout/generation_rounds"] == 2.0
     assert found.metrics["rollout/kept_share"] == pytest.approx(2 / 5)
 
@@ -94,7 +89,7 @@ def test_what_still_has_equal_rewards_at_the_bound_stays_as_it_was_sampled_first
 def test_a_batch_whose_groups_all_differ_is_left_alone(tiny):
     script = Script(tiny, [True, True])
     found = script.refill(max_rounds=3)
-    assert found.rollouts is script.rounds[0] and script.asked == []
+    assert found.groups == script.rounds[0] and script.asked == []
     assert found.metrics["rollout/kept_share"] == 1.0 and found.metrics["rollout/generation_rounds"] == 1.0
 
 
@@ -102,22 +97,21 @@ def test_groups_from_several_batches_are_trained_as_they_were_sampled(tiny):
     """Clips, prompts and completions of unequal length; a prompt without a clip among them."""
     backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=8)
 
-    def sampled(seed, tokens, **prompts):
-        batch = tiny_prompt_batch(tiny, num_prompts=3, seed=seed, **prompts)
-        sampling = SamplingConfig(max_new_tokens=tokens)
-        return backend.generate(batch, sampling, group_size=GROUP, seeds=torch.arange(6) + 10 * seed)
+    def sampled(seed, tokens, **settings):
+        problems = tiny_problems(tiny, num_prompts=3, seed=seed, **settings)
+        prompts, sampling = [problem.prompt for problem in problems], SamplingConfig(max_new_tokens=tokens)
+        drawn = backend.generate(prompts, sampling, group_size=GROUP, seeds=torch.arange(6) + 10 * seed)
+        return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
 
     short, long = sampled(1, 3), sampled(2, 9, without_audio=(1,))
     pad_id = SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id
-    joined = join_rollouts([(long, 2), (short, 0), (long, 1)], pad_id=pad_id)
-    assert joined.prompts.audio_row.tolist() == [0, 1, -1]
-    assert groups_of(joined) == [groups_of(long)[2], groups_of(short)[0], groups_of(long)[1]]
-    assert [example.id for example in joined.prompts.examples] == [
-        batch.prompts.examples[row].id for batch, row in ((long, 2), (short, 0), (long, 1))
-    ]
+    kept = [long[2], short[0], long[1]]
+    sequences = token_batch(training_rows(kept), pad_id=pad_id)
+    assert sequences.audio_row.tolist() == [0, 0, 1, 1, -1, -1]
     with torch.no_grad():
-        signals = token_signals(tiny.model, token_batch(joined, pad_id=pad_id), head_reduction=None)
-    torch.testing.assert_close(signals.log_probs, joined.log_probs, atol=1e-4, rtol=0)
+        signals = token_signals(tiny.model, sequences, head_reduction=None)
+    sampled_with = padded([one.log_probs for one in completions_of(kept)])
+    torch.testing.assert_close(signals.log_probs, sampled_with, atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +145,8 @@ def stream(corpus, *phase_steps, rows=None):
     return PromptStream(phases, BATCH)
 
 
-def ids(prompts):
-    return [example.id for example in prompts.examples]
+def ids(problems):
+    return [problem.example.id for problem in problems]
 
 
 def drawn(prompts, draws):
@@ -181,8 +175,7 @@ def test_a_rank_reads_only_its_own_spare_prompts(corpus):
     everything = whole.spare(6, range(6))
     mine = share.spare(6, [1, 5, 0])
     assert ids(mine) == [ids(everything)[number] for number in (1, 5, 0)]
-    clip = int(everything.audio.lengths[5])
-    assert torch.equal(mine.audio.waveforms[1, :clip], everything.audio.waveforms[5, :clip])
+    assert torch.equal(mine[1].prompt.clips[0], everything[5].prompt.clips[0])
     assert ids(next(share)) == ids(next(whole))[2:]
 
 

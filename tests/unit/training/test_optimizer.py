@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_mapo.config.model import OptimizerConfig, SchedulerConfig
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_batch
 from nemo_mapo.training.optimizer import (
     OptimizerStep,
     SkippedSteps,
@@ -25,7 +25,7 @@ def with_gradient(dtype=torch.float32):
     tiny = tiny_audio_llm(dtype=dtype)
     optimizer = build_optimizer(wrap_data_parallel(tiny.model), OPTIM)
     optimizer.zero_grad()
-    prompts = tiny_prompt_batch(tiny)
+    prompts = tiny_batch(tiny)
     tiny.model(prompts.tokens, prompts.audio, prompts.audio_row).logits.float().square().mean().backward()
     return tiny.model, optimizer
 

@@ -8,7 +8,7 @@ from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.lora import add_lora
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.references import FrozenReference, drop_audio
 from nemo_mapo.training.signals import MicroBatching, token_signals
 
@@ -23,7 +23,7 @@ def reference_of(tiny, *, keep_placeholders=False):
 def test_text_entropies_are_those_of_the_model_given_the_text_alone():
     tiny = tiny_audio_llm()
     reference = reference_of(tiny)
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     entropies = reference.text_entropy(sequences)
     audio_ids = {tiny.token_id(name) for name in ("<|audio_start|>", "<|audio|>", "<|audio_end|>")}
     for row in range(4):
@@ -41,7 +41,7 @@ def test_text_entropies_do_not_depend_on_what_is_heard_or_for_how_long():
     tiny = tiny_audio_llm()
     reference = reference_of(tiny)
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     other = replace(sequences, audio=replace(sequences.audio, waveforms=sequences.audio.waveforms.flip(1)))
     assert torch.equal(reference.text_entropy(sequences), reference.text_entropy(other))
     text = drop_audio(sequences, special)
@@ -50,7 +50,7 @@ def test_text_entropies_do_not_depend_on_what_is_heard_or_for_how_long():
 
 def test_keep_placeholders_leaves_the_positions_without_audio_behind_them():
     tiny = tiny_audio_llm()
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     kept = reference_of(tiny, keep_placeholders=True).text_entropy(sequences)
     dropped = reference_of(tiny).text_entropy(sequences)
     heard = token_signals(tiny.model, sequences, head_reduction=None).entropy_nats
@@ -68,7 +68,7 @@ def test_the_reference_is_frozen():
 def test_a_reference_in_host_memory_gives_the_same_figures():
     tiny = tiny_audio_llm()
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     batching = MicroBatching(rows=2)
     kept = FrozenReference(tiny.model, special, keep_placeholders=False, batching=batching)
     offloaded = FrozenReference(tiny.model, special, keep_placeholders=False, batching=batching, offload=True)
@@ -79,7 +79,7 @@ def test_a_reference_in_host_memory_gives_the_same_figures():
 def test_an_adapted_policy_is_its_own_reference_however_far_it_is_trained():
     base, policy = tiny_audio_llm(), tiny_audio_llm()
     special = SpecialTokens.from_tokenizer(base.tokenizer)
-    sequences = token_batch(tiny_rollouts(base), pad_id=PAD)
+    sequences = token_batch(tiny_rows(base), pad_id=PAD)
     add_lora(policy.model.language_model, LoraConfig(rank=2, alpha=4.0), seed=0)
     for name, parameter in policy.model.named_parameters():
         if name.endswith("lora_b"):
@@ -95,7 +95,7 @@ def test_an_adapted_policy_is_its_own_reference_however_far_it_is_trained():
 
 def test_a_perception_that_is_trained_beside_adapters_is_the_start_for_the_reference_only():
     base, policy = tiny_audio_llm(), tiny_audio_llm()
-    sequences = token_batch(tiny_rollouts(base), pad_id=PAD)
+    sequences = token_batch(tiny_rows(base), pad_id=PAD)
     expected = reference_of(base).log_probs(sequences)
     add_lora(policy.model.language_model, LoraConfig(rank=2), seed=0)
     special = SpecialTokens.from_tokenizer(policy.tokenizer)

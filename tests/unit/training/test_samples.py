@@ -2,7 +2,6 @@
 
 import html
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from nemo_mapo.aligner import CustomLoggerWrapper
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.rewards.combined import RewardTable
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.rows import training_rows
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, with_texts
 from nemo_mapo.training.records import JsonLines, JsonLinesLogger
 from nemo_mapo.training.samples import TABLE, SampleWriter
 from nemo_mapo.training.scoring import ScoredRollouts
@@ -28,11 +28,12 @@ PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 def writer(tmp_path):
     """A writer that has seen step 7: two prompts with two completions each."""
     tiny = tiny_audio_llm()
-    rollouts = replace(tiny_rollouts(tiny), texts=TEXTS)
-    zeros = torch.zeros(rollouts.completions.shape)
+    groups = with_texts(tiny_groups(tiny), TEXTS)
+    sequences = token_batch(training_rows(groups), pad_id=0)
+    zeros = torch.zeros(4, 4)
     batch = RolloutBatch(
-        sequences=token_batch(rollouts, pad_id=0),
-        response_mask=response_mask(rollouts.completion_lengths, zeros.shape[1]),
+        sequences=sequences,
+        response_mask=response_mask(sequences.completion_lengths, zeros.shape[1]),
         old_log_probs=zeros,
         ref_log_probs=zeros,
         text_ref_entropy_nats=None,
@@ -46,9 +47,9 @@ def writer(tmp_path):
     )
     signals = TokenSignals(log_probs=zeros, entropy_nats=zeros, audio_mass=None)
     writer = SampleWriter(
-        JsonLines(tmp_path / "rollouts.jsonl"), tiny.tokenizer, PLAIN, keep_clip=lambda step, prompts: None
+        JsonLines(tmp_path / "rollouts.jsonl"), tiny.tokenizer, PLAIN, keep_clip=lambda step, prompt: None
     )
-    writer.write_training(7, rollouts, ScoredRollouts(batch=batch, rewards=rewards, signals=signals, metrics={}))
+    writer.write_training(7, groups[0], ScoredRollouts(batch=batch, rewards=rewards, signals=signals, metrics={}))
     return writer
 
 

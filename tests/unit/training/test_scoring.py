@@ -14,7 +14,7 @@ from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, with_texts
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
@@ -24,22 +24,22 @@ from nemo_mapo.training.signals import MicroBatching
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 
 
-def scored(objective, rollouts=None, max_new_tokens=8):
+def scored(objective, groups=None, max_new_tokens=8):
     """Score rollouts of a tiny model whose reference is another tiny model."""
     tiny, frozen = tiny_audio_llm(seed=0), tiny_audio_llm(seed=1)
     tiny.model.eval()
-    rollouts = tiny_rollouts(tiny) if rollouts is None else rollouts
+    groups = tiny_groups(tiny) if groups is None else groups
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
     reference = FrozenReference(frozen.model, special, keep_placeholders=False, batching=MicroBatching(rows=2))
     backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=4)
     actor = MapoActor(wrap_data_parallel(tiny.model), backend, reference, objective, MicroBatching(rows=2))
     rollout = RolloutConfig(sampling=SamplingConfig(max_new_tokens=max_new_tokens))
     scorer = RolloutScorer(tiny.tokenizer, special, build_chain_tagger(), RewardsConfig(), objective, rollout)
-    return actor, scorer(rollouts, actor, lambda name: nullcontext())
+    return actor, scorer(groups, actor, lambda name: nullcontext())
 
 
-def answered(texts, finish_reasons=("stop",) * 4):
-    return replace(tiny_rollouts(tiny_audio_llm()), texts=texts, finish_reasons=finish_reasons)
+def answered(texts):
+    return with_texts(tiny_groups(tiny_audio_llm()), texts)
 
 
 def test_advantages_follow_the_rewards_within_each_group():

@@ -2,8 +2,16 @@
 
 import torch
 
-from nemo_mapo.data.sequences import at_predicting_positions, next_tokens, select_rows, token_batch
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.data.sequences import (
+    at_predicting_positions,
+    audio_of,
+    left_padded,
+    next_tokens,
+    select_rows,
+    token_batch,
+)
+from nemo_mapo.rows import Prompt
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.signals import MicroBatching, token_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, TokenBatch
 
@@ -11,16 +19,31 @@ PAD = 0
 
 
 def test_a_row_is_prompt_then_completion_without_a_gap():
-    tiny = tiny_audio_llm()
-    rollouts = tiny_rollouts(tiny)
-    sequences = token_batch(rollouts, pad_id=PAD)
-    for row in range(4):
-        prompt = rollouts.prompts.tokens[row // 2, : int(rollouts.prompts.lengths[row // 2])]
-        completion = rollouts.completions[row, : row + 1]
-        whole = torch.cat([prompt, completion])
-        assert sequences.tokens[row, : len(whole)].tolist() == whole.tolist()
-        assert (sequences.tokens[row, len(whole) :] == PAD).all()
+    rows = tiny_rows(tiny_audio_llm())
+    sequences = token_batch(rows, pad_id=PAD)
+    for tokens, row in zip(sequences.tokens, rows, strict=True):
+        assert tokens[: len(row)].tolist() == [*row.prompt.token_ids.tolist(), *row.token_ids.tolist()]
+        assert (tokens[len(row) :] == PAD).all()
     assert sequences.audio_row.tolist() == [0, 0, 1, 1]
+
+
+def test_a_clip_that_several_prompts_are_about_is_there_once_and_prompts_may_have_several():
+    first, second = torch.ones(3), torch.ones(2)
+    prompts = [
+        Prompt(id=name, token_ids=torch.tensor([1]), clips=clips)
+        for name, clips in (("a", (first,)), ("b", (second, first)), ("c", ()), ("d", (first,)))
+    ]
+    audio, audio_row = audio_of(prompts)
+    assert audio.lengths.tolist() == [3, 2] and audio.waveforms.tolist() == [[1.0] * 3, [1.0, 1.0, 0.0]]
+    assert audio_row.tolist() == [[0, -1], [1, 0], [-1, -1], [0, -1]]
+    assert audio_of(prompts[2:])[1].tolist() == [-1, 0], "one clip at most needs one column"
+
+
+def test_prompts_are_padded_on_the_left_for_generation():
+    prompts = [Prompt(id="a", token_ids=torch.tensor([5, 6, 7])), Prompt(id="b", token_ids=torch.tensor([8]))]
+    tokens, segment_ids = left_padded(prompts, pad_id=PAD)
+    assert tokens.tolist() == [[5, 6, 7], [PAD, PAD, 8]]
+    assert segment_ids.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_values_are_read_one_position_before_their_token():
@@ -41,7 +64,7 @@ def test_next_tokens_are_the_targets_of_their_positions():
 
 def test_log_probabilities_and_entropies_match_a_plain_softmax_token_by_token():
     tiny = tiny_audio_llm()
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     signals = token_signals(tiny.model, sequences, head_reduction="max")
     logits = tiny.model(sequences.tokens, sequences.audio, sequences.audio_row).logits
     distribution = logits.log_softmax(-1)
@@ -57,7 +80,7 @@ def test_log_probabilities_and_entropies_match_a_plain_softmax_token_by_token():
 
 def test_the_first_completion_token_is_trained():
     tiny = tiny_audio_llm()
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     signals = token_signals(tiny.model, sequences, head_reduction=None)
     signals.log_probs[:, 0].sum().backward()
     assert tiny.model.perception.projection[1].weight.grad.abs().max() > 0
@@ -66,7 +89,7 @@ def test_the_first_completion_token_is_trained():
 def test_rows_taken_apart_give_what_the_whole_batch_gives():
     tiny = tiny_audio_llm()
     tiny.model.eval()
-    sequences = token_batch(tiny_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny), pad_id=PAD)
     whole = token_signals(tiny.model, sequences, head_reduction="max")
     parts = token_signals_in_parts(tiny.model, sequences, head_reduction="max", batching=MicroBatching(rows=3))
     torch.testing.assert_close(parts.log_probs, whole.log_probs.detach(), atol=1e-5, rtol=0)
@@ -74,7 +97,7 @@ def test_rows_taken_apart_give_what_the_whole_batch_gives():
 
 
 def test_selected_rows_carry_only_their_own_clips():
-    sequences = token_batch(tiny_rollouts(tiny_audio_llm()), pad_id=PAD)
+    sequences = token_batch(tiny_rows(tiny_audio_llm()), pad_id=PAD)
     last = select_rows(sequences, slice(3, 4))
     assert last.audio.waveforms.shape[0] == 1
     assert last.audio_row.tolist() == [0]

@@ -5,7 +5,8 @@ import torch
 
 from nemo_mapo.data.sequences import by_completion, select_rows, shared_row, token_batch, without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.testing.layouts import hard_rollouts
+from nemo_mapo.rows import training_rows
+from nemo_mapo.testing.layouts import hard_groups
 from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm
 from nemo_mapo.training.packing import pack_shared_rows
 from nemo_mapo.training.references import drop_audio
@@ -55,7 +56,7 @@ def test_packs_count_a_prompt_once_and_again_where_its_group_goes_on() -> None:
 
 
 def variants(tiny: TinyAudioLLM) -> dict[str, TokenBatch]:
-    sequences = token_batch(hard_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(training_rows(hard_groups(tiny)), pad_id=PAD)
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
     return {
         "whole groups": sequences,
@@ -95,7 +96,7 @@ def test_signals_and_gradients_equal_those_of_a_row_each(variant: str) -> None:
 
 def test_a_shared_prompt_is_longer_than_the_positions_only_if_a_row_is() -> None:
     tiny = tiny_audio_llm()
-    sequences = token_batch(hard_rollouts(tiny), pad_id=PAD)
+    sequences = token_batch(training_rows(hard_groups(tiny)), pad_id=PAD)
     read = int(shared_row(sequences).lengths.sum())
     tiny.model.max_positions = int((sequences.prompt_lengths + sequences.completion_lengths).max()) - 1
     assert read > tiny.model.max_positions

@@ -5,7 +5,7 @@ import torch
 
 from nemo_mapo.data.sequences import select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rollouts
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.optimizer import gradient_of, trainable_parameters, wrap_data_parallel
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import hide_clips, mean_negative_log_likelihood, supervised_gradient
@@ -16,7 +16,7 @@ WHOLE = MicroBatching(rows=4)
 
 def batch(tiny):
     """Four rows whose targets have 1, 2, 3 and 4 tokens."""
-    return token_batch(tiny_rollouts(tiny), pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
+    return token_batch(tiny_rows(tiny), pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
 
 
 def gradient(tiny, sequences, batching):

@@ -6,7 +6,7 @@ import pytest
 
 from nemo_mapo.config.data import TargetConfig
 from nemo_mapo.rewards.templates import split_completion
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_problems
 from nemo_mapo.training.targets import TargetRows, target_text
 from nemo_mapo.types import Example
 
@@ -71,13 +71,16 @@ def test_a_template_may_name_fields_only():
 
 def test_rows_hold_prompt_target_and_end_of_turn():
     tiny = tiny_audio_llm()
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
-    rows = TargetRows(TargetConfig(form="plain"), "think", tiny.tokenizer)(prompts)
+    problems = tiny_problems(tiny, num_prompts=2)
+    rows = TargetRows(TargetConfig(form="plain"), "think", tiny.tokenizer)(problems)
     end = tiny.tokenizer.eos_token_id
-    for row, example in enumerate(prompts.examples):
+    for row, problem in enumerate(problems):
         start, length = int(rows.prompt_lengths[row]), int(rows.completion_lengths[row])
-        assert rows.tokens[row, start : start + length].tolist() == [*tiny.tokenizer.encode(example.answer), end]
-        assert rows.tokens[row, :start].tolist() == prompts.tokens[row, :start].tolist()
+        assert rows.tokens[row, start : start + length].tolist() == [
+            *tiny.tokenizer.encode(problem.example.answer),
+            end,
+        ]
+        assert rows.tokens[row, :start].tolist() == problem.prompt.token_ids.tolist()
 
 
 def test_a_tag_that_the_chat_template_opens_is_not_opened_again():
@@ -90,8 +93,8 @@ def test_a_tag_that_the_chat_template_opens_is_not_opened_again():
 
 def test_hidden_shares_follow_the_place_in_the_whole_batch():
     tiny = tiny_audio_llm()
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
+    problems = tiny_problems(tiny, num_prompts=2)
     targets = TargetRows(TargetConfig(form="plain", text_only_share=0.25), "think", tiny.tokenizer)
-    rows = targets(prompts)
+    rows = targets(problems)
     assert targets.with_hidden_clips(rows, [0, 1], 4).audio_row.tolist() == [-1, 1]
     assert targets.with_hidden_clips(rows, [2, 3], 4).audio_row.tolist() == [0, 1]

@@ -9,13 +9,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo_mapo.config.rewards import TarsConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.hidden_states import pooled_hidden_states
 from nemo_mapo.rewards.judge import JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.rows import completions_of, training_rows
+from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_problems, with_texts
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.training.tars import alignment, with_text_twins
 from nemo_mapo.types import Wording
@@ -34,54 +35,55 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def prompts(tiny):
-    batch = tiny_prompt_batch(tiny, num_prompts=2)
-    examples = tuple(replace(example, caption=f"caption of {example.question}") for example in batch.examples)
-    return replace(batch, examples=examples)
+def problems(tiny):
+    def captioned(example):
+        return replace(example, caption=f"caption of {example.question}")
+
+    return [replace(one, example=captioned(one.example)) for one in tiny_problems(tiny, num_prompts=2)]
 
 
 @pytest.fixture(scope="module")
-def rollouts(tiny, prompts):
-    twins = with_text_twins(prompts, tiny.tokenizer, WORDING)
+def groups(tiny, problems):
+    twins = with_text_twins(problems, tiny.tokenizer, WORDING)
     backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=12)
-    return backend.generate(twins, SamplingConfig(max_new_tokens=6), group_size=GROUP, seeds=torch.arange(4 * GROUP))
+    sampling, seeds = SamplingConfig(max_new_tokens=6), torch.arange(4 * GROUP)
+    drawn = backend.generate([twin.prompt for twin in twins], sampling, group_size=GROUP, seeds=seeds)
+    return [twin.answered(completions) for twin, completions in zip(twins, drawn, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def sequences(tiny, rollouts):
-    return token_batch(rollouts, pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
+def sequences(tiny, groups):
+    return token_batch(training_rows(groups), pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
 
 
-def aligned(tiny, rollouts, sequences, accuracy, config=REPRESENTATION, embedder=None, rows=4):
+def aligned(tiny, groups, sequences, accuracy, config=REPRESENTATION, embedder=None, rows=4):
     return alignment(
-        rollouts, sequences, accuracy, tiny.model, config, batching=MicroBatching(rows=rows), embedder=embedder
+        groups, sequences, accuracy, tiny.model, config, batching=MicroBatching(rows=rows), embedder=embedder
     )
 
 
-def test_every_prompt_is_followed_by_one_that_reads_the_caption(tiny, prompts):
-    twins = with_text_twins(prompts, tiny.tokenizer, WORDING)
-    assert [example.id for example in twins.examples] == [example.id for example in prompts.examples for _ in range(2)]
-    assert twins.audio_row.tolist() == [int(prompts.audio_row[0]), -1, int(prompts.audio_row[1]), -1]
-    for row, example in enumerate(prompts.examples):
-        heard = twins.tokens[2 * row, : int(twins.lengths[2 * row])]
-        assert torch.equal(heard, prompts.tokens[row, : int(prompts.lengths[row])])
+def test_every_problem_is_followed_by_one_that_reads_the_caption(tiny, problems):
+    twins = with_text_twins(problems, tiny.tokenizer, WORDING)
+    assert twins[::2] == problems
+    for read, problem in zip(twins[1::2], problems, strict=True):
+        example = problem.example
         told = replace(example, question=f"{example.caption} {example.question}")
-        read = twins.tokens[2 * row + 1, : int(twins.lengths[2 * row + 1])]
-        assert read.tolist() == encode_prompt(told, 0, tiny.tokenizer, WORDING)
+        assert read.example is example and read.prompt.clips == ()
+        assert read.prompt.token_ids.tolist() == encode_prompt(told, 0, tiny.tokenizer, WORDING)
 
 
-def test_a_question_without_a_caption_is_named(tiny, prompts):
-    bare = replace(prompts, examples=tuple(replace(example, caption=None) for example in prompts.examples))
-    with pytest.raises(ValueError, match=f"{prompts.examples[0].id}: field 'caption' is missing"):
+def test_a_question_without_a_caption_is_named(tiny, problems):
+    bare = [replace(one, example=replace(one.example, caption=None)) for one in problems]
+    with pytest.raises(ValueError, match=f"{problems[0].example.id}: field 'caption' is missing"):
         with_text_twins(bare, tiny.tokenizer, WORDING)
 
 
-def test_text_completions_are_trained_with_the_prompt_they_were_sampled_from(tiny, rollouts, sequences):
+def test_text_completions_are_trained_with_the_prompt_they_were_sampled_from(tiny, groups, sequences):
     text = torch.arange(4 * GROUP) // GROUP % 2 == 1
     assert (sequences.audio_row[text] == -1).all() and (sequences.audio_row[~text] >= 0).all()
     assert not (sequences.tokens[text] == tiny.model.audio_token_id).any()
     again = token_signals(tiny.model, sequences, head_reduction=None).log_probs
-    assert torch.allclose(again, rollouts.log_probs, atol=1e-4)
+    assert torch.allclose(again, padded([one.log_probs for one in completions_of(groups)]), atol=1e-4)
 
 
 def test_pooled_states_are_means_of_what_the_layers_gave(tiny, sequences):
@@ -102,20 +104,20 @@ def test_pooled_states_are_means_of_what_the_layers_gave(tiny, sequences):
             assert torch.allclose(mean[row], states[written[row], row].mean(0), atol=1e-5)
 
 
-def test_a_completion_is_aligned_with_a_right_text_completion_of_its_own_question(tiny, rollouts, sequences):
+def test_a_completion_is_aligned_with_a_right_text_completion_of_its_own_question(tiny, groups, sequences):
     accuracy = [0.0] * 12
     accuracy[4] = accuracy[1] = 1.0  # a text completion of the first question; a speech one, which is no reference
-    found = aligned(tiny, rollouts, sequences, accuracy)
+    found = aligned(tiny, groups, sequences, accuracy)
     assert found.reward[:3].abs().min() > 0 and not found.reward[3:].any()
     assert found.metrics["rollout/tars_without_reference"] == 0.5
     assert found.metrics["rollout/accuracy_speech"] == pytest.approx(1 / 6)
     assert found.metrics["rollout/accuracy_text"] == pytest.approx(1 / 6)
 
 
-def test_the_representation_reward_is_the_mean_cosine_over_layers(tiny, rollouts, sequences):
+def test_the_representation_reward_is_the_mean_cosine_over_layers(tiny, groups, sequences):
     accuracy = [0.0] * 12
     accuracy[4] = 1.0
-    found = aligned(tiny, rollouts, sequences, accuracy)
+    found = aligned(tiny, groups, sequences, accuracy)
     states = {}
     for row in (0, 4):
         end = int(sequences.prompt_lengths[row] + sequences.completion_lengths[row])
@@ -129,14 +131,14 @@ def test_the_representation_reward_is_the_mean_cosine_over_layers(tiny, rollouts
 
 
 @pytest.mark.parametrize("rows", [1, 5, 12])
-def test_how_rows_are_batched_changes_nothing(tiny, rollouts, sequences, rows):
+def test_how_rows_are_batched_changes_nothing(tiny, groups, sequences, rows):
     accuracy = [1.0] * 12
-    expected = aligned(tiny, rollouts, sequences, accuracy, rows=12).reward
-    assert torch.allclose(aligned(tiny, rollouts, sequences, accuracy, rows=rows).reward, expected, atol=1e-5)
+    expected = aligned(tiny, groups, sequences, accuracy, rows=12).reward
+    assert torch.allclose(aligned(tiny, groups, sequences, accuracy, rows=rows).reward, expected, atol=1e-5)
 
 
-def test_without_a_right_text_completion_nothing_is_added(tiny, rollouts, sequences):
-    found = aligned(tiny, rollouts, sequences, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0] * 2)
+def test_without_a_right_text_completion_nothing_is_added(tiny, groups, sequences):
+    found = aligned(tiny, groups, sequences, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0] * 2)
     assert not found.reward.any() and found.metrics["rollout/tars_without_reference"] == 1.0
 
 
@@ -147,9 +149,9 @@ class Lengths:
         return [[float(len(text)), 1.0] for text in texts]
 
 
-def test_the_behaviour_reward_is_the_cosine_of_the_embeddings(tiny, rollouts, sequences):
-    texts = ("", "aa", "aaa", "b" * 7, "b", "bb", *rollouts.texts[6:])
-    scripted = replace(rollouts, texts=texts)
+def test_the_behaviour_reward_is_the_cosine_of_the_embeddings(tiny, groups, sequences):
+    texts = ("", "aa", "aaa", "b" * 7, "b", "bb", *(one.text for one in completions_of(groups)[6:]))
+    scripted = with_texts(groups, texts)
     accuracy = [0.0] * 12
     accuracy[3] = 1.0
     config = TarsConfig(representation=0.0, behaviour=2.0)
@@ -165,7 +167,7 @@ class Gone:
         raise JudgeError("no route")
 
 
-def test_an_encoder_out_of_reach_is_no_zero(tiny, rollouts, sequences):
+def test_an_encoder_out_of_reach_is_no_zero(tiny, groups, sequences):
     config = TarsConfig(representation=0.0, behaviour=1.0)
     with pytest.raises(RewardsUnavailable, match="no route"):
-        aligned(tiny, rollouts, sequences, [1.0] * 12, config, Gone())
+        aligned(tiny, groups, sequences, [1.0] * 12, config, Gone())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.causal import (
     INTERVENTIONS,
@@ -14,7 +15,8 @@ from nemo_mapo.evaluation.grounding.causal import (
     thirds,
     truth_probabilities,
 )
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompt_batch
+from nemo_mapo.rows import Row
+from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompts
 from nemo_mapo.training.signals import MicroBatching
 
 
@@ -57,15 +59,15 @@ def test_interventions_make_the_tokens_deaf_that_they_name() -> None:
 
 
 def test_the_truth_is_worth_its_share_of_the_choices_and_what_all_say_cancels(tiny: TinyAudioLLM) -> None:
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
+    prompts = tiny_prompts(tiny, num_prompts=2)
     pad_id = SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id
     same = tiny.tokenizer.encode("I hear a")
     words = [tiny.token_id(word) for word in ("deep", "low")]
     rows = BeliefRows(completions=[[*same, word] for word in words], question=[1, 1], truth=[False, True])
     found = truth_probabilities(tiny.model, prompts, rows, pad_id=pad_id, batching=MicroBatching(rows=2))
-    prompt = prompts.tokens[1, : prompts.lengths[1]]
+    alone = token_batch([Row(prompt=prompts[1], token_ids=torch.tensor(same))], pad_id=pad_id)
     with torch.no_grad():
-        logits = tiny.model(torch.cat((prompt, torch.tensor(same)))[None], prompts.audio, prompts.audio_row[1:2]).logits
+        logits = tiny.model(alone.tokens, alone.audio, alone.audio_row).logits
     expected = logits[0, -1, words].double().softmax(0)[1]
     assert found[1] == pytest.approx(float(expected), abs=1e-5) and found[0].isnan()
 
@@ -80,5 +82,5 @@ def test_completions_of_a_question_divide_as_that_of_its_truth_does(tiny: TinyAu
 def test_without_comparable_completions_no_question_has_a_probability(tiny: TinyAudioLLM, late_after) -> None:
     rows = BeliefRows(completions=[], question=[], truth=[])
     assert len(belief_parts(rows, tiny.tokenizer, late_after).late_from) == 0
-    prompts = tiny_prompt_batch(tiny, num_prompts=2)
+    prompts = tiny_prompts(tiny, num_prompts=2)
     assert truth_probabilities(tiny.model, prompts, rows, pad_id=0, batching=MicroBatching(rows=2)).isnan().all()

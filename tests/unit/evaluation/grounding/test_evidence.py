@@ -1,12 +1,15 @@
 """Which frames are silenced, and what that does to the waveform."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nemo_mapo.evaluation.grounding.evidence import choose_frames, silence_frames
 from nemo_mapo.evaluation.grounding.listening import Listening
-from nemo_mapo.types import AudioBatch, Example, PromptBatch
+from nemo_mapo.rows import Problem, Prompt
+from nemo_mapo.types import Example
 
 ATTENTION = np.array([0.1, 0.5, 0.4, 0.0, 0.3, 0.2, 0.05, 0.6, 0.01, 0.02])
 
@@ -46,17 +49,18 @@ def test_random_frames_reach_every_place():
     assert reached == set(range(10))
 
 
-def prompts(lengths, rows=None):
-    examples = tuple(
-        Example(id=f"q{row}", question="?", choices=("a", "b"), answer="a", task="t") for row in range(len(lengths))
-    )
-    return PromptBatch(
-        tokens=torch.zeros(len(lengths), 1, dtype=torch.int64),
-        lengths=torch.ones(len(lengths), dtype=torch.int64),
-        audio=AudioBatch(waveforms=torch.ones(len(lengths), max(lengths)), lengths=torch.tensor(lengths)),
-        audio_row=torch.arange(len(lengths)) if rows is None else torch.tensor(rows),
-        examples=examples,
-    )
+def problems(lengths):
+    return [
+        Problem(
+            prompt=Prompt(id=f"q{row}", token_ids=torch.tensor([1]), clips=(torch.ones(length),)),
+            example=Example(id=f"q{row}", question="?", choices=("a", "b"), answer="a", task="t"),
+        )
+        for row, length in enumerate(lengths)
+    ]
+
+
+def clip(problem):
+    return problem.prompt.clips[0]
 
 
 def heard(frames, counts):
@@ -66,21 +70,23 @@ def heard(frames, counts):
 
 
 def test_the_samples_of_the_chosen_frames_become_silent_and_no_others():
-    before = prompts([10, 9])
+    before = problems([10, 9])
     after = silence_frames(before, heard([[0.1, 0.9, 0.2], [0.9, 0.1, 0.0]], [3, 2]), 0.3, "top", seed=0)
     # Frame 1 of 3 over 10 samples: ceil(10/3) = 4 to ceil(20/3) = 7; frame 0 of 2 over 9: 0 to ceil(9/2) = 5.
-    assert (after.audio.waveforms[0] == 0).nonzero().flatten().tolist() == [4, 5, 6]
-    assert (after.audio.waveforms[1, :9] == 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(before.audio.waveforms, torch.ones(2, 10)), "the given prompts stay as they are"
+    assert (clip(after[0]) == 0).nonzero().flatten().tolist() == [4, 5, 6]
+    assert (clip(after[1]) == 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+    assert clip(before[0]).all() and clip(before[1]).all(), "the given prompts stay as they are"
 
 
 def test_the_random_frames_of_a_question_do_not_depend_on_its_neighbours():
     listening = heard([[0.1, 0.9, 0.2, 0.3], [0.9, 0.1, 0.0, 0.5]], [4, 4])
-    together = silence_frames(prompts([40, 40]), listening, 0.5, "random", seed=3)
-    alone = silence_frames(prompts([40]), heard([[0.1, 0.9, 0.2, 0.3]], [4]), 0.5, "random", seed=3)
-    assert torch.equal(together.audio.waveforms[0], alone.audio.waveforms[0])
+    together = silence_frames(problems([40, 40]), listening, 0.5, "random", seed=3)
+    alone = silence_frames(problems([40]), heard([[0.1, 0.9, 0.2, 0.3]], [4]), 0.5, "random", seed=3)
+    assert torch.equal(clip(together[0]), clip(alone[0]))
 
 
-def test_two_questions_about_one_clip_are_refused():
-    with pytest.raises(ValueError, match="one clip for each prompt"):
-        silence_frames(prompts([10, 10], rows=[0, 0]), heard([[1.0], [1.0]], [1, 1]), 0.5, "top", seed=0)
+def test_two_questions_about_one_clip_each_lose_what_they_listened_to():
+    one, other = problems([10, 10])
+    same = replace(other, prompt=replace(other.prompt, clips=one.prompt.clips))
+    first, second = silence_frames([one, same], heard([[0.9, 0.1], [0.1, 0.9]], [2, 2]), 0.5, "top", seed=0)
+    assert clip(first).tolist() == [0.0] * 5 + [1.0] * 5 and clip(second).tolist() == [1.0] * 5 + [0.0] * 5

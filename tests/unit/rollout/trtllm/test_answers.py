@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_mapo.rollout.trtllm.answers import EngineCompletions, unpack
+from nemo_mapo.rollout.completions import Drawn
+from nemo_mapo.rollout.trtllm.answers import unpack
 
 VOCAB = 50
 STOP = 3
-PAD = 0
 NONE = -42
 PROMPTS = [torch.tensor([11, 60, 61], dtype=torch.int32), torch.tensor([12], dtype=torch.int32)]
 
@@ -24,22 +24,15 @@ def answer() -> dict[str, Tensor]:
     }
 
 
-def unpacked(output: dict[str, Tensor]) -> EngineCompletions:
-    return unpack(output, PROMPTS, vocab_size=VOCAB, stop_ids=[STOP], max_new_tokens=3, pad_id=PAD)
+def unpacked(output: dict[str, Tensor]) -> list[Drawn]:
+    return unpack(output, PROMPTS, vocab_size=VOCAB, stop_ids=[STOP], max_new_tokens=3)
 
 
 def test_completions_stand_behind_prompts_of_unequal_length():
-    found = unpacked(answer())
-    assert found.tokens.tolist() == [[20, STOP, PAD], [21, 22, 23]]
-    assert found.lengths.tolist() == [2, 3]
-    assert found.stopped.tolist() == [True, False]
-    assert found.log_probs.tolist() == [[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0]]
-
-
-def test_the_result_is_as_wide_as_its_longest_completion():
-    output = answer()
-    output["output_ids"][1, 0, 2], output["sequence_lengths"][1, 0] = STOP, 3
-    assert unpacked(output).tokens.tolist() == [[20, STOP], [21, STOP]]
+    assert unpacked(answer()) == [
+        Drawn(token_ids=(20, STOP), sampling_log_probs=(-1.0, -2.0), stopped=True),
+        Drawn(token_ids=(21, 22, 23), sampling_log_probs=(-3.0, -4.0, -5.0), stopped=False),
+    ]
 
 
 def other_prompt(output: dict[str, Tensor]) -> None:

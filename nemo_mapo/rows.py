@@ -1,0 +1,128 @@
+"""The nouns that travel between the rooms, one row each: 1-D tensors on the CPU, without padding.
+
+    problem = Problem(prompt=Prompt(id="dog-1", token_ids=torch.tensor([5, 9, 9, 7]), clips=(waveform,)), example=...)
+    completions = backend.generate([problem.prompt], sampling, group_size=8, seeds=seeds)[0]
+    group = problem.answered(completions)
+    rows = training_rows([group])  # what the policy reads, completion after completion
+
+Only `nemo_mapo.data.sequences` and the engines make batches of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nemo_mapo.types import Example
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """What an engine reads, ready to be completed: `Prompt(id="dog-1", token_ids=torch.tensor([5, 9, 9, 7]))`.
+
+    Rows of one group share one `Prompt`, and with it the work of reading it. Two prompts about one clip hold the very
+    same tensor, which is encoded once.
+    """
+
+    id: str
+    """Of the question, for messages."""
+    token_ids: Int[Tensor, " time"]
+    """int64; each clip stands as a run of placeholder ids."""
+    clips: tuple[Float[Tensor, "_"], ...] = ()
+    """Mono waveforms, float32, in the order of their placeholders."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def is_as(self, other: "Prompt") -> bool:
+        """Whether the model reads the same: equal tokens about the very same clips."""
+        if self is other:
+            return True
+        same_clips = len(self.clips) == len(other.clips) and all(map(_is, self.clips, other.clips))
+        return same_clips and torch.equal(self.token_ids, other.token_ids)
+
+    def silenced(self) -> "Prompt":
+        """Every clip replaced by silence of its length."""
+        return replace(self, clips=tuple(torch.zeros_like(clip) for clip in self.clips))
+
+    def unheard(self) -> "Prompt":
+        """The same tokens with no clip behind their placeholders."""
+        return replace(self, clips=())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Completion:
+    """What an engine drew for one prompt; `len(completion)` counts its tokens, the stop token included."""
+
+    token_ids: Int[Tensor, " time"]
+    """int64; the stop token is the last, if one was drawn."""
+    sampling_log_probs: Float[Tensor, " time"]
+    """log-probability under the distribution sampled from (temperature, top-k, top-p, ...), nats."""
+    log_probs: Float[Tensor, " time"] | None
+    """log pi of each token under the unmodified model (temperature 1), nats. None if the engine gives only those of the
+    distribution sampled from."""
+    stopped: bool
+    """Whether a stop token ended it; else the length limit truncated it."""
+    text: str
+    """Decoded without special end-of-turn tokens; reasoning tags are kept."""
+    weight_version: int
+    """Of the weights it was drawn from."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """A question of the data, and the prompt that asks it: `Problem(prompt=prompt, example=example)`."""
+
+    prompt: Prompt
+    example: Example
+    """For rewards and reports; no engine sees it."""
+
+    def answered(self, completions: Sequence[Completion]) -> "Group":
+        """The group of these completions."""
+        return Group(prompt=self.prompt, example=self.example, completions=tuple(completions))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """The completions of one prompt: what rewards judge and advantages are centred over.
+
+    groups = [problem.answered(drawn) for problem, drawn in zip(problems, generated, strict=True)]
+    """
+
+    prompt: Prompt
+    example: Example
+    completions: tuple[Completion, ...]
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """A prompt and the completion that the policy is to be asked about: `Row(prompt=prompt, token_ids=target)`."""
+
+    prompt: Prompt
+    token_ids: Int[Tensor, " time"]
+    """Of the completion, int64; t = 0 is y_1."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.token_ids)
+
+
+def training_rows(groups: Sequence[Group]) -> list[Row]:
+    """A row per completion, group after group."""
+    return [Row(prompt=group.prompt, token_ids=one.token_ids) for group in groups for one in group.completions]
+
+
+def completions_of(groups: Sequence[Group]) -> list[Completion]:
+    """All completions, group after group."""
+    return [one for group in groups for one in group.completions]
+
+
+def _is(one: Tensor, other: Tensor) -> bool:
+    return one is other
