@@ -1,4 +1,4 @@
-"""The policy as NeMo-Aligner's trainers see it: it infers, and it gives loss and gradient."""
+"""The policy of a MAPO run with what belongs to it: it infers, and it gives loss and gradient."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -10,7 +10,6 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from nemo_mapo.aligner import AlignableGenerativeInterface
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
@@ -32,7 +31,7 @@ from nemo_mapo.training.signals import (
 from nemo_mapo.types import Metric, ObjectiveInputs, RolloutBatch, TokenBatch, merge_metrics
 
 
-class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
+class MapoActor:
     """The audio LLM that is trained, its rollout engine and its frozen reference."""
 
     def __init__(
@@ -79,27 +78,6 @@ class MapoActor(AlignableGenerativeInterface):  # type: ignore[misc]
     def get_init_policy_logprobs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
         """log pi_ref of the rollouts."""
         return self.reference.log_probs(sequences)
-
-    def prepare_for_training(self) -> None:
-        """Training mode."""
-        self.policy.train()
-
-    def finish_training(self) -> None:
-        """Nothing is offloaded on one device."""
-
-    def prepare_for_training_step(self) -> None:
-        """Nothing to gather on one device."""
-
-    def finish_training_step(self) -> None:
-        """Nothing to reduce on one device."""
-
-    def prepare_for_validation_step(self) -> None:
-        """Evaluation mode."""
-        self.policy.eval()
-
-    def finish_validation_step(self) -> None:
-        """Back to training mode."""
-        self.policy.train()
 
     def get_loss_and_metrics(self, batch: RolloutBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
         """The MAPO loss of one optimiser step, of which `batch` is this data-parallel rank's share of the rows.

@@ -8,6 +8,7 @@ import pytest
 
 from nemo_mapo.rollout.protocol import PendingCompletions, RolloutUnavailable
 from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.training.sources import Synchronous
 from tests.integration.tiny_run import metrics, train_on_ranks, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
 from tests.vllm.serving import asking, launching
@@ -86,13 +87,14 @@ def test_the_second_batch_is_what_the_start_weights_sample(
     corpus: Path, overrides: list[str], ahead: Path, tmp_path: Path
 ) -> None:
     fresh = trainer_of(corpus, tmp_path / "fresh", *overrides)
-    fresh._send_weights()
-    fresh._next_request(0)
-    problems, group_size, seeds = fresh._next_request(1)
-    expected = fresh._infer(problems, group_size, seeds)[0]
+    assert isinstance(fresh.source, Synchronous)
+    requests, sampler = fresh.source.requests, fresh.source.sampler
+    sampler.send_weights(0)
+    requests.next(0)
+    expected = sampler.draw(requests.next(1))[0]
     written = [record for record in samples(ahead) if record["step"] == 2]
-    assert {record["id"] for record in written} == {problems[0].example.id}
-    assert {record["text"] for record in written} <= {one.text for one in expected}
+    assert {record["id"] for record in written} == {expected.example.id}
+    assert {record["text"] for record in written} <= {one.text for one in expected.completions}
 
 
 def test_a_run_whose_server_dies_trains_every_prompt_once(
