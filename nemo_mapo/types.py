@@ -1,6 +1,6 @@
 """The nouns that travel between the rooms of nemo-mapo: every arrow of a training step is one of these."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -84,21 +84,35 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutBatch:
-    """Everything an optimiser step needs; a row per completion; times index its tokens (t = 0 is y_1)."""
+class Remembered:
+    """What scoring finds out about completions and the objective reads: a signal is declared here, once.
 
-    sequences: TokenBatch
+    A row per completion; times index its tokens (t = 0 is y_1), read at the position that predicts them.
+    """
+
     response_mask: Bool[Tensor, "batch time"]
     old_log_probs: Float[Tensor, "batch time"]
     ref_log_probs: Float[Tensor, "batch time"]
     text_ref_entropy_nats: Float[Tensor, "batch time"] | None
-    """None when neither loss nor curves ask for it (plain GRPO with log_grounding off)."""
+    """H(pi_textref); None is allowed with mask = none, eta = 0 and log_grounding off only."""
     pos_gate: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
+    """False where the completion was truncated at the length limit (overlong)."""
     behaviour_log_probs: Float[Tensor, "batch time"] | None = None
-    """log mu under the distribution sampled from, nats; None where the objective does not ask for it."""
+    """log mu(y_t) under the distribution sampled from, nats; None is allowed without `behaviour_clip` only."""
+
+    def each(self) -> dict[str, Tensor | None]:
+        """Every signal by name, whatever else a subclass holds."""
+        return {signal.name: vars(self)[signal.name] for signal in fields(Remembered)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch(Remembered):
+    """Everything an optimiser step needs."""
+
+    sequences: TokenBatch
 
     def to(self, device: torch.device) -> "RolloutBatch":
         """Copy to `device`."""
@@ -109,34 +123,19 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveInputs:
-    """Inputs of the MAPO loss for one micro-batch, all indexed by completion token.
-
-    Log-probabilities, entropies and masses are read at the position that predicts token t.
-    """
+class ObjectiveInputs(Remembered):
+    """Inputs of the MAPO loss for one micro-batch: what is remembered, and what the policy says now."""
 
     log_probs: Float[Tensor, "batch time"]
     """log pi_theta(y_t), differentiable."""
-    old_log_probs: Float[Tensor, "batch time"]
-    ref_log_probs: Float[Tensor, "batch time"]
     entropy_nats: Float[Tensor, "batch time"]
     """H(pi_theta), detached."""
-    text_ref_entropy_nats: Float[Tensor, "batch time"] | None
-    """H(pi_textref); None is allowed with mask = none and eta = 0 only."""
     audio_mass: Float[Tensor, "batch time"] | None
     """a_t, differentiable; None when nothing was captured (allowed with eta = 0 only)."""
-    pos_gate: Bool[Tensor, "batch time"]
-    response_mask: Bool[Tensor, "batch time"]
-    advantages: Float[Tensor, " batch"]
-    accuracy_rewards: Float[Tensor, " batch"]
-    finished: Bool[Tensor, " batch"]
-    """False where the completion was cut at the length limit (overlong)."""
     global_sequences: int
     """Completions in the whole optimiser step, over micro-batches and data-parallel ranks (denominator)."""
     global_tokens: int
     """Valid completion tokens in the whole optimiser step (denominator of token-mean aggregation)."""
-    behaviour_log_probs: Float[Tensor, "batch time"] | None = None
-    """log mu(y_t) under the distribution sampled from; None is allowed without `behaviour_clip` only."""
 
 
 @dataclass(frozen=True, kw_only=True)

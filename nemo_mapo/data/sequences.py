@@ -6,6 +6,7 @@ A row holds the prompt at 0..P-1 and the completion y_1..y_T at P..P+T-1. Everyt
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -196,19 +197,14 @@ def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
     """A part of the rows of everything; times cut to the longest completion kept."""
     sequences = select_rows(batch.sequences, rows)
     longest = int(sequences.completion_lengths.max())
-    text_entropy, behaviour = batch.text_ref_entropy_nats, batch.behaviour_log_probs
-    return RolloutBatch(
-        sequences=sequences,
-        response_mask=batch.response_mask[rows, :longest],
-        old_log_probs=batch.old_log_probs[rows, :longest],
-        ref_log_probs=batch.ref_log_probs[rows, :longest],
-        text_ref_entropy_nats=None if text_entropy is None else text_entropy[rows, :longest],
-        pos_gate=batch.pos_gate[rows, :longest],
-        advantages=batch.advantages[rows],
-        accuracy_rewards=batch.accuracy_rewards[rows],
-        finished=batch.finished[rows],
-        behaviour_log_probs=None if behaviour is None else behaviour[rows, :longest],
-    )
+
+    def part(signal: Tensor | None) -> Tensor | None:
+        if signal is None or signal.dim() == 1:
+            return None if signal is None else signal[rows]
+        return signal[rows, :longest]
+
+    signals: dict[str, Any] = {name: part(signal) for name, signal in batch.each().items()}
+    return RolloutBatch(sequences=sequences, **signals)
 
 
 def without_audio(sequences: TokenBatch) -> TokenBatch:

@@ -123,19 +123,12 @@ def objective_inputs(
     signals: TokenSignals, batch: RolloutBatch, *, global_sequences: int, global_tokens: int
 ) -> ObjectiveInputs:
     """Join what the policy says now with what the rollout batch remembers."""
+    remembered: dict[str, Any] = batch.each()
     return ObjectiveInputs(
         log_probs=signals.log_probs,
-        old_log_probs=batch.old_log_probs,
-        ref_log_probs=batch.ref_log_probs,
         entropy_nats=signals.entropy_nats.detach(),
-        text_ref_entropy_nats=batch.text_ref_entropy_nats,
         audio_mass=signals.audio_mass,
-        pos_gate=batch.pos_gate,
-        response_mask=batch.response_mask,
-        advantages=batch.advantages,
-        accuracy_rewards=batch.accuracy_rewards,
-        finished=batch.finished,
         global_sequences=global_sequences,
         global_tokens=global_tokens,
-        behaviour_log_probs=batch.behaviour_log_probs,
+        **remembered,
     )

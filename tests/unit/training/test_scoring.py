@@ -15,11 +15,11 @@ from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, with_texts
-from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.actor import MapoActor, objective_inputs
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
-from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.training.signals import MicroBatching, TokenSignals
 
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 
@@ -122,3 +122,17 @@ def test_slices_of_a_batch_cover_it():
     assert [len(part.advantages) for part in parts] == [3, 1]
     assert parts[0].response_mask.shape[1] == 3 and parts[1].response_mask.shape[1] == 4
     assert torch.equal(torch.cat([part.advantages for part in parts]), result.batch.advantages)
+
+
+def test_every_declared_signal_reaches_the_loss_row_by_row():
+    _, result = scored(ObjectiveConfig(behaviour_clip=2.0))
+    part = select_batch(result.batch, [2, 0])
+    now = part.old_log_probs
+    signals = TokenSignals(log_probs=now, entropy_nats=now, audio_mass=None)
+    inputs = objective_inputs(signals, part, global_sequences=2, global_tokens=4)
+    assert part.each().keys() >= {"pos_gate", "advantages", "behaviour_log_probs"}
+    for name, signal in part.each().items():
+        whole = result.batch.each()[name]
+        assert signal is not None and whole is not None and inputs.each()[name] is signal, name
+        expected = whole[[2, 0]]
+        assert torch.equal(signal, expected if whole.dim() == 1 else expected[:, :3]), name
