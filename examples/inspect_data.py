@@ -1,9 +1,10 @@
-"""Write a page with samples of Lhotse manifests: questions, choices, players and spectrograms."""
+"""Write a page with samples of a corpus: questions, choices, players and spectrograms."""
 
 import argparse
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from nemo_mapo.console import quiet_upstream
@@ -13,9 +14,10 @@ quiet_upstream()
 from lhotse.cut import Cut  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from nemo_mapo.config.data import PromptConfig  # noqa: E402
+from nemo_mapo.config.data import DatasetConfig, PromptConfig  # noqa: E402
 from nemo_mapo.data.dataset import load_waveform  # noqa: E402
-from nemo_mapo.data.manifests import example_from_cut, load_cuts  # noqa: E402
+from nemo_mapo.data.manifests import example_from_cut, load_cuts, validate_manifest  # noqa: E402
+from nemo_mapo.data.nemo_types import read_cuts  # noqa: E402
 from nemo_mapo.data.prompts import encode_prompt, shown_prompt  # noqa: E402
 from nemo_mapo.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_mapo.reports.data_page import ClipSample, write_data_page  # noqa: E402
@@ -29,9 +31,9 @@ def main() -> None:
     """Choose cuts, read their audio and write the page."""
     arguments = _arguments()
     try:
-        cuts = [(_split(path), cut) for path in _manifests(arguments.input) for cut in load_cuts(path)]
+        cuts = list(_cuts(arguments.input, arguments.first))
         if arguments.task is not None:
-            cuts = [(split, cut) for split, cut in cuts if example_from_cut(cut).task == arguments.task]
+            cuts = [(split, cut) for split, cut in cuts if _example(cut).task == arguments.task]
         if not cuts:
             raise ValueError(
                 f"{arguments.input}: no question" + (f" of task {arguments.task}" if arguments.task else "")
@@ -44,6 +46,21 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_data_page(arguments.output, title=f"Data in {arguments.input}", facts=_facts(cuts), samples=samples)
     print(f"written: {arguments.output}")
+
+
+def _cuts(path: Path, first: int) -> Iterator[tuple[str, Cut]]:
+    """Cuts with the name of their split; of a file of `input_cfg` items the first ones, because archives are read."""
+    if path.suffix in (".yaml", ".yml"):
+        config = DatasetConfig(input_cfg=str(path), check_cuts=first)
+        validate_manifest(config, open_ended=True)
+        yield from ((path.stem, cut) for cut in islice(read_cuts(config.items), first))
+        return
+    for manifest in _manifests(path):
+        yield from ((_split(manifest), cut) for cut in load_cuts(manifest))
+
+
+def _example(cut: Cut) -> Example:
+    return example_from_cut(cut, open_ended=True)
 
 
 def _manifests(path: Path) -> list[Path]:
@@ -63,12 +80,12 @@ def _choose(cuts: list[tuple[str, Cut]], count: int, seed: int) -> list[tuple[st
     """Draw `count` cuts, as evenly over splits and tasks as there are cuts."""
     groups: dict[tuple[str, str], list[tuple[str, Cut]]] = defaultdict(list)
     for split, cut in cuts:
-        groups[split, example_from_cut(cut).task].append((split, cut))
+        groups[split, _example(cut).task].append((split, cut))
     generator = random.Random(seed)
     shuffled = [generator.sample(group, len(group)) for group in groups.values()]
     rounds = (group[turn] for turn in range(count) for group in shuffled if turn < len(group))
     chosen = [pair for pair, _ in zip(rounds, range(count), strict=False)]
-    return sorted(chosen, key=lambda pair: (pair[0], example_from_cut(pair[1]).task, pair[1].id))
+    return sorted(chosen, key=lambda pair: (pair[0], _example(pair[1]).task, pair[1].id))
 
 
 def _prompt_reader(arguments: argparse.Namespace) -> PromptReader:
@@ -82,7 +99,7 @@ def _prompt_reader(arguments: argparse.Namespace) -> PromptReader:
 
 
 def _sample(split: str, cut: Cut, read_prompt: PromptReader) -> ClipSample:
-    example = example_from_cut(cut)
+    example = _example(cut)
     return ClipSample(
         id=example.id,
         split=split,
@@ -98,7 +115,7 @@ def _sample(split: str, cut: Cut, read_prompt: PromptReader) -> ClipSample:
 
 def _facts(cuts: list[tuple[str, Cut]]) -> list[tuple[str, str]]:
     splits = Counter(split for split, _ in cuts)
-    tasks = Counter(example_from_cut(cut).task for _, cut in cuts)
+    tasks = Counter(_example(cut).task for _, cut in cuts)
     seconds = sorted(cut.duration for _, cut in cuts)
     facts = [(f"Questions, {split}", f"{count:,}") for split, count in splits.items()]
     facts += [(f"Questions, {task}", f"{count:,}") for task, count in tasks.most_common(4)]
@@ -107,9 +124,14 @@ def _facts(cuts: list[tuple[str, Cut]]) -> list[tuple[str, str]]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("input", type=Path, help="a cuts manifest, or a directory with cuts_<split>.jsonl.gz")
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="a cuts manifest, a directory of them, or a YAML file of input_cfg items",
+    )
     parser.add_argument("--output", type=Path, default=Path("data_page.html"), help="default: data_page.html")
     parser.add_argument("--samples", type=int, default=16, help="clips on the page (default 16)")
+    parser.add_argument("--first", type=int, default=2000, help="cuts read of a YAML file (default 2000)")
     parser.add_argument("--task", help="show only this task")
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="also show each prompt as a model with this tokenizer reads it"

@@ -1,9 +1,13 @@
 """Which charts a run report has, what they show and how to read them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Any
 
 from nemo_mapo.reports import theme
 from nemo_mapo.reports.charts import Scale
+from nemo_mapo.reports.loading import section
 from nemo_mapo.reports.theme import NU, OMEGA, Colour
 
 
@@ -278,3 +282,30 @@ PHASE_ORDER = ("data", "rollout", "reference", "references", "pos_gate", "reward
 """Phases in the order of a step; phases that are not named here come last."""
 
 SECTIONS = (LEARNING, LISTENING, LOSSES, MASKS)
+"""Charts of every run."""
+
+_OWN_COLOURS = (theme.LENGTH, theme.MASK, theme.ATTENTION, theme.MASS, theme.EARLY, theme.LATE)
+
+
+def sections_of(config: Mapping[str, Any]) -> tuple[Section, ...]:
+    """The charts of a run: those of every run, and one of the rewards that only its config names."""
+    terms = section(section(config, "rewards"), "terms")
+    drawn = {curve.key for panel in LEARNING.panels for curve in panel.curves}
+    weighted = [
+        name for name, term in terms.items() if isinstance(term, Mapping) and term.get("weight") not in (0, None)
+    ]
+    keys = [key for name in weighted if (key := f"rollout/{name}") not in drawn]
+    curves = tuple(
+        Curve(key=key, label=key.removeprefix("rollout/"), colour=colour)
+        for key, colour in zip(keys, cycle(_OWN_COLOURS), strict=False)
+    )
+    if not curves:
+        return SECTIONS
+    further = Panel(
+        name="further-rewards",
+        title="Further rewards",
+        curves=curves,
+        scale=Scale(label="reward, points"),
+        caption="Means of the other entries of rewards.terms, before their weights.",
+    )
+    return (replace(LEARNING, panels=(*LEARNING.panels, further)), *SECTIONS[1:])

@@ -8,7 +8,7 @@ from nemo_mapo.reports.figures import is_recorded, panel_figure, profile_figures
 from nemo_mapo.reports.loading import Record, RunFiles, load_run, section
 from nemo_mapo.reports.outcome import Change, Outcome, outcome
 from nemo_mapo.reports.pages import Card, Figure, write_page
-from nemo_mapo.reports.panels import SECTIONS, SPEED, Section
+from nemo_mapo.reports.panels import SPEED, Section, sections_of
 from nemo_mapo.reports.samples import pick_samples, samples_view
 from nemo_mapo.reports.summary import duration, number, percent, percent_interval, points
 from nemo_mapo.reports.warnings import CHECKED_IN_WORDS, find_warnings
@@ -54,7 +54,11 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
         findings=find_warnings(files.metrics, section(files.config, "objective"), chance=found.chance),
         checked=CHECKED_IN_WORDS,
         notes=files.notes,
-        sections=[*(_block(item, files, others) for item in SECTIONS), _profiles(files), _timing(files)],
+        sections=[
+            *(_block(item, files, others) for item in sections_of(files.config)),
+            _profiles(files),
+            _timing(files),
+        ],
         samples=samples_view(pick_samples(files.rollouts, run_dir), run_dir),
         facts=_facts(files),
         events=[event for event in files.run.get("events") or () if isinstance(event, dict)],

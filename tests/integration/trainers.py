@@ -16,11 +16,16 @@ def trainer_of(corpus: Path, run_dir: Path, *overrides: str) -> MapoTrainer:
     """The trainer of a run of four steps, in this process."""
     install_cpu_host()
     initialize_parallel()
-    once = ["trainer.mapo.val_check_interval=0", "trainer.mapo.max_steps=4", "data.test_ds=null"]
-    asked = [*command(corpus, run_dir)[2:], *once, *overrides]
-    config = load(compose(ROOT / "conf" / "train_mapo.yaml", asked), RunConfig)
+    config = config_of(corpus, run_dir, *overrides)
     run_dir.mkdir(parents=True, exist_ok=True)
     return Assembly(config, RunDirectory(path=run_dir)).trainer
+
+
+def config_of(corpus: Path, run_dir: Path, *overrides: str) -> RunConfig:
+    """The config of a run of four steps."""
+    once = ["trainer.mapo.val_check_interval=0", "trainer.mapo.max_steps=4", "data.test_ds=null"]
+    asked = [*command(corpus, run_dir)[2:], *once, *overrides]
+    return load(compose(ROOT / "conf" / "train_mapo.yaml", asked), RunConfig)
 
 
 def fit(trainer: MapoTrainer) -> bool:

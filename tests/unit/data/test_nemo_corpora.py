@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import runpy
 import shutil
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from lhotse import Recording
 from lhotse.shar import AudioTarWriter
 
@@ -22,7 +25,8 @@ from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.types import Wording
 
-SHIPPED = Path(__file__).parents[3] / "data" / "lhotse_manifests"
+ROOT = Path(__file__).parents[3]
+SHIPPED = ROOT / "data" / "lhotse_manifests"
 LINES = [json.loads(line) for line in (SHIPPED / "nemo_train.json").read_text().splitlines()]
 BATCH = 2
 
@@ -324,3 +328,34 @@ def test_compressed_manifests_of_shards_are_read(tmp_path):
         path.unlink()
     item["manifest_filepath"] += ".gz"
     assert validate_manifest(DatasetConfig(input_cfg=(item,))).used == len(examples(item)) == len(LINES)
+
+
+def run_example(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_the_data_page_shows_a_tarred_corpus_and_a_conversation(tmp_path, monkeypatch):
+    chat = conversation(LINES[0])
+    chat |= {"id": "chat", "task": "open"}
+    chat["conversations"][0]["value"], chat["conversations"][2]["value"] = "What do you hear?", "A dog, and rain."
+    items = [tarred(tmp_path), conversations(tmp_path, [chat])]
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"input_cfg": items}))
+    run_example(monkeypatch, "inspect_data.py", tmp_path / "mixture.yaml", "--output", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert all(line["id"] in page for line in LINES) and page.count("<audio") == len(LINES) + 1
+    assert "A dog, and rain." in page and "Questions, mixture" in page
+
+
+def test_buckets_are_those_that_lhotse_estimates(tmp_path, monkeypatch, capsys):
+    durations = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
+    lines = [{**LINES[0], "id": f"q{n}", "duration": seconds} for n, seconds in enumerate(durations)]
+    jsonl(tmp_path / "lines.json", [*lines, {**LINES[0], "id": "long", "duration": 99.0}])
+    arguments = [tmp_path / "lines.json", "--key", "manifest_filepath", "--buckets", 3]
+    run_example(monkeypatch, "estimate_duration_bins.py", *arguments)
+    told = capsys.readouterr().out.splitlines()
+    # 16 s in three buckets: a border once more than 16/3 s are behind it.
+    assert told[-1] == "data.train_ds.bucket_duration_bins=[2,4]"
+    assert [line.split(": ")[1] for line in told[-4:-1]] == ["4 clips", "2 clips", "2 clips"]
+    with pytest.raises(SystemExit, match="9 buckets for 8 clips"):
+        run_example(monkeypatch, "estimate_duration_bins.py", *arguments[:-1], 9)

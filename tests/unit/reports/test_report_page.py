@@ -192,6 +192,18 @@ def test_titles_events_and_config_are_escaped(make_run, tmp_path):
     assert "<title>&lt;i&gt;run&lt;/i&gt;</title>" in text
 
 
+def test_a_reward_that_only_this_run_has_gets_a_chart(make_run, tmp_path):
+    run = make_run()
+    run.change("rollout/short", lambda progress: progress)
+    run.write(tmp_path)
+    terms = "{accuracy: {weight: 2}, short: {type: custom, weight: 0.5}, off: {weight: 0}, odd: 3}"
+    (tmp_path / "config.yaml").write_text(f"rewards: {{terms: {terms}}}\n")
+    text = write_report(tmp_path).read_text()
+    assert "Further rewards" in text and "rollout/off" not in text
+    (tmp_path / "config.yaml").write_text("rewards: {terms: {accuracy: {weight: 2}}}\n")
+    assert "Further rewards" not in write_report(tmp_path).read_text()
+
+
 def test_the_command_prints_the_summary_and_the_path(run_dir):
     done = subprocess.run(
         [sys.executable, "examples/report.py", str(run_dir)],
