@@ -62,9 +62,21 @@ def _line(problem: Mapping[str, Any], schema: type, under: str) -> str:
     if problem["type"] == "value_error":
         said = problem["msg"].removeprefix("Value error, ")
         return f"{place}: {said}" if path else str(said)
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return f"{path}: {_wrong_tag(keys[-1], value, kind)}"
     if problem["type"] == "dataclass_type":
         return f"{place}: a section with keys belongs here ({', '.join(_keys(kind)[:_MOST_PLACES])}, ...)"
     return f"{path}={_shown(value)}: {problem['msg']}"
+
+
+def _wrong_tag(name: str, value: Any, kind: Any) -> str:
+    """What to write as `type` of a section that can be of several kinds."""
+    tags = [str(_tag(section)) for section in _sections(kind)]
+    given = value.get("type") if isinstance(value, Mapping) else None
+    if given is None:
+        near = difflib.get_close_matches(name, tags, n=1)
+        return f"type: missing; one of {', '.join(tags)}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"type={given!r}: unknown{nearest(str(given), tags)}"
 
 
 def _shown(value: Any) -> str:
@@ -92,7 +104,10 @@ def _inside(kind: Any, part: int | str) -> Any:
     for section in _sections(kind):
         if part in (fields := _fields(section)):
             return fields[str(part)]
-    return next((argument for argument in get_args(_bare(kind)) if argument is not Ellipsis), None)
+    arguments = get_args(_bare(kind))
+    if get_origin(_bare(kind)) is dict:
+        return arguments[1]
+    return next((argument for argument in arguments if argument is not Ellipsis), None)
 
 
 def _sections(kind: Any) -> Iterator[type]:

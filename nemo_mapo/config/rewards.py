@@ -126,11 +126,16 @@ class CustomTerm:
     """Which reward."""
     weight: Weight
     """Factor in the sum; at 0 it is not computed."""
-    path: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+    path: str
     """Module and function, e.g. my_pkg.rewards:length."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function, besides the completions."""
     asks_judge: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        module, colon, function = self.path.partition(":")
+        if not colon or not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"path is {self.path!r}: give module and function, e.g. my_pkg.rewards:length")
 
 
 Mpar2Term = ReviewedAnswerTerm | PerceptionTerm | ReasoningStepsTerm
@@ -154,10 +159,10 @@ TAKEN_NAMES = frozenset(
 """Metrics of rollouts that are no rewards: no entry of `terms` is called so."""
 
 _OLD_KEYS = {
-    **{name: f"terms.{name}.weight" for name in SHIPPED},
-    "consistency_judge": "terms.consistency.decided_by",
-    "conditional_on_correct": "terms.consistency.conditional_on_correct",
-    "mpar2": "terms.reviewed_answer.review_bonus, terms.reasoning_steps.step_floor and .step_share",
+    **{name: f"rewards.terms.{name}.weight" for name in SHIPPED},
+    "consistency_judge": "rewards.terms.consistency.decided_by",
+    "conditional_on_correct": "rewards.terms.consistency.conditional_on_correct",
+    "mpar2": "rewards.terms.reviewed_answer.review_bonus, rewards.terms.reasoning_steps.step_floor and .step_share",
 }
 """Keys of earlier versions, and where their values stand now."""
 
@@ -204,10 +209,8 @@ class RewardsConfig:
         """ValueError that says where the value of a key of earlier versions stands now."""
         keys = given.kwargs if isinstance(given, ArgsKwargs) else given
         if isinstance(keys, dict) and (old := [key for key in _OLD_KEYS if key in keys]):
-            now = "; ".join(f"{key} is now {_OLD_KEYS[key]}" for key in old)
-            raise ValueError(
-                f"rewards are entries of rewards.terms, each with type and weight: {now} (docs/rewards.md)"
-            )
+            now = "; ".join(f"rewards.{key} is now {_OLD_KEYS[key]}" for key in old)
+            raise ValueError(f"{now} (each reward is an entry with type and weight; docs/rewards.md)")
         return given
 
     def __post_init__(self) -> None:

@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from nemo_mapo.config.evaluation import EvaluationConfig
 from nemo_mapo.config.explain import nearest
 from nemo_mapo.config.input_cfg import Source, located, sources_of
 from nemo_mapo.config.load import ConfigError
+from nemo_mapo.config.rewards import CustomTerm
 from nemo_mapo.config.run import RunConfig
 
 CHECKPOINT_FILE = "trainer_state.json"
@@ -30,6 +32,7 @@ def check_start(config: RunConfig) -> None:
         *_no_start(config),
         *_missing_files(config),
         *_missing_manifests(config),
+        *_missing_modules(config),
         *used_directory(config),
         *_processes(config),
         *config.exp_manager.login_problems(),
@@ -137,6 +140,16 @@ def _missing_manifests(config: RunConfig) -> Iterator[str]:
                 for path in _single_files(source):
                     if not Path(path).exists():
                         yield f"{where}.{source.where}: no manifest at {path}{_siblings(path)}"
+
+
+def _missing_modules(config: RunConfig) -> Iterator[str]:
+    """Own rewards whose package is not there; nothing is imported yet."""
+    for name, term in config.rewards.computed.items():
+        if isinstance(term, CustomTerm) and find_spec(package := term.path.partition(":")[0].partition(".")[0]) is None:
+            yield (
+                f"rewards.terms.{name}.path={term.path}: no module {package} here: install its package into this "
+                "environment, or name its directory in PYTHONPATH"
+            )
 
 
 def _single_files(source: Source) -> Iterator[str]:

@@ -91,10 +91,15 @@ def test_a_tarred_corpus_trains_with_a_users_reward_and_goes_on_where_it_was_sto
     assert all(ends[0][name] == ends[1][name] for name in ("train/loss", "rollout/own", "rollout/reward_mean"))
 
 
-def test_a_reward_that_cannot_be_imported_ends_the_run_before_anything_is_made(corpus, tmp_path):
+def test_a_reward_that_cannot_be_imported_ends_the_run_before_anything_is_made(corpus, tmp_path, monkeypatch):
     config = config_of(corpus, tmp_path / "run", OWN)
-    with pytest.raises(ValueError, match=r"rewards\.terms\.own\.path=my_pkg\.rewards:checksum: cannot import"):
+    with pytest.raises(ValueError, match=r"rewards\.terms\.own\.path=my_pkg\.rewards:checksum: no module my_pkg"):
         run(config)
+    (tmp_path / "my_pkg").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot import my_pkg\.rewards \(ModuleNotFoundError"):
+        run(config)
+    sys.modules.pop("my_pkg", None)
     assert not (tmp_path / "run").exists()
 
 

@@ -192,6 +192,13 @@ def test_the_readme_shows_ten_overrides() -> None:
         ),
         (["rewards.tars={behaviour: 0}"], ["rewards.tars", "set objective=tars"]),
         (["rewards.tars={}", "objective=tars"], ["rewards", "tars.behaviour", "judge.embedding_model"]),
+        # Rewards are entries: keys of earlier versions, keys and types that are not theirs.
+        ("rewards.accuracy=2", ["rewards.accuracy is now rewards.terms.accuracy.weight"]),
+        ("rewards.consistency_judge=model", ["is now rewards.terms.consistency.decided_by"]),
+        ("rewards.terms.accuracy.wieght=2", ["rewards.terms.accuracy.wieght=2: unknown key; did you mean weight?"]),
+        ("rewards.terms.acuracy.weight=2", ["rewards.terms.acuracy: type: missing", "did you mean accuracy?"]),
+        ("rewards.terms.own={type: custm, weight: 1}", ["rewards.terms.own: type='custm'", "did you mean custom?"]),
+        ("rewards.terms.own={type: custom, path: a.b, weight: 1}", ["rewards.terms.own", "give module and function"]),
         # vLLM servers that could not be reached.
         ("rollout.backend=vllm", ["rollout", "needs a section vllm", "rollout=vllm"]),
         (["rollout=vllm", "rollout.vllm.launch=false"], ["launch=false with urls=[]"]),

@@ -103,7 +103,7 @@ def test_what_is_no_number_per_completion_is_an_error_that_names_the_reward(pack
 
 @pytest.mark.parametrize("path", ["my_pkg.rewards", "my_pkg/rewards.py:length", "my_pkg:a.b", ":length", "a b:c"])
 def test_a_path_is_module_colon_function(path):
-    with pytest.raises(ValueError, match="pattern"):
+    with pytest.raises(ValueError, match="give module and function"):
         CustomTerm(weight=1.0, path=path)
 
 

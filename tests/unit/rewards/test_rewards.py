@@ -307,11 +307,11 @@ def test_an_entry_that_names_no_reward_or_lacks_a_value_is_refused(terms, messag
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ({"accuracy": 2.0}, "accuracy is now terms.accuracy.weight"),
-        ({"perception": 1.0}, "perception is now terms.perception.weight"),
-        ({"consistency_judge": "model"}, "consistency_judge is now terms.consistency.decided_by"),
-        ({"conditional_on_correct": True}, "is now terms.consistency.conditional_on_correct"),
-        ({"mpar2": {"review_bonus": 1}}, "mpar2 is now terms.reviewed_answer.review_bonus"),
+        ({"accuracy": 2.0}, "accuracy is now rewards.terms.accuracy.weight"),
+        ({"perception": 1.0}, "perception is now rewards.terms.perception.weight"),
+        ({"consistency_judge": "model"}, "consistency_judge is now rewards.terms.consistency.decided_by"),
+        ({"conditional_on_correct": True}, "is now rewards.terms.consistency.conditional_on_correct"),
+        ({"mpar2": {"review_bonus": 1}}, "mpar2 is now rewards.terms.reviewed_answer.review_bonus"),
     ],
 )
 def test_a_key_of_earlier_versions_is_answered_with_the_new_one(old, new):
