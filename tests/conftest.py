@@ -44,13 +44,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a GPU or vLLM where there is none."""
-    from tests.vllm.serving import PYTHON
-
     reasons = {}
     if not torch.cuda.is_available():
         reasons["gpu"] = "needs a CUDA device"
-    if not PYTHON.is_file():
-        reasons["vllm"] = f"needs vLLM: `make vllm` makes {PYTHON}, or set NEMO_MAPO_VLLM_PYTHON"
+    if any(item.get_closest_marker("vllm") for item in items):
+        # It imports Megatron, which other tests may do without.
+        from tests.vllm.serving import PYTHON
+
+        if not PYTHON.is_file():
+            reasons["vllm"] = f"needs vLLM: `make vllm` makes {PYTHON}, or set NEMO_MAPO_VLLM_PYTHON"
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
