@@ -97,6 +97,7 @@ def test_the_second_batch_is_what_the_start_weights_sample(
     assert {record["text"] for record in written} <= {one.text for one in expected.completions}
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_dies_trains_every_prompt_once(
     corpus: Path, overrides: list[str], ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ from tests.integration.qwen_omni_tiny import (
 )
 from tests.vllm.serving import PYTHON, named_tensors, rollout_config
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 SHORT, LONG = 9000, 24123
 NEW_TOKENS = 12

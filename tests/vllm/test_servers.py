@@ -258,6 +258,7 @@ def test_a_vllm_of_an_unsupported_version_is_refused_at_once(
         client(shared, start, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_only_server_killed_while_it_generates_ends_clearly_and_another_goes_on(
     shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def trained_prompts(run_dir: Path) -> list[tuple[int, str]]:
     return sorted({(record["step"], record["id"]) for record in map(json.loads, lines) if record["split"] == "train"})
 
 
+@pytest.mark.slow
 def test_the_train_command_starts_a_server_trains_and_stops_it(corpus: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     finished = train(
@@ -69,6 +70,7 @@ def test_under_the_papers_sampling_it_agrees_at_every_step(
     assert all(0 < record["train/behaviour_weight"] <= 2 for record in metrics(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_killed_server_stops_the_run_which_resumes_with_the_same_prompts(
     corpus: Path, shared: VllmRollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
