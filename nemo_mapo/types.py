@@ -102,6 +102,8 @@ class Remembered:
     """False where the completion was truncated at the length limit (overlong)."""
     behaviour_log_probs: Float[Tensor, "batch time"] | None = None
     """log mu(y_t) under the distribution sampled from, nats; None is allowed without `behaviour_clip` only."""
+    text_only_log_probs: Float[Tensor, "batch time"] | None = None
+    """log pi_old(y_t) without the audio, nats; None is allowed without VPPO's mask and PAPO's term only."""
 
     def each(self) -> dict[str, Tensor | None]:
         """Every signal by name, whatever else a subclass holds."""

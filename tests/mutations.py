@@ -38,6 +38,27 @@ class Fault:
 
 FAULTS = (
     Fault(
+        name="rubrics: items without a right answer leave the denominator",
+        file="nemo_mapo/evaluation/benchmarks/rubrics.py",
+        right='        "score": sum(score.value for score in scores) / len(scores),\n',
+        wrong='        "score": sum(score.value for score in scores) / max(len(right), 1),\n',
+        tests=("tests/unit/evaluation/test_rubrics.py", "-k", "all_items_count"),
+    ),
+    Fault(
+        name="baselines: VPPO compares the policy with itself in the wrong direction",
+        file="nemo_mapo/objective/dependency.py",
+        right="k3_kl(old_log_probs.detach(), text_only_log_probs, response_mask)",
+        wrong="k3_kl(text_only_log_probs, old_log_probs.detach(), response_mask)",
+        tests=("tests/unit/objective/test_dependency.py",),
+    ),
+    Fault(
+        name="baselines: PAPO's term is minimised",
+        file="nemo_mapo/objective/mapo.py",
+        right="loss = loss - cfg.perception_weight * perception",
+        wrong="loss = loss + cfg.perception_weight * perception",
+        tests=("tests/unit/objective/test_perception.py",),
+    ),
+    Fault(
         name="causal listening: the prompt's last position stays deaf or hearing whatever token it draws",
         file="nemo_mapo/rollout/deaf.py",
         right="queries[:, -1] = self.deaf.includes(chosen, torch.zeros_like(chosen))",

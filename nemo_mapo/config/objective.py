@@ -15,11 +15,21 @@ Positive = Annotated[float, Field(gt=0)]
 class ObjectiveConfig:
     """L = L_PG(mask) + beta * L_KL + eta * L_attn (paper Eq. 5)."""
 
-    mask: Literal["relevance", "entropy", "none"] = "relevance"
+    mask: Literal["relevance", "entropy", "vppo", "none"] = "relevance"
     """`relevance` weights the policy gradient by Eq. 1; `entropy` keeps the `entropy_share` of a completion's tokens at
-    which the policy is least certain; `none` gives every token weight 1 (plain GRPO)."""
+    which the policy is least certain, `vppo` the `vppo_share` that depend most on the audio (arXiv 2510.09285); `none`
+    gives every token weight 1 (plain GRPO)."""
     entropy_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of tokens that `mask=entropy` keeps (arXiv 2506.01939 keeps 20 %)."""
+    vppo_share: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of tokens that `mask=vppo` keeps; the authors' 0.4."""
+    vppo_scale_floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """VPPO's shaping of advantages by a completion's mean dependency on the audio: the least factor (the authors' 0.9);
+    null shapes none."""
+    perception_weight: NonNegative = 0.0
+    """gamma of PAPO's perception term (arXiv 2507.06448; the authors' 0.01 to 0.02); 0 is off."""
+    entropy_weight: NonNegative = 0.0
+    """Weight of an entropy penalty: eta of PAPO (the authors' 0.03 to 0.05), 0.06 in VPPO; 0 is off."""
     eta: NonNegative = 0.1
     """Weight of the attention loss; 0 is exactly mask-only."""
     beta: NonNegative = 0.002
@@ -111,6 +121,11 @@ class ObjectiveConfig:
     def captures_audio_mass(self) -> bool:
         """Whether any consumer asks for the audio attention mass."""
         return self.eta > 0 or self.log_grounding
+
+    @property
+    def compares_without_audio(self) -> bool:
+        """Whether any consumer asks what the policy itself says without the audio: one more pass over the rollouts."""
+        return self.mask == "vppo" or self.vppo_scale_floor is not None or self.perception_weight > 0
 
     @property
     def uses_text_reference(self) -> bool:

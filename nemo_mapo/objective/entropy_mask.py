@@ -23,12 +23,22 @@ def entropy_mask(
     Returns:
         Detached weights, 0 on padding. `entropy_mask(torch.tensor([[0.1, 2.0]]), kept, share=0.5)` is `[[0., 1.]]`.
     """
+    return top_share(entropy_nats, response_mask, share=share)
+
+
+def top_share(
+    scores: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"], *, share: float
+) -> Float[Tensor, "batch time"]:
+    """Weight 1 on the max(1, ceil(share T)) of the T tokens of a completion with the highest scores, 0 elsewhere.
+
+    Detached; of equal scores the earlier token ranks first.
+    """
     lengths = response_mask.sum(-1, keepdim=True)
     # In float64, or 0.2 of 5 tokens would be more than one.
     counts = (lengths.to(torch.float64) * share - torch.finfo(torch.float32).eps).ceil().clamp(min=1)
-    scores = entropy_nats.detach().masked_fill(~response_mask, -torch.inf)
-    order = scores.argsort(dim=-1, descending=True, stable=True)
+    kept = scores.detach().masked_fill(~response_mask, -torch.inf)
+    order = kept.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order).contiguous()
     )
-    return ((ranks < counts) & response_mask).to(entropy_nats.dtype)
+    return ((ranks < counts) & response_mask).to(scores.dtype)

@@ -12,6 +12,7 @@ from nemo_mapo.objective.behaviour import behaviour_weights
 from nemo_mapo.objective.cispo import cispo_surrogate
 from nemo_mapo.objective.kl import k3_kl
 from nemo_mapo.objective.metrics import LossTerms, objective_metrics
+from nemo_mapo.objective.perception import entropy_estimate, perception_kl
 from nemo_mapo.objective.surrogate import Surrogate, clipped_surrogate
 from nemo_mapo.objective.weights import Weights, build_weights, token_weights
 from nemo_mapo.types import LossOutput, ObjectiveInputs
@@ -28,6 +29,8 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
       `behaviour_clip` a token's loss is multiplied by its truncated importance weight as well,
     - L_KL is the k3 estimate, aggregated as L_PG is but without omega,
     - L_attn is the attention loss (Eq. 4), a mean over completions under every aggregation.
+
+    `perception_weight` subtracts PAPO's term, `entropy_weight` adds its entropy term; both are aggregated as L_KL is.
 
     A term with coefficient 0 is left out rather than multiplied by 0: eta = 0 is exactly mask-only, and with
     mask = none it is exactly GRPO. The overlong filter takes unfinished rows out of L_PG only, and leaves the
@@ -60,11 +63,22 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
     if cfg.eta > 0 and attention is not None:
         loss = loss + cfg.eta * attention
 
+    perception, entropy = _perception_loss(inputs, cfg), None
+    if perception is not None:
+        loss = loss - cfg.perception_weight * perception
+    if cfg.entropy_weight > 0:
+        entropy = _aggregate(
+            entropy_estimate(inputs.log_probs, inputs.response_mask), inputs.response_mask, inputs, cfg
+        )
+        loss = loss + cfg.entropy_weight * entropy
+
     terms = LossTerms(
         policy_loss=policy_loss.detach(),
         kl_loss=kl_loss.detach(),
         attention_loss=None if attention is None else attention.detach(),
         loss=loss.detach(),
+        perception_kl=None if perception is None else perception.detach(),
+        entropy=None if entropy is None else entropy.detach(),
         mask_effect=_mask_effect(surrogate, policy_mask, inputs, cfg, weights),
     )
     return LossOutput(loss=loss, metrics=objective_metrics(inputs, cfg, weights, surrogate, terms, behaviour))
@@ -84,6 +98,18 @@ def _check(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> None:
         )
     if inputs.global_sequences < 1:
         raise ValueError(f"global_sequences={inputs.global_sequences} must be at least 1")
+
+
+def _perception_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Float[Tensor, ""] | None:
+    if cfg.perception_weight == 0:
+        return None
+    if inputs.text_only_log_probs is None:
+        raise ValueError(
+            f"objective.perception_weight={cfg.perception_weight} needs what the policy says without the audio, and it "
+            "was not given"
+        )
+    tokens = perception_kl(inputs.log_probs, inputs.text_only_log_probs, inputs.response_mask)
+    return _aggregate(tokens, inputs.response_mask, inputs, cfg)
 
 
 def _surrogate(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Surrogate:

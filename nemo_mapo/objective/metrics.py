@@ -26,6 +26,10 @@ class LossTerms:
     attention_loss: Float[Tensor, ""] | None
     """Without eta; None if no audio mass was captured."""
     loss: Float[Tensor, ""]
+    perception_kl: Float[Tensor, ""] | None
+    """PAPO's term without its weight; None if it is off."""
+    entropy: Float[Tensor, ""] | None
+    """The entropy term without its weight; None if it is off."""
     mask_effect: Float[Tensor, ""]
     """|L_PG(mask) - L_PG(uniform)|, per row."""
 
@@ -46,6 +50,7 @@ def objective_metrics(
 
     - Losses (`train/policy_loss`, `train/kl_loss`, `train/attention_loss`, `train/loss`, `mapo/term`,
       `mapo/term_attention`, `mapo/term_mask`): totals add up over micro-batches to the value of the step.
+      With PAPO's terms `train/perception_kl` and `train/entropy_loss`.
       `mapo/term` = eta L_attn + |L_PG(mask) - L_PG(uniform)| is all that MAPO adds to GRPO.
     - Token means: `train/clip_share`, `train/entropy_nats`, `mapo/delta_h_abs_nats`, `mapo/gate_share`,
       `mapo/mask_capped_share`, `mapo/audio_mass` and its first and last third of the completion.
@@ -74,6 +79,10 @@ def _loss_metrics(inputs: ObjectiveInputs, cfg: ObjectiveConfig, terms: LossTerm
         "train/loss": terms.loss,
         "mapo/term_mask": terms.mask_effect,
     }
+    if terms.perception_kl is not None:
+        values["train/perception_kl"] = terms.perception_kl
+    if terms.entropy is not None:
+        values["train/entropy_loss"] = terms.entropy
     pull = torch.zeros_like(terms.mask_effect)
     if terms.attention_loss is not None:
         values["train/attention_loss"] = terms.attention_loss

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.attention_loss import attention_prefactor
+from nemo_mapo.objective.dependency import audio_dependency, dependency_mask
 from nemo_mapo.objective.entropy_mask import entropy_mask
 from nemo_mapo.objective.masks import effective_gate, inverse_relevance, relevance_mask
 from nemo_mapo.objective.temporal import temporal_weight
@@ -33,7 +34,7 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
     """Eq. 1 (or another mask), Eq. 3, the temporal weight and the first factor of Eq. 4, without gradient.
 
     Raises:
-        ValueError: without the text-only reference's entropies.
+        ValueError: without the text-only reference's entropies, or what `mask=vppo` compares with.
     """
     if inputs.text_ref_entropy_nats is None:
         raise ValueError("the differential entropy needs the text-only reference's entropies; none were given")
@@ -44,6 +45,11 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
         omega = relevance_mask(delta_h, kept, tau_base=tau_base, clip=clip, normalize=normalize)
     elif cfg.mask == "entropy":
         omega = entropy_mask(inputs.entropy_nats, kept, share=cfg.entropy_share)
+    elif cfg.mask == "vppo":
+        if inputs.text_only_log_probs is None:
+            raise ValueError("objective.mask=vppo needs what the policy says without the audio; it was not given")
+        dependency = audio_dependency(inputs.old_log_probs, inputs.text_only_log_probs, kept)
+        omega = dependency_mask(dependency, kept, share=cfg.vppo_share)
     return Weights(
         delta_h_nats=delta_h,
         omega=omega,

@@ -22,6 +22,7 @@ from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
 from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.objective.decoupled import batch_scale, decoupled_advantages
+from nemo_mapo.objective.dependency import audio_dependency, completion_scales
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.judge import OpenAIClient
 from nemo_mapo.rewards.judged import RewardsUnavailable
@@ -30,7 +31,8 @@ from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Completion, Group, completions_of, training_rows
 from nemo_mapo.training.actor import MapoActor
-from nemo_mapo.training.ranks import mean_over_data_parallel
+from nemo_mapo.training.ranks import gather_over_data_parallel, mean_over_data_parallel
+from nemo_mapo.training.references import OwnReference
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
 from nemo_mapo.types import RolloutBatch, TokenBatch
@@ -92,6 +94,10 @@ class RolloutScorer:
             signals = actor.get_inference_signals(sequences, drawing)
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
+            text_only = None
+            if self.objective.compares_without_audio:
+                own = OwnReference(actor.policy, self.special, batching=actor.batching)
+                text_only = own.text_log_probs(sequences)
         with timer("rewards"):
             penalty = self._overlong_penalty(groups)
             unpenalised = score_groups(groups, self.rewards) if known is None else known
@@ -101,14 +107,16 @@ class RolloutScorer:
         if self.rewards.asks_judge:
             self._refuse_too_few_verdicts(table)
         gate, gate_metrics = gate_future.result()
+        kept = response_mask(sequences.completion_lengths, signals.log_probs.shape[1])
+        scales = self._scales(signals.log_probs, text_only, kept)
         batch = RolloutBatch(
             sequences=sequences,
-            response_mask=response_mask(sequences.completion_lengths, signals.log_probs.shape[1]),
+            response_mask=kept,
             old_log_probs=signals.log_probs,
             ref_log_probs=ref_log_probs,
             text_ref_entropy_nats=text_entropy,
             pos_gate=gate,
-            advantages=self._advantages(totals, table, group_size),
+            advantages=self._advantages(totals, table, group_size) * scales,
             accuracy_rewards=torch.tensor(table.accuracy),
             finished=torch.tensor([one.stopped for one in completions]),
             behaviour_log_probs=(
@@ -116,6 +124,7 @@ class RolloutScorer:
                 if self.objective.behaviour_clip is None
                 else padded([one.sampling_log_probs for one in completions])
             ),
+            text_only_log_probs=text_only,
         )
         metrics = rollout_metrics(groups, table) | gate_metrics | aligned.metrics
         metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, group_size).float().mean())
@@ -145,6 +154,17 @@ class RolloutScorer:
         advantages = decoupled_advantages(there, self.rewards.weights, group_size, epsilon=cfg.advantage_epsilon)
         mean_square = mean_over_data_parallel({"square": float((advantages**2).mean())}, maxima=())["square"]
         return advantages / batch_scale(mean_square, epsilon=cfg.advantage_epsilon)
+
+    def _scales(self, old: Tensor, text_only: Tensor | None, kept: Bool[Tensor, "batch time"]) -> Tensor:
+        """VPPO's factors of the advantages, over the whole rollout batch; 1 without them."""
+        if text_only is None or self.objective.vppo_scale_floor is None:
+            return torch.ones(len(kept))
+        means = audio_dependency(old, text_only, kept).sum(-1) / kept.sum(-1).clamp(min=1)
+        of_all = gather_over_data_parallel(means.tolist())
+        everywhere = torch.tensor([value for rank in of_all for value in rank], dtype=torch.float64)
+        floor = self.objective.vppo_scale_floor
+        scales = dict(zip(everywhere.tolist(), completion_scales(everywhere, floor=floor).tolist(), strict=True))
+        return torch.tensor([scales[value] for value in means.tolist()])
 
     def _refuse_too_few_verdicts(self, table: RewardTable) -> None:
         """RewardsUnavailable on all ranks when more verdicts are missing on any of them than the config allows."""

@@ -111,7 +111,7 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("objective.eta=high", ["objective.eta='high'", "valid number"]),
         ("model.decoder.num_layers=2.5", ["model.decoder.num_layers=2.5", "valid integer"]),
         ("model.decoder.qk_layernorm=maybe", ["model.decoder.qk_layernorm='maybe'", "valid boolean"]),
-        ("objective.mask=sharp", ["objective.mask='sharp'", "'relevance', 'entropy' or 'none'"]),
+        ("objective.mask=sharp", ["objective.mask='sharp'", "'relevance', 'entropy', 'vppo' or 'none'"]),
         # Values out of range.
         ("trainer.mapo.num_rollouts_per_prompt=1", ["trainer.mapo.num_rollouts_per_prompt=1", "equal to 2"]),
         ("objective.eta=-0.1", ["objective.eta=-0.1", "greater than or equal to 0"]),

@@ -50,6 +50,45 @@ def test_advantages_follow_the_rewards_within_each_group():
     assert result.batch.accuracy_rewards.tolist()[:2] == [1.0, 0.0]
 
 
+def test_gdpo_compares_each_reward_alone_and_scales_over_the_batch():
+    right, wrong = "<think> so it seems deep. </think> deep", "<think> so it seems low. </think> low"
+    bare = "deep"
+    objective = ObjectiveConfig(advantages="per_reward", advantage_epsilon=1e-4)
+    _, result = scored(objective, answered((right, wrong, bare, right)))
+    weights = RewardsConfig().weights
+    raw = torch.zeros(4)
+    for name, values in result.rewards.by_reward.items():
+        groups = torch.tensor(values).view(2, 2)
+        deviation = groups.std(dim=1, keepdim=True, correction=1) + 1e-4
+        raw += weights[name] * ((groups - groups.mean(dim=1, keepdim=True)) / deviation).flatten()
+    torch.testing.assert_close(result.batch.advantages, raw / (raw.square().mean().sqrt() + 1e-4))
+    assert len({tuple(values) for values in result.rewards.by_reward.values()}) > 1, "the rewards tell different things"
+
+
+def test_vppo_compares_with_the_policy_without_its_audio_and_scales_advantages():
+    right, wrong = "<think> so it seems deep. </think> deep", "<think> so it seems low. </think> low"
+    rollouts = answered((right, wrong, wrong, right))
+    _, plain = scored(ObjectiveConfig(), rollouts)
+    _, result = scored(ObjectiveConfig(mask="vppo", vppo_scale_floor=0.5), rollouts)
+    text_only, kept = result.batch.text_only_log_probs, result.batch.response_mask
+    tiny = tiny_audio_llm(seed=0)
+    own = FrozenReference(
+        tiny.model,
+        SpecialTokens.from_tokenizer(tiny.tokenizer),
+        keep_placeholders=False,
+        batching=MicroBatching(rows=1),
+    )
+    torch.testing.assert_close(text_only, own.text_log_probs(result.batch.sequences), rtol=1e-4, atol=1e-5)
+    assert plain.batch.text_only_log_probs is None
+    difference = text_only - result.batch.old_log_probs
+    means = ((difference.exp() - difference - 1) * kept).clamp(max=10).sum(-1) / kept.sum(-1)
+    normalised = (means - means.min()) / (means.max() - means.min())
+    expected = plain.batch.advantages * (0.5 + normalised * 0.5 / normalised.mean())
+    torch.testing.assert_close(result.batch.advantages, expected, rtol=1e-3, atol=1e-5)
+    part = select_batch(result.batch, slice(1, 3))
+    assert torch.equal(part.text_only_log_probs, text_only[1:3, : part.response_mask.shape[1]])
+
+
 def test_a_group_of_equal_rewards_has_no_advantage_and_is_counted():
     wrong = "<think> so it seems low. </think> nothing"
     _, result = scored(ObjectiveConfig(), answered((wrong,) * 4))
