@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig, SamplingConfig
-from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rewards.templates import prompt_wording
-from nemo_mapo.rollout.protocol import OverlappingBackend, PendingCompletions, RolloutBackend
+from nemo_mapo.rollout.protocol import OverlappingBackend, PendingCompletions
 from nemo_mapo.rows import Completion, Group, Problem, completions_of
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, Score, refill
@@ -145,28 +144,27 @@ class Twinned(Requests):
 
 
 class Sampler:
-    """The engine, and the policy whose weights it is sent: `Sampler(engine, policy, sampling).draw(request)`."""
+    """The actor's engine, which is sent the actor's weights: `Sampler(actor, sampling).draw(request)`."""
 
-    def __init__(self, engine: RolloutBackend, policy: AudioLLM, sampling: SamplingConfig) -> None:
-        self.engine = engine
-        self.policy = policy
+    def __init__(self, actor: MapoActor, sampling: SamplingConfig) -> None:
+        self.actor = actor
         self.sampling = sampling
 
     def send_weights(self, version: int) -> None:
         """Sample from the policy's present weights from now on."""
-        self.engine.update_weights(version, policy_tensors(self.policy))
+        self.actor.rollout.update_weights(version, policy_tensors(self.actor.policy))
 
     def draw(self, request: Request) -> list[Group]:
         """The groups of a request."""
         prompts = [problem.prompt for problem in request.problems]
-        drawn = self.engine.generate(prompts, self.sampling, group_size=request.group_size, seeds=request.seeds)
+        drawn = self.actor.infer(prompts, self.sampling, group_size=request.group_size, seeds=request.seeds)
         return answered(request, drawn)
 
     def begin(self, request: Request) -> PendingCompletions:
         """Begin what `draw` does, beside the trainer."""
-        assert isinstance(self.engine, OverlappingBackend), "the config demands it"
-        prompts = [problem.prompt for problem in request.problems]
-        return self.engine.begin(prompts, self.sampling, group_size=request.group_size, seeds=request.seeds)
+        engine, prompts = self.actor.rollout, [problem.prompt for problem in request.problems]
+        assert isinstance(engine, OverlappingBackend), "the config demands it"
+        return engine.begin(prompts, self.sampling, group_size=request.group_size, seeds=request.seeds)
 
 
 def answered(request: Request, drawn: Sequence[Sequence[Completion]]) -> list[Group]:
@@ -316,7 +314,7 @@ def build_source(
     config: RunConfig, prompts: PromptStream, actor: MapoActor, scorer: RolloutScorer, timer: Timer, *, steps: int
 ) -> RolloutSource:
     """The source that `config` asks for, on a stream of problems; with dynamic sampling one that has a reserve."""
-    sampler = Sampler(actor.rollout, actor.policy, config.rollout.sampling)
+    sampler = Sampler(actor, config.rollout.sampling)
     requests = Requests(config, prompts)
     if config.rewards.tars is not None:
         wording = prompt_wording(config.data.prompt, config.rewards.template)

@@ -8,6 +8,8 @@ import torch
 from nemo_mapo.config.compose import compose
 from nemo_mapo.config.load import load
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.data.manifests import example_from_cut, load_cuts
+from nemo_mapo.data.splits import manifest_path
 from nemo_mapo.launch import Assembly
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rewards.judged import RewardsUnavailable
@@ -23,14 +25,20 @@ pytestmark = pytest.mark.integration
 class Reasoning(MegatronRollout):
     """Samples as always, but reports texts that a judge can be asked about: a tiny model writes none."""
 
+    choices: dict[str, tuple[str, ...]]
+    """By question: an engine sees none."""
+
     def generate(self, prompts, sampling, *, group_size, seeds):
-        rollouts = super().generate(prompts, sampling, group_size=group_size, seeds=seeds)
-        answers = [rollouts.prompts.examples[row // group_size].choices[row % 2] for row in range(len(rollouts.texts))]
-        texts = tuple(
-            f"<think>sample {int(seed)} is {answer}.</think> {answer}"
-            for seed, answer in zip(seeds, answers, strict=True)
-        )
-        return replace(rollouts, texts=texts, finish_reasons=("stop",) * len(texts))
+        groups = super().generate(prompts, sampling, group_size=group_size, seeds=seeds)
+        numbers = iter(seeds.tolist())
+        return [
+            [self.answered(one, self.choices[prompt.id][member % 2], next(numbers)) for member, one in enumerate(group)]
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+
+    @staticmethod
+    def answered(completion, answer, seed):
+        return replace(completion, text=f"<think>sample {seed} is {answer}.</think> {answer}", stopped=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,10 @@ def trainer_of(corpus, run_dir, server, *overrides):
     directory = RunDirectory(path=run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     trainer = Assembly(config, directory).trainer
-    trainer.actor.rollout = Reasoning(trainer.actor.policy, trainer.scorer.tokenizer, batch_size=8)
+    engine = Reasoning(trainer.actor.policy, trainer.scorer.tokenizer, batch_size=8)
+    examples = [example_from_cut(cut) for cut in load_cuts(manifest_path(corpus, "train"))]
+    engine.choices = {example.id: example.choices for example in examples}
+    trainer.actor.rollout = engine
     return trainer
 
 

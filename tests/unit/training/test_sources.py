@@ -11,15 +11,19 @@ from nemo_mapo.config.load import load
 from nemo_mapo.config.run import RunConfig, SamplingConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.splits import manifest_path, tokenizer_path
-from nemo_mapo.data.tokenizer import AUDIO, load_tokenizer
+from nemo_mapo.data.tokenizer import AUDIO, SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import OverlappingBackend, PendingCompletions
 from nemo_mapo.rows import Completion, completions_of
-from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_model_config
+from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_audio_llm, tiny_model_config
+from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
+from nemo_mapo.training.references import FrozenReference
+from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.sources import Drawn, OneAhead, Requests, RolloutSource, Sampler, Synchronous
 from nemo_mapo.types import Wording
 from tests.integration.tiny_run import ROOT
@@ -75,7 +79,11 @@ def made(tmp_path_factory):
         loader = build_dataloader(split, prompt_dataset=dataset, drop_last=True)
         return Requests(config, PromptStream([PromptPhase(name="only", dataloader=loader, steps=None)], BATCH))
 
-    return Sampler(AtOnce(model, tokenizer, batch_size=BATCH * GROUP), model, SAMPLING), requests
+    batching, special = MicroBatching(rows=GROUP), SpecialTokens.from_tokenizer(tokenizer)
+    reference = FrozenReference(tiny_audio_llm().model, special, keep_placeholders=False, batching=batching)
+    engine = AtOnce(model, tokenizer, batch_size=BATCH * GROUP)
+    actor = MapoActor(wrap_data_parallel(model), engine, reference, config.objective, batching)
+    return Sampler(actor, SAMPLING), requests
 
 
 def untimed(name):
@@ -99,7 +107,7 @@ def said(drawn: Drawn) -> list[tuple[str, str]]:
 def test_sources_are_what_they_say(made):
     sampler, requests = made
     assert isinstance(Synchronous(requests(), sampler, untimed), RolloutSource)
-    assert isinstance(ahead(made), RolloutSource) and isinstance(sampler.engine, OverlappingBackend)
+    assert isinstance(ahead(made), RolloutSource) and isinstance(sampler.actor.rollout, OverlappingBackend)
     assert isinstance(Done([]), PendingCompletions)
 
 
@@ -127,7 +135,7 @@ def test_a_resumed_source_begins_the_batch_again_that_was_on_its_way(made):
 def test_nothing_is_begun_beyond_the_last_step_and_what_is_begun_is_abandoned(made):
     source = ahead(made, steps=2)
     source.next(0, version=0)
-    engine = made[0].engine
+    engine = made[0].actor.rollout
     source.close()
     assert engine.pending.abandoned
     before = engine.pending
