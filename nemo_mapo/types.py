@@ -1,5 +1,6 @@
 """The nouns that travel between the rooms of nemo-mapo: every arrow of a training step is one of these."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -157,15 +158,32 @@ class LossOutput:
     metrics: dict[str, Metric]
 
 
+class Maximum(float):
+    """The value of a metric of which the largest counts; any other float is averaged: `Maximum(0.3)`."""
+
+
 def merge_metrics(parts: list[dict[str, Metric]]) -> dict[str, float]:
     """Combine the metrics of several micro-batches; a mean with zero total weight is left out."""
     merged: dict[str, float] = {}
     for name in dict.fromkeys(key for part in parts for key in part):
         found = [part[name] for part in parts if name in part]
         if found[0].reduce == "max":
-            merged[name] = max(float(metric.total) for metric in found)
+            merged[name] = Maximum(max(float(metric.total) for metric in found))
             continue
         weight = sum(float(metric.weight) for metric in found)
         if weight > 0:
             merged[name] = sum(float(metric.total) for metric in found) / weight
     return merged
+
+
+def reduced(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One value for each metric of steps or ranks, which count alike: the mean over those that have it, or the maximum.
+
+    reduced([{"loss": 1.0, "gap": Maximum(0.1)}, {"loss": 2.0, "gap": Maximum(0.3)}])  # {"loss": 1.5, "gap": 0.3}
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {
+        name: max(values) if isinstance(values[0], Maximum) else sum(values) / len(values)
+        for name, values in found.items()
+    }

@@ -213,6 +213,13 @@ FAULTS = (
         tests=("tests/unit/evaluation/grounding/test_controls.py",),
     ),
     Fault(
+        name="metrics: a maximum is averaged over steps and ranks",
+        file="nemo_mapo/types.py",
+        right="merged[name] = Maximum(max(",
+        wrong="merged[name] = (max(",
+        tests=("tests/unit/objective/test_objective_metrics.py",),
+    ),
+    Fault(
         name="rows: every prompt of a batch hears the first clip",
         file="nemo_mapo/data/sequences.py",
         right="number = {name: row for row, name in enumerate(clips)}",

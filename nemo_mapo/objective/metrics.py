@@ -34,10 +34,6 @@ class LossTerms:
     """|L_PG(mask) - L_PG(uniform)|, per row."""
 
 
-MAXIMA = frozenset({"train/ratio_max", "mapo/mask_max", "mapo/inverse_mask_max"})
-"""Figures that are maxima over tokens; all others are means or sums."""
-
-
 def objective_metrics(
     inputs: ObjectiveInputs,
     cfg: ObjectiveConfig,

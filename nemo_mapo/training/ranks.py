@@ -1,6 +1,5 @@
 """What the ranks of a run tell each other outside the model: shares of the work, and figures about it."""
 
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -69,19 +68,6 @@ def gather_metrics(parts: list[dict[str, Metric]]) -> list[dict[str, Metric]]:
     """The parts of all data-parallel ranks, on all ranks; the last pipeline stage has them at first."""
     parts = _broadcast_from_last_stage(parts)
     return [part for rank_parts in _all_gather(parts) for part in rank_parts]
-
-
-def mean_over_data_parallel(figures: dict[str, float], *, maxima: Iterable[str]) -> dict[str, float]:
-    """Figures of equally many rows per rank, averaged over ranks; those named in `maxima` are maximised."""
-    ranks = _all_gather(figures)
-    if len(ranks) == 1:
-        return figures
-    largest = frozenset(maxima)
-    merged = {}
-    for name in dict.fromkeys(name for rank in ranks for name in rank):
-        values = [rank[name] for rank in ranks if name in rank]
-        merged[name] = max(values) if name in largest else sum(values) / len(values)
-    return merged
 
 
 def _broadcast_from_last_stage(value: Any) -> Any:

@@ -31,16 +31,13 @@ from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Completion, Group, completions_of, training_rows
 from nemo_mapo.training.actor import MapoActor
-from nemo_mapo.training.ranks import gather_over_data_parallel, mean_over_data_parallel
+from nemo_mapo.training.ranks import gather_over_data_parallel
 from nemo_mapo.training.references import OwnReference
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
-from nemo_mapo.types import RolloutBatch, TokenBatch
+from nemo_mapo.types import Maximum, RolloutBatch, TokenBatch
 
 Timer = Callable[[str], AbstractContextManager[None]]
-
-SCORING_MAXIMA = frozenset({"rollout/log_prob_gap", "timing/pos_gate_seconds"})
-"""Figures of a scored batch that are maxima; all others are means over completions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +149,8 @@ class RolloutScorer:
             return group_advantages(totals, group_size, use_std=cfg.advantage_std, epsilon=cfg.advantage_epsilon)
         there = {name: [value for value in values if value is not None] for name, values in table.by_reward.items()}
         advantages = decoupled_advantages(there, self.rewards.weights, group_size, epsilon=cfg.advantage_epsilon)
-        mean_square = mean_over_data_parallel({"square": float((advantages**2).mean())}, maxima=())["square"]
+        squares = gather_over_data_parallel(float((advantages**2).mean()))
+        mean_square = sum(squares) / len(squares)
         return advantages / batch_scale(mean_square, epsilon=cfg.advantage_epsilon)
 
     def _scales(self, old: Tensor, text_only: Tensor | None, kept: Bool[Tensor, "batch time"]) -> Tensor:
@@ -187,7 +185,7 @@ class RolloutScorer:
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
         metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)
         metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)
-        metrics["timing/pos_gate_seconds"] = time.perf_counter() - started
+        metrics["timing/pos_gate_seconds"] = Maximum(time.perf_counter() - started)
         return gate, metrics
 
     def _overlong_penalty(self, groups: Sequence[Group]) -> Tensor:
@@ -242,7 +240,7 @@ def _agreement(
     stated = padded(theirs).masked_fill(~response_mask, 0.0)
     ours = ours.masked_fill(~response_mask, 0.0)
     gaps = (ours - stated).abs()
-    metrics["rollout/log_prob_gap"] = float(gaps.max())
+    metrics["rollout/log_prob_gap"] = Maximum(gaps.max())
     metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / torch.tensor([len(one) for one in completions])).mean())
     metrics["rollout/log_prob_correlation"] = _correlation(ours[response_mask], stated[response_mask])
     return metrics

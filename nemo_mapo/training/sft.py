@@ -16,7 +16,7 @@ from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import supervised_gradient
 from nemo_mapo.training.targets import TargetRows
-from nemo_mapo.training.trainer import mean_over_steps
+from nemo_mapo.types import reduced
 
 
 class SftTrainer(TrainingLoop):
@@ -60,7 +60,7 @@ class SftTrainer(TrainingLoop):
             self.optimizer.zero_grad()
         self.step += 1
         self.consumed_samples += self.prompts.batch_size
-        metrics = mean_over_steps(history) | self.prompts.figures() | self.timings()
+        metrics = reduced(history) | self.prompts.figures() | self.timings()
         metrics["timing/step_seconds"] = time.perf_counter() - started
         return metrics
 

@@ -11,7 +11,6 @@ import torch
 from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.sequences import row_slices, select_batch
-from nemo_mapo.objective.metrics import MAXIMA
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rows import Group
@@ -23,13 +22,14 @@ from nemo_mapo.training.loop import TrainingLoop, Validator
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.prompts import PromptStream
 from nemo_mapo.training.ranks import (
+    gather_over_data_parallel,
     is_main_rank,
-    mean_over_data_parallel,
     sum_over_data_parallel,
 )
 from nemo_mapo.training.samples import SampleWriter
-from nemo_mapo.training.scoring import SCORING_MAXIMA, RolloutScorer, ScoredRollouts
+from nemo_mapo.training.scoring import RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sources import build_source
+from nemo_mapo.types import reduced
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class MapoTrainer(TrainingLoop):
         self.consumed_samples += drawn.sampled
         if is_main_rank():
             self.samples.write_training(self.step, drawn.groups[0], scored)
-        metrics |= mean_over_data_parallel(scored.metrics, maxima=SCORING_MAXIMA) | self.timings() | drawn.metrics
+        metrics |= reduced(gather_over_data_parallel(scored.metrics)) | self.timings() | drawn.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
         # What is generated ahead takes the time of the step, and the trainer waits for little of it.
         seconds = metrics["timing/step_seconds" if self.config.max_staleness else "timing/rollout_seconds"]
@@ -133,7 +133,7 @@ class MapoTrainer(TrainingLoop):
             metrics |= self.update(loss)
             history.append(metrics)
         self.optimizer.zero_grad()
-        return mean_over_steps(history)
+        return reduced(history)
 
     def validated(self) -> None:
         """Show the last group of completions to the loggers."""
@@ -172,10 +172,3 @@ class MapoTrainer(TrainingLoop):
             if key in metrics:
                 shown[label] = f"{metrics[key]:.2f}"
         return shown
-
-
-def mean_over_steps(history: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the optimiser steps that report it; of a maximum, the maximum."""
-    names = dict.fromkeys(name for metrics in history for name in metrics)
-    reported = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
-    return {name: max(values) if name in MAXIMA else sum(values) / len(values) for name, values in reported.items()}

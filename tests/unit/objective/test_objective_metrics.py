@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 
@@ -6,7 +7,7 @@ import torch
 
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective import mapo_loss
-from nemo_mapo.types import ObjectiveInputs, merge_metrics
+from nemo_mapo.types import Maximum, Metric, ObjectiveInputs, merge_metrics, reduced
 
 Build = Callable[..., ObjectiveInputs]
 
@@ -154,3 +155,17 @@ def test_plain_grpo_has_no_mapo_term_and_flat_masks(make_inputs: Build) -> None:
 def test_a_one_token_completion_has_no_mask_entropy(make_inputs: Build) -> None:
     inputs = make_inputs(response_mask=torch.tensor([[True, False, False]] * 2))
     assert "mapo/mask_entropy" not in figures(inputs)
+
+
+def test_a_maximum_stays_one_over_micro_batches_steps_and_ranks_and_means_are_of_those_that_have_them():
+    def part(mean, largest):
+        one = torch.tensor(1.0)
+        return {
+            "mean": Metric(total=torch.tensor(mean), weight=one),
+            "most": Metric(total=torch.tensor(largest), weight=one, reduce="max"),
+        }
+
+    steps = [merge_metrics([part(1.0, 4.0), part(3.0, 2.0)]), merge_metrics([part(4.0, 1.0)]) | {"once": 5.0}]
+    assert reduced(steps) == {"mean": 3.0, "most": 4.0, "once": 5.0}
+    assert reduced([reduced(steps), {"most": Maximum(7.0)}])["most"] == 7.0
+    assert json.loads(json.dumps(reduced(steps))) == reduced(steps)
