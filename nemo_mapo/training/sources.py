@@ -39,7 +39,7 @@ _SEEDS_PER_RUN = 2**44
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class StepGroups:
     """What a source gives for one step."""
 
     groups: list[Group]
@@ -57,7 +57,7 @@ class Drawn:
 class RolloutSource(Protocol):
     """Gives the groups of each training step; all ranks call it together."""
 
-    def next(self, step: int, *, version: int) -> Drawn:
+    def next(self, step: int, *, version: int) -> StepGroups:
         """The groups that `step` trains on; `version` is that of the policy's weights now.
 
         Raises:
@@ -180,7 +180,7 @@ class Synchronous:
         self.sampler = sampler
         self.timer = timer
 
-    def next(self, step: int, *, version: int) -> Drawn:
+    def next(self, step: int, *, version: int) -> StepGroups:
         """See `RolloutSource`."""
         with self.timer("data"):
             request = self.requests.next(step)
@@ -223,7 +223,7 @@ class OneAhead:
         self.steps = steps
         self._begun: _Begun | None = None
 
-    def next(self, step: int, *, version: int) -> Drawn:
+    def next(self, step: int, *, version: int) -> StepGroups:
         """See `RolloutSource`."""
         begun = self._begun or self._begin(step, version)
         with self.timer("rollout"):
@@ -274,7 +274,7 @@ class Refilled:
         self.timer = timer
         self.max_rounds = max_rounds
 
-    def next(self, step: int, *, version: int) -> Drawn:
+    def next(self, step: int, *, version: int) -> StepGroups:
         """See `RolloutSource`; the rewards are known."""
         drawn = self.inner.next(step, version=version)
         stream, requests = self.requests.prompts, self.requests
@@ -289,7 +289,7 @@ class Refilled:
             refilled = refill(
                 drawn.groups, places=requests.places, max_rounds=self.max_rounds, score=self.score, sample=sample
             )
-        return Drawn(
+        return StepGroups(
             groups=refilled.groups,
             tokens=drawn.tokens,
             sampled=refilled.sampled * requests.group_size,
@@ -327,6 +327,6 @@ def build_source(
     return Refilled(source, requests, sampler, scorer.rewards_of, timer, max_rounds=dynamic.max_generation_rounds)
 
 
-def _drawn(groups: list[Group], requests: Requests, metrics: dict[str, float]) -> Drawn:
+def _drawn(groups: list[Group], requests: Requests, metrics: dict[str, float]) -> StepGroups:
     tokens = sum(map(len, completions_of(groups)))
-    return Drawn(groups=groups, tokens=tokens, sampled=requests.completions_per_step, metrics=metrics)
+    return StepGroups(groups=groups, tokens=tokens, sampled=requests.completions_per_step, metrics=metrics)

@@ -24,7 +24,7 @@ from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.training.sources import Drawn, OneAhead, Requests, RolloutSource, Sampler, Synchronous
+from nemo_mapo.training.sources import OneAhead, Requests, RolloutSource, Sampler, StepGroups, Synchronous
 from nemo_mapo.types import Wording
 from tests.integration.tiny_run import ROOT
 
@@ -100,7 +100,7 @@ def given(source: RolloutSource, steps, versions) -> list[list[tuple[str, str]]]
     return [said(source.next(step, version=version)) for step, version in zip(steps, versions, strict=True)]
 
 
-def said(drawn: Drawn) -> list[tuple[str, str]]:
+def said(drawn: StepGroups) -> list[tuple[str, str]]:
     return [(group.example.id, one.text) for group in drawn.groups for one in group.completions]
 
 
@@ -151,7 +151,7 @@ class Without:
         self.question = question
         self.state_dict, self.load_state_dict, self.close = inner.state_dict, inner.load_state_dict, inner.close
 
-    def next(self, step: int, *, version: int) -> Drawn:
+    def next(self, step: int, *, version: int) -> StepGroups:
         drawn = self.inner.next(step, version=version)
         return replace(drawn, groups=[group for group in drawn.groups if group.example.id != self.question])
 
