@@ -34,7 +34,7 @@ from nemo_mapo.rewards.combined import build_rewards
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
+from nemo_mapo.rollout.protocol import RolloutBackend, check_length
 from nemo_mapo.rows import Prompt
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
@@ -279,7 +279,7 @@ class Assembly:
         engine = build_backend(
             rollout, self.config.model, self.policy, self.tokenizer, sample_rate=rate, directory=self.directory.path
         )
-        check_capabilities(engine.capabilities, rollout, longest_prompt=self.longest_prompt, training=True)
+        check_length(self.policy.max_positions, rollout, longest_prompt=self.longest_prompt)
         return engine
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:

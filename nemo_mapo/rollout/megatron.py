@@ -28,7 +28,6 @@ from nemo_mapo.models.pipeline import (
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
 from nemo_mapo.rollout.deaf import DeafGeneration, DeafTokens
 from nemo_mapo.rollout.kv_cache import SlotCache
-from nemo_mapo.rollout.protocol import Capabilities
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
 from nemo_mapo.rows import Completion, Prompt
 from nemo_mapo.types import AudioBatch
@@ -136,11 +135,6 @@ class MegatronRollout:
         self._forbidden_ids = torch.tensor(sorted(forbidden), device=self._device)
         self._stop_ids = torch.tensor(sorted(stops), device=self._device)
         self._deaf: DeafGeneration | None = None
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Everything, up to the model's positions."""
-        return Capabilities(audio=True, log_probs=True, max_length=self.model.max_positions)
 
     def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Note the version: generation reads the training weights in place."""

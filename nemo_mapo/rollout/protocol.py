@@ -1,7 +1,6 @@
 """What the trainer and the evaluation ask of an engine that generates completions."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
@@ -16,18 +15,6 @@ class RolloutUnavailable(Unavailable):
     """No completions can be had, or no engine has the weights: the run has to save and stop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Capabilities:
-    """What an engine can do; looked at when a run starts."""
-
-    audio: bool
-    """Prompts may have clips."""
-    log_probs: bool
-    """Completions come with their log-probabilities; else both are 0, which is enough for evaluation alone."""
-    max_length: int
-    """Tokens of a prompt and its completion together."""
-
-
 @runtime_checkable
 class RolloutBackend(Protocol):
     """An engine that samples completions from the policy."""
@@ -35,11 +22,6 @@ class RolloutBackend(Protocol):
     @property
     def weight_version(self) -> int:
         """Version of the policy's weights that the next call of `generate` samples from."""
-        ...
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do."""
         ...
 
     def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -123,25 +105,16 @@ class OverlappingBackend(RolloutBackend, Protocol):
         ...
 
 
-def check_capabilities(
-    capabilities: Capabilities, config: RolloutConfig, *, longest_prompt: int, training: bool
-) -> None:
-    """ValueError, naming the option, if the engine of `config` cannot do what a run will ask of it.
+def check_length(max_positions: int, config: RolloutConfig, *, longest_prompt: int) -> None:
+    """ValueError, naming the options, if the longest prompt and a completion exceed the model's positions.
 
     Args:
-        capabilities: the engine's.
-        config: says which engine it is and how it will sample.
+        max_positions: of the model.
+        config: says how long completions may become.
         longest_prompt: tokens of the longest prompt.
-        training: completions are trained on, for which their log-probabilities are needed.
     """
-    engine = f"rollout.backend={config.backend}"
-    if not capabilities.audio:
-        raise ValueError(f"{engine} takes no audio, which the prompts have; choose another backend")
-    if training and not capabilities.log_probs:
-        raise ValueError(f"{engine} gives no log-probabilities, which training needs; choose another backend")
-    longest = longest_prompt + config.sampling.max_new_tokens
-    if longest > capabilities.max_length:
+    if longest_prompt + config.sampling.max_new_tokens > max_positions:
         raise ValueError(
-            f"{engine} takes {capabilities.max_length} tokens: the longest prompt has {longest_prompt}, and "
-            f"rollout.sampling.max_new_tokens={config.sampling.max_new_tokens}"
+            f"model.decoder.max_position_embeddings={max_positions}: the longest prompt has {longest_prompt} tokens, "
+            f"and rollout.sampling.max_new_tokens={config.sampling.max_new_tokens}"
         )

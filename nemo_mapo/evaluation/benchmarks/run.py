@@ -23,7 +23,7 @@ from nemo_mapo.evaluation.benchmarks.tables import build_results
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.factory import build_backend
-from nemo_mapo.rollout.protocol import RolloutBackend, check_capabilities
+from nemo_mapo.rollout.protocol import RolloutBackend, check_length
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import recorded_wording
@@ -127,7 +127,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
         sample_rate=config.data.sample_rate,
         directory=Path(config.output_dir),
     )
-    check_capabilities(backend.capabilities, config.rollout, longest_prompt=1, training=False)
+    check_length(model.max_positions, config.rollout, longest_prompt=1)
     backend.update_weights(0, policy_tensors(model))
     return Engine(
         backend=backend,
@@ -139,7 +139,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
             wording=prompt_wording(config.data.prompt, config.template),
             shuffle=config.shuffle_choices,
         ),
-        longest_prompt=backend.capabilities.max_length - config.rollout.sampling.max_new_tokens,
+        longest_prompt=model.max_positions - config.rollout.sampling.max_new_tokens,
     )
 
 

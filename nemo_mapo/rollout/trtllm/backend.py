@@ -16,7 +16,6 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import evaluation_mode
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
 from nemo_mapo.rollout.completions import Drawn, completed
-from nemo_mapo.rollout.protocol import Capabilities
 from nemo_mapo.rollout.trtllm.answers import unpack
 from nemo_mapo.rollout.trtllm.calls import TrtllmEngine, engine_sampling
 from nemo_mapo.rollout.trtllm.prompt_table import engine_batches, pack_prompts
@@ -67,11 +66,6 @@ class TrtllmRollout:
         in_policy = [one for one in self._forbidden_ids if one < model.vocab_size]
         self._forbidden_in_policy = torch.tensor(in_policy, dtype=torch.int64, device=model.device)
         self._version: int | None = None
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Everything, up to the model's positions."""
-        return Capabilities(audio=True, log_probs=True, max_length=self.model.max_positions)
 
     @property
     def weight_version(self) -> int:

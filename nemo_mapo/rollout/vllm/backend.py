@@ -19,7 +19,7 @@ from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.completions import Drawn, completed
-from nemo_mapo.rollout.protocol import Capabilities, PendingCompletions, RolloutUnavailable
+from nemo_mapo.rollout.protocol import PendingCompletions, RolloutUnavailable
 from nemo_mapo.rollout.ranks import (
     any_rank_of_run,
     asks_for_its_replica,
@@ -88,11 +88,6 @@ class VllmRollout:
         """Two runs may both have a version 7."""
         self._version: int | None = None
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Everything, up to the model's positions."""
-        return Capabilities(audio=True, log_probs=True, max_length=self.policy.max_positions)
 
     @property
     def weight_version(self) -> int:
