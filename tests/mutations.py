@@ -604,6 +604,13 @@ FAULTS = (
         tests=("tests/vllm/test_native_audio.py", "-k", "qwen3_omni_moe and before_and_after"),
     ),
     Fault(
+        name="vLLM: tensors of several types share a piece, whose bytes cannot be taken apart",
+        file="nemo_mapo/rollout/vllm/weights.py",
+        right=" or tensor.dtype != next(iter(bucket.values())).dtype",
+        wrong="",
+        tests=("tests/unit/rollout/test_weight_transfer.py", "-k", "every_tensor"),
+    ),
+    Fault(
         name="vLLM: a server that serves other weights than it was sent is used",
         file="nemo_mapo/rollout/vllm/fleet.py",
         right="        if not nats <= self._alarm:\n",

@@ -26,7 +26,7 @@ BUCKET_BYTES = 400
 TENSORS = [
     ("embed", torch.randn(7, 11)),
     ("layer.0", torch.randn(3, 5).bfloat16()),
-    ("layer.1", torch.randn(9).bfloat16()),
+    ("layer.1", torch.randn(8).bfloat16()),
     ("norm", torch.randn(5)),
     ("head", torch.randn(11, 7).t()),
 ]
