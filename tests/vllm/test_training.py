@@ -6,14 +6,22 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.evaluation import EvaluationConfig
+from nemo_mapo.config.load import load
+from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
+from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rows import Completion
-from tests.integration.tiny_run import metrics, train, write_tiny_corpus
+from nemo_mapo.training.checkpoint import write_checkpoint
+from tests.integration.tiny_run import ROOT, metrics, train, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
-from tests.vllm.serving import asking, launching
+from tests.vllm.serving import MODEL, asking, launching
 
 pytestmark = pytest.mark.vllm
 
@@ -115,3 +123,31 @@ def test_dynamic_sampling_and_tars_draw_from_it(
     )
     assert fit(tars)
     assert_agrees(tmp_path / "tars", 2)
+
+
+def test_an_evaluation_over_it_has_the_predictions_of_the_megatron_backend(
+    corpus: Path, shared: VllmRollout, policy: AudioLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = []
+    for number in range(5):
+        noise = np.random.default_rng(number).normal(scale=0.1, size=4000 + 1500 * number)
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16000)
+        shown = {"id": str(number), "audio_id": f"{number}.wav", "question": "what is the tone?"}
+        shown |= {"category": "perception", "sub-category": "pitch", "difficulty": "easy"}
+        records.append({**shown, "choices": ["deep", "low", "high", "shrill"], "answer": "deep", "task": "sound"})
+    (tmp_path / "mmau.json").write_text(json.dumps(records))
+    write_checkpoint(tmp_path / "checkpoint", policy)
+
+    def predictions(name: str, *overrides: str) -> str:
+        common = [
+            *(*MODEL, "model.perception.channels=32", "rollout.sampling.max_new_tokens=8", "num_threads=1"),
+            *("benchmark=mmau", f"benchmark.items_path={tmp_path / 'mmau.json'}", "template=none"),
+            *(f"data.tokenizer={corpus / 'tokenizer'}", "statistics.bootstrap_samples=100"),
+            f"pretrained_checkpoint.restore_from_path={tmp_path / 'checkpoint'}",
+            f"output_dir={tmp_path / name}",
+        ]
+        config = load(compose(ROOT / "conf" / "evaluate.yaml", [*common, *overrides]), EvaluationConfig)
+        return (evaluate(config, checkpoint_engine) / "predictions.jsonl").read_text()
+
+    served = predictions("vllm", *asking(shared, monkeypatch), "rollout.sampling.temperature=0")
+    assert len(served.splitlines()) == len(records) and served == predictions("megatron")
