@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help env vllm demo test test-slow mutations check format ablation peers
+.PHONY: help env vllm demo test test-slow mutations check format ablation peers evidence
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,9 @@ ablation: $(STAMP) ## GRPO, mask only, attention only and full MAPO, three seeds
 
 peers: $(STAMP) $(PEERS_STAMP) ## race a GRPO step against TRL's GRPOTrainer (about 10 minutes)
 	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+evidence: $(STAMP) ## does it help? every variant, both tasks, five paired seeds, into docs/evidence.md; resumable
+	$(BIN)/python examples/evidence.py --page docs/evidence.md $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "nemo-mapo needs Python 3.11 or 3.12 and found neither as python3, python3.11 or" \

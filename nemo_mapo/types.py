@@ -103,6 +103,8 @@ class Remembered:
     """False where the completion was truncated at the length limit (overlong)."""
     behaviour_log_probs: Float[Tensor, "batch time"] | None = None
     """log mu(y_t) under the distribution sampled from, nats; None is allowed without `behaviour_clip` only."""
+    audio_signal: Float[Tensor, "batch time"] | None = None
+    """What both masks read in place of delta h; None is allowed with `signal` = delta_entropy only."""
     text_only_log_probs: Float[Tensor, "batch time"] | None = None
     """log pi_old(y_t) without the audio, nats; None is allowed without VPPO's mask and PAPO's term only."""
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from nemo_mapo.config.base import config_class
 
 UniversalTag = Literal["ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "VERB", "X"]
+Signal = Literal["delta_entropy", "kl", "jsd", "log_ratio"]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -36,6 +37,10 @@ class ObjectiveConfig:
     """Weight of the KL penalty against the frozen reference."""
     tau_base: Positive = 1.0
     """Base temperature of both masks; the temperature is tau_base * ln(max(T, 2))."""
+    signal: Signal = "delta_entropy"
+    """What both masks take for the relevance of the audio to a token. `delta_entropy` is the paper's delta h; the rest
+    are ours and compare the policy at rollout with the text-only reference: `kl` and `jsd` of the full distributions,
+    which see a change of mode at equal entropy, and `log_ratio` of the token that was drawn (docs/equations.md)."""
     normalize_delta_h: bool = False
     """Divide |delta h| by its mean over the completion before the masks (ours; sharpens masks at small delta h)."""
     kappa: NonNegative = 1.0
@@ -92,6 +97,9 @@ class ObjectiveConfig:
     """Measure audio mass and differential entropy for the curves even where no term of the loss needs them."""
     pos_tags: Annotated[tuple[UniversalTag, ...], Field(min_length=1)] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
     """Universal part-of-speech tags that count as substantive."""
+    gate_words: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Words that count as substantive whatever their tag, in any case: [yes, no] keeps both answers of a yes-no
+    question in the gate, of which taggers call one an adverb or noun and the other a determiner (ours)."""
 
     def __post_init__(self) -> None:
         if (self.aggregation == "dr_grpo") != (self.dr_grpo_length is not None):

@@ -36,7 +36,11 @@ class GateBatch(NamedTuple):
 
 
 def pos_token_gate(
-    token_ids: Sequence[int], tokenizer: Tokenizer, tags: Collection[str], tagger: Tagger | None = None
+    token_ids: Sequence[int],
+    tokenizer: Tokenizer,
+    tags: Collection[str],
+    tagger: Tagger | None = None,
+    words: Collection[str] = (),
 ) -> GateResult:
     """Gate the tokens of one completion by the part of speech of the word they belong to.
 
@@ -54,12 +58,14 @@ def pos_token_gate(
         tokenizer: a Hugging Face tokenizer, fast or slow.
         tags: universal tags that count as substantive.
         tagger: from `build_tagger`; None takes `default_tagger()`.
+        words: substantive whatever their tag, in any case.
 
     Raises:
         ValueError: `tags` is empty or names something that is not a universal tag.
     """
     substantive = _checked_tags(tags)
-    return _gate(token_ids, SurfaceReader(tokenizer), tokenizer, substantive, tagger or default_tagger())
+    chosen = _Substantive(tags=substantive, words=_folded(words))
+    return _gate(token_ids, SurfaceReader(tokenizer), tokenizer, chosen, tagger or default_tagger())
 
 
 def gate_batch(
@@ -68,6 +74,7 @@ def gate_batch(
     tags: Collection[str],
     tagger: Tagger,
     width: int | None = None,
+    words: Collection[str] = (),
 ) -> GateBatch:
     """Gate a batch of completions (see `pos_token_gate`) and pad the gates to one width.
 
@@ -77,13 +84,15 @@ def gate_batch(
         tags: universal tags that count as substantive.
         tagger: from `build_tagger`.
         width: time axis of the result; None is the longest completion.
+        words: substantive whatever their tag, in any case.
 
     Raises:
         ValueError: bad `tags`, or a completion longer than `width`.
     """
     substantive = _checked_tags(tags)
     reader = SurfaceReader(tokenizer)
-    results = [_gate(completion, reader, tokenizer, substantive, tagger) for completion in completions]
+    chosen = _Substantive(tags=substantive, words=_folded(words))
+    results = [_gate(completion, reader, tokenizer, chosen, tagger) for completion in completions]
     longest = max((len(result.gate) for result in results), default=0)
     if width is not None and width < longest:
         raise ValueError(f"width={width} is shorter than the longest completion ({longest} tokens)")
@@ -91,6 +100,17 @@ def gate_batch(
     for row, result in enumerate(results):
         gate[row, : len(result.gate)] = torch.tensor(result.gate, dtype=torch.bool)
     return GateBatch(gate, dict(Counter(result.fallback for result in results if result.fallback is not None)))
+
+
+class _Substantive(NamedTuple):
+    """What makes a word substantive."""
+
+    tags: frozenset[str]
+    words: frozenset[str]
+
+
+def _folded(words: Collection[str]) -> frozenset[str]:
+    return frozenset(word.casefold() for word in words)
 
 
 def _checked_tags(tags: Collection[str]) -> frozenset[str]:
@@ -102,7 +122,7 @@ def _checked_tags(tags: Collection[str]) -> frozenset[str]:
 
 
 def _gate(
-    token_ids: Sequence[int], reader: SurfaceReader, tokenizer: Tokenizer, tags: frozenset[str], tagger: Tagger
+    token_ids: Sequence[int], reader: SurfaceReader, tokenizer: Tokenizer, chosen: _Substantive, tagger: Tagger
 ) -> GateResult:
     real = _real_length(token_ids, tokenizer)
     padding = (False,) * (len(token_ids) - real)
@@ -112,7 +132,7 @@ def _gate(
     surface = reader.read(token_ids[:real])
     if surface is None:
         return GateResult(gate=all_ones, fallback="misaligned")
-    tokens = _substantive_tokens(surface, tags, tagger)
+    tokens = _substantive_tokens(surface, chosen, tagger)
     if not tokens:
         return GateResult(gate=all_ones, fallback="no_substantive_token")
     return GateResult(gate=tuple(index in tokens for index in range(real)) + padding, fallback=None)
@@ -127,18 +147,24 @@ def _real_length(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
     return length + (length < len(token_ids) and pad == tokenizer.eos_token_id)
 
 
-def _substantive_tokens(surface: Surface, tags: frozenset[str], tagger: Tagger) -> frozenset[int]:
-    return frozenset(token for token, found in _word_tags(surface, tagger) if tags.intersection(found))
+def _substantive_tokens(surface: Surface, chosen: _Substantive, tagger: Tagger) -> frozenset[int]:
+    return frozenset(
+        token
+        for token, found, word in _word_tags(surface, tagger)
+        if chosen.tags.intersection(found) or word.casefold() in chosen.words
+    )
 
 
-def _word_tags(surface: Surface, tagger: Tagger) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Every token that carries a character of a word, with the tags of the word's parts; once for each character."""
+def _word_tags(surface: Surface, tagger: Tagger) -> Iterator[tuple[int, tuple[str, ...], str]]:
+    """Every token that carries a character of a word, with the tags of the word's parts, and the word; once for each
+    character."""
     for sentence in sentences_of(surface.text):
         tagged = iter(tagger.tag([part for unit in sentence for part in unit.parts]))
         for unit in sentence:
             tags = tuple(next(tagged)[1] for _ in unit.parts)
             if unit.is_word:
-                yield from ((token, tags) for owners in surface.owners[unit.start : unit.end] for token in owners)
+                word = surface.text[unit.start : unit.end]
+                yield from ((token, tags, word) for owners in surface.owners[unit.start : unit.end] for token in owners)
 
 
 def pos_token_tags(token_ids: Sequence[int], tokenizer: Tokenizer, tagger: Tagger) -> tuple[str | None, ...]:
@@ -151,6 +177,6 @@ def pos_token_tags(token_ids: Sequence[int], tokenizer: Tokenizer, tagger: Tagge
     real = _real_length(token_ids, tokenizer)
     surface = SurfaceReader(tokenizer).read(token_ids[:real]) if real else None
     if surface is not None:
-        for token, found in _word_tags(surface, tagger):
+        for token, found, _ in _word_tags(surface, tagger):
             tags[token] = tags[token] or found[0]
     return tuple(tags)

@@ -100,9 +100,9 @@ class _LogProbsAndEntropy(torch.autograd.Function):
         target_grad = grad_log_probs * owned
         grad_logits = torch.empty_like(logits)
         in_place = logits.dtype == peak.dtype
-        workspace = _workspace(logits, 0 if in_place else ctx.chunk_size, peak.dtype)
-        for block in _blocks(targets.shape, ctx.chunk_size):
-            grad = grad_logits[block] if in_place else _rows_like(logits[block], workspace)
+        workspace = rows_workspace(logits, 0 if in_place else ctx.chunk_size, peak.dtype)
+        for block in blocks(targets.shape, ctx.chunk_size):
+            grad = grad_logits[block] if in_place else rows_like(logits[block], workspace)
             grad.copy_(logits[block]).sub_(peak[block].unsqueeze(-1)).exp_().mul_(softmax_factor[block].unsqueeze(-1))
             grad.scatter_add_(-1, column[block].unsqueeze(-1), target_grad[block].unsqueeze(-1))
             if not in_place:
@@ -130,9 +130,9 @@ def _sum_over_shard(logits: Tensor, column: Tensor, owned: Tensor, chunk_size: i
     floor = torch.finfo(dtype).min / 2
     peak, exp_sum, weighted_sum = torch.empty(3, *column.shape, dtype=dtype, device=logits.device)
     positions = max(chunk_size // 2, 1)
-    workspaces = [_workspace(logits, positions, dtype) for _ in range(2)]
-    for block in _blocks(column.shape, positions):
-        shifted, exp = (_rows_like(logits[block], workspace) for workspace in workspaces)
+    workspaces = [rows_workspace(logits, positions, dtype) for _ in range(2)]
+    for block in blocks(column.shape, positions):
+        shifted, exp = (rows_like(logits[block], workspace) for workspace in workspaces)
         peak[block] = shifted.copy_(logits[block]).amax(-1).clamp_(min=floor)
         torch.exp(shifted.sub_(peak[block].unsqueeze(-1)), out=exp)
         exp_sum[block] = exp.sum(-1)
@@ -176,7 +176,7 @@ def _locate(shard_targets: Tensor, columns: int, *, whole: bool) -> tuple[Tensor
     return shard_targets.masked_fill(~owned, 0), owned
 
 
-def _blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
+def blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
     """Cut `[batch, time]` into blocks of at most `chunk_size` positions, by views that suit any memory layout."""
     batch, time = shape
     rows = min(batch, chunk_size)
@@ -186,7 +186,7 @@ def _blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
             yield slice(first_row, first_row + rows), slice(first_column, first_column + columns)
 
 
-def _workspace(logits: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
+def rows_workspace(logits: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised rows of the vocabulary for so many positions, or for all where they are fewer.
 
     One allocation serves all blocks: fresh pages for every block cost a CPU more than the arithmetic.
@@ -194,6 +194,6 @@ def _workspace(logits: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(min(positions, logits.shape[:-1].numel()), logits.shape[-1], dtype=dtype, device=logits.device)
 
 
-def _rows_like(block: Tensor, workspace: Tensor) -> Tensor:
+def rows_like(block: Tensor, workspace: Tensor) -> Tensor:
     """The workspace's first rows in the shape of a block of logits."""
     return workspace[: block.shape[:-1].numel()].view(block.shape)

@@ -34,15 +34,17 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
     """Eq. 1 (or another mask), Eq. 3, the temporal weight and the first factor of Eq. 4, without gradient.
 
     Raises:
-        ValueError: without the text-only reference's entropies, or what `mask=vppo` compares with.
+        ValueError: without the text-only reference's entropies, what `mask=vppo` compares with, or the signal that
+            `cfg.signal` asks for.
     """
     if inputs.text_ref_entropy_nats is None:
         raise ValueError("the differential entropy needs the text-only reference's entropies; none were given")
     delta_h = (inputs.text_ref_entropy_nats - inputs.entropy_nats).detach()
+    relevance = delta_h if cfg.signal == "delta_entropy" else _given_signal(inputs, cfg)
     kept, tau_base, clip, normalize = inputs.response_mask, cfg.tau_base, cfg.mask_clip, cfg.normalize_delta_h
     omega = None
     if cfg.mask == "relevance":
-        omega = relevance_mask(delta_h, kept, tau_base=tau_base, clip=clip, normalize=normalize)
+        omega = relevance_mask(relevance, kept, tau_base=tau_base, clip=clip, normalize=normalize)
     elif cfg.mask == "entropy":
         omega = entropy_mask(inputs.entropy_nats, kept, share=cfg.entropy_share)
     elif cfg.mask == "vppo":
@@ -53,7 +55,7 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
     return Weights(
         delta_h_nats=delta_h,
         omega=omega,
-        nu=inverse_relevance(delta_h, inputs.pos_gate, kept, tau_base=tau_base, clip=clip, normalize=normalize),
+        nu=inverse_relevance(relevance, inputs.pos_gate, kept, tau_base=tau_base, clip=clip, normalize=normalize),
         gate=effective_gate(inputs.pos_gate, kept),
         temporal=temporal_weight(kept, kappa=cfg.kappa, dtype=delta_h.dtype),
         prefactor=attention_prefactor(
@@ -65,6 +67,14 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
             clip=cfg.prefactor_clip,
         ),
     )
+
+
+def _given_signal(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Float[Tensor, "batch time"]:
+    if inputs.audio_signal is None:
+        raise ValueError(
+            f"objective.signal={cfg.signal} is computed with the rollouts, and none was: set it to delta_entropy"
+        )
+    return inputs.audio_signal.detach()
 
 
 def token_weights(

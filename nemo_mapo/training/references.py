@@ -88,17 +88,16 @@ class FrozenReference:
         The audio span and its markers are dropped and completions move forward with their prompts, so that not even
         the clip's length is seen; with `keep_placeholders` the positions stay, without audio behind them.
         """
-        return self._text_signals(sequences).entropy_nats
+        return self._signals(self.text_rows(sequences)).entropy_nats
 
     def text_log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
         """log pi_textref of each completion token in nats, read as `text_entropy` is."""
-        return self._text_signals(sequences).log_probs
+        return self._signals(self.text_rows(sequences)).log_probs
 
-    def _text_signals(self, sequences: TokenBatch) -> TokenSignals:
+    def text_rows(self, sequences: TokenBatch) -> TokenBatch:
+        """The rows as the text-only reference reads them."""
         text_only = without_audio(sequences)
-        if not self.keep_placeholders:
-            text_only = drop_audio(text_only, self.special)
-        return self._signals(text_only)
+        return text_only if self.keep_placeholders else drop_audio(text_only, self.special)
 
     def _signals(self, sequences: TokenBatch) -> TokenSignals:
         with self.start_policy() as model:

@@ -31,6 +31,7 @@ from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Completion, Group, completions_of, training_rows
 from nemo_mapo.training.actor import MapoActor
+from nemo_mapo.training.contrast import audio_contrast
 from nemo_mapo.training.ranks import gather_over_data_parallel
 from nemo_mapo.training.references import OwnReference
 from nemo_mapo.training.signals import TokenSignals
@@ -91,6 +92,7 @@ class RolloutScorer:
             signals = actor.get_inference_signals(sequences, drawing)
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
+            signal = self._signal(sequences, signals, actor) if wanted else None
             text_only = None
             if self.objective.compares_without_audio:
                 own = OwnReference(actor.policy, self.special, batching=actor.batching)
@@ -122,6 +124,7 @@ class RolloutScorer:
                 else padded([one.sampling_log_probs for one in completions])
             ),
             text_only_log_probs=text_only,
+            audio_signal=signal,
         )
         metrics = rollout_metrics(groups, table) | gate_metrics | aligned.metrics
         metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, group_size).float().mean())
@@ -131,6 +134,10 @@ class RolloutScorer:
             metrics["rollout/verdicts_missing"] = table.missing_share
         metrics |= _agreement(signals, completions, batch.response_mask)
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
+
+    def _signal(self, sequences: TokenBatch, signals: TokenSignals, actor: MapoActor) -> Tensor | None:
+        kind, log_probs = self.objective.signal, signals.log_probs
+        return audio_contrast(actor.policy, actor.reference, sequences, log_probs, kind, actor.batching)
 
     def _alignment(
         self, groups: Sequence[Group], sequences: TokenBatch, table: RewardTable, actor: MapoActor
@@ -180,7 +187,9 @@ class RolloutScorer:
             prefill(group.prompt.token_ids.tolist(), self.tokenizer) for group in groups for _ in group.completions
         ]
         ids = [[*start, *one.token_ids.tolist()] for start, one in zip(begun, completions_of(groups), strict=True)]
-        whole, fallbacks = gate_batch(ids, self.tokenizer, self.objective.pos_tags, self.tagger)
+        whole, fallbacks = gate_batch(
+            ids, self.tokenizer, self.objective.pos_tags, self.tagger, words=self.objective.gate_words
+        )
         gate = padded([row[len(start) : len(row_ids)] for row, start, row_ids in zip(whole, begun, ids, strict=True)])
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
         metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)

@@ -35,7 +35,7 @@ from nemo_mapo.types import AudioBatch, TokenBatch
 LOGIT_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits upcast together, by kind of device: what stays in a core's cache (1 MiB of float32; measured, see
 docs/benchmarks.md), and enough to keep a GPU busy (256 MiB; not measured)."""
-_FEWEST_ROWS = 2
+FEWEST_ROWS = 2
 """The least that the pass takes at a time."""
 
 
@@ -156,7 +156,7 @@ def read_signals(model: AudioLLM, output: AudioLLMOutput, inputs: ModelInputs, s
     log_probs, entropy = log_probs_and_entropy(
         output.logits,
         inputs.targets,
-        chunk_size=max(_FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS[output.logits.device.type] // output.logits.shape[-1]),
+        chunk_size=max(FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS[output.logits.device.type] // output.logits.shape[-1]),
         process_group=model.tensor_group,
         vocab_start=model.vocab_start,
     )

@@ -15,6 +15,7 @@ from nemo_mapo.config.load import as_plain, load
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.embedded.warm_start import start_embedded
+from nemo_mapo.evaluation.grounding.measure import measure_run
 from nemo_mapo.evaluation.grounding.run import analyse_run
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.checkpoint import write_checkpoint
@@ -141,3 +142,14 @@ def test_analyses_of_other_questions_are_not_compared(copy, corpus, tmp_path):
     finished = run("compare.py", *runs, "--output", tmp_path / "page.html")
     assert finished.returncode != 0 and "0 of them are shared" in finished.stderr
     assert "Traceback" not in finished.stderr and not (tmp_path / "page.html").exists()
+
+
+def test_the_measurements_of_a_checkpoint_are_question_by_question(trained):
+    config = AnalysisConfig(**CONFIG)
+    path = measure_run(trained, None, split="test", config=config, warm_starter=start_embedded)
+    found = json.loads(path.read_text())
+    assert path.name == "step_000002-test.json" and path.parent.name == "evidence"
+    assert {"full", "silence", "exchanged", "deaf_late", "only_late"} <= found["correct"].keys()
+    for scores in (*found["correct"].values(), *found["truth"].values(), found["tokens"], found["late_mass"]):
+        assert len(scores) == len(found["ids"]) == 4
+    assert found["usual"] == [None] * 4

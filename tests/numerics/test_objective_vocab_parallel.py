@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_mapo.objective.divergence import divergence
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
 
 BATCH, TIME, VOCAB = 3, 5, 12
@@ -40,6 +41,20 @@ def run(logits: Tensor, targets: Tensor, upstream: Tensor, **shard: object) -> d
     return {"log_probs": log_probs.detach(), "entropy_nats": entropy_nats, "grad": leaf.grad}
 
 
+def pair() -> tuple[Tensor, Tensor]:
+    """Logits with and without the audio; padding columns, and a whole shard of probability 0."""
+    generator = torch.Generator().manual_seed(1)
+    heard, unheard = (4 * torch.randn(BATCH, TIME, VOCAB, generator=generator, dtype=torch.float64) for _ in range(2))
+    heard[..., -1] = unheard[..., -1] = -torch.inf
+    heard[0, 0, :7] = -torch.inf
+    return heard, unheard
+
+
+def divergences(heard: Tensor, unheard: Tensor, **shard: object) -> dict[str, Tensor]:
+    kinds = ("kl", "jsd")
+    return {kind: divergence(heard, unheard, kind=kind, chunk_size=CHUNK_SIZE, **shard) for kind in kinds}  # type: ignore[arg-type]
+
+
 def work(rank: int, folder: str) -> None:
     """One rank: compute on its shard in every dtype, leave the results in `folder`."""
     torch.set_num_threads(1)
@@ -52,6 +67,7 @@ def work(rank: int, folder: str) -> None:
         results[dtype] = run(logits[..., start:end], targets, upstream, **shard)
     targets[2, 4] = VOCAB
     results["beyond"] = run(logits[..., start:end], targets, upstream, **shard)
+    results["divergence"] = divergences(*(logits[..., start:end] for logits in pair()), process_group=dist.group.WORLD)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -91,6 +107,13 @@ def test_two_shards_equal_one_process(
     assert whole["log_probs"][1, 2] == -torch.inf
     assert whole["entropy_nats"].isfinite().all()
     assert grad.isfinite().all()
+
+
+@pytest.mark.distributed
+def test_divergences_of_two_shards_equal_those_of_one_process(shards: list[dict[object, dict[str, Tensor]]]) -> None:
+    for kind, whole in divergences(*pair()).items():
+        for rank in range(len(SHARDS)):
+            torch.testing.assert_close(shards[rank]["divergence"][kind], whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.distributed

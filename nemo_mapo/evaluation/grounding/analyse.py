@@ -82,7 +82,7 @@ class Subject:
 
 
 @dataclass
-class _Found:
+class Found:
     """What is collected while batches are analysed; lists run over questions in their order."""
 
     ids: list[str] = field(default_factory=list)
@@ -120,23 +120,23 @@ def analyse(
     Raises:
         ValueError: the model is cut over ranks; a batch's clips cannot be exchanged.
     """
-    found = _Found()
+    found = Found()
     subject.policy.eval()
     for problems in tqdm(never_alone(batches), desc="grounding analysis", unit="batch", dynamic_ncols=True):
         _analyse_batch(problems, subject, config, found)
     return _results(subject, config, found), found.clips
 
 
-def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: Found) -> None:
     refuse_several_clips(problems)
     special = SpecialTokens.from_tokenizer(subject.tokenizer)
-    ask = _asker(subject)
+    ask = asker(subject)
     found.ids += [problem.example.id for problem in problems]
     found.chances += [1 / len(problem.example.choices) for problem in problems]
     groups = ask(problems)
     sequences = token_batch(training_rows(groups), pad_id=special.pad_id)
     listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
-    found.accuracy["full"] += _correct(groups, subject.rewards)
+    found.accuracy["full"] += correct_answers(groups, subject.rewards)
     heard = {
         "silence": silenced(problems),
         "text_only": text_only(problems, special),
@@ -147,15 +147,15 @@ def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: Analys
             heard[masking(selection, ratio)] = silence_frames(problems, listening, ratio, selection, seed=config.seed)
     answers = {"full": groups} | {name: ask(changed) for name, changed in heard.items()}
     for name in heard:
-        found.accuracy[name] += _correct(answers[name], subject.rewards)
+        found.accuracy[name] += correct_answers(answers[name], subject.rewards)
     others = {name: heard[name] for name in ("silence", "exchanged")}
-    _add_causal(problems, others, groups, subject, config, found)
+    add_causal(problems, others, groups, subject, config, found)
     _add_examples(problems, answers, found)
     _add_signals(groups, sequences, listening, subject, found)
     _add_lengths(problems, subject, config, found)
 
 
-def _add_examples(problems: Sequence[Problem], answers: dict[str, list[Group]], found: _Found) -> None:
+def _add_examples(problems: Sequence[Problem], answers: dict[str, list[Group]], found: Found) -> None:
     """Keep what was said to the first questions, whether right or wrong, and their clips."""
     first = len(found.accuracy["full"]) - len(problems)
     for row, problem in enumerate(problems[: EXAMPLES - len(found.examples)]):
@@ -175,16 +175,16 @@ def _add_examples(problems: Sequence[Problem], answers: dict[str, list[Group]], 
         found.clips[example.id] = waveforms(problem.prompt)
 
 
-def _add_causal(
+def add_causal(
     problems: Sequence[Problem],
     heard: Mapping[str, Sequence[Problem]],
     own: Sequence[Group],
     subject: Subject,
     config: AnalysisConfig,
-    found: _Found,
+    found: Found,
 ) -> None:
     """Ask again with the audio blocked for some tokens, and read what each choice's completion is worth then."""
-    tokenizer, layers, ask = subject.tokenizer, _layers(subject), _asker(subject)
+    tokenizer, layers, ask = subject.tokenizer, _layers(subject), asker(subject)
     said = [one.token_ids.tolist() for one in completions_of(own)]
     parts = parts_of(said, tokenizer, config.late_after)
     found.without_late_part += sum(late >= len(ids) for late, ids in zip(parts.late_from.tolist(), said, strict=True))
@@ -199,11 +199,12 @@ def _add_causal(
     for name, asked in {"full": problems, **heard}.items():
         found.truth[name] += truth(asked)
     for name in INTERVENTIONS:
-        found.accuracy[name] += _correct(ask(problems, parts.deaf(name, layers)), subject.rewards)
+        found.accuracy[name] += correct_answers(ask(problems, parts.deaf(name, layers)), subject.rewards)
         found.truth[name] += truth(problems, believed.deaf(name, layers))
 
 
-def _asker(subject: Subject) -> Callable[..., list[Group]]:
+def asker(subject: Subject) -> Callable[..., list[Group]]:
+    """Greedy answers to problems, with `deaf` tokens or without."""
     greedy = replace(subject.sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
     def ask(problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
@@ -214,12 +215,13 @@ def _asker(subject: Subject) -> Callable[..., list[Group]]:
     return ask
 
 
-def _correct(groups: Sequence[Group], rewards: RewardsConfig) -> Scores:
+def correct_answers(groups: Sequence[Group], rewards: RewardsConfig) -> Scores:
+    """1 for each right answer, 0 for the others."""
     return score_groups(groups, rewards.accuracy_only).accuracy
 
 
 def _add_signals(
-    groups: Sequence[Group], sequences: TokenBatch, listening: Listening, subject: Subject, found: _Found
+    groups: Sequence[Group], sequences: TokenBatch, listening: Listening, subject: Subject, found: Found
 ) -> None:
     signals = token_signals_in_parts(
         subject.policy, sequences, head_reduction=None, batching=subject.reference.batching
@@ -239,7 +241,7 @@ def _add_signals(
 
 
 def _add_tags(
-    groups: Sequence[Group], values: Float[Tensor, "batch time signal"], subject: Subject, found: _Found
+    groups: Sequence[Group], values: Float[Tensor, "batch time signal"], subject: Subject, found: Found
 ) -> None:
     begun = [prefill(group.prompt.token_ids.tolist(), subject.tokenizer) for group in groups for _ in group.completions]
     for start, completion, of_tokens in zip(begun, completions_of(groups), values.tolist(), strict=True):
@@ -257,7 +259,7 @@ def _misaligned(ids: Sequence[int], subject: Subject) -> bool:
     return pos_token_gate(ids, subject.tokenizer, _WORDS, subject.tagger).fallback == "misaligned"
 
 
-def _add_lengths(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: _Found) -> None:
+def _add_lengths(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: Found) -> None:
     group = config.samples_per_item
     first = len(found.lengths) * group
     seeds = config.seed * 2**32 + first + torch.arange(len(problems) * group)
@@ -265,11 +267,11 @@ def _add_lengths(problems: Sequence[Problem], subject: Subject, config: Analysis
     drawn = subject.backend.generate(prompts, subject.sampling, group_size=group, seeds=seeds)
     for problem, completions in zip(problems, drawn, strict=True):
         found.lengths.append(list(map(len, completions)))
-        found.length_scores.append(_correct([problem.answered(completions)], subject.rewards))
+        found.length_scores.append(correct_answers([problem.answered(completions)], subject.rewards))
         found.finished.append([one.stopped for one in completions])
 
 
-def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[str, Any]:
+def _results(subject: Subject, config: AnalysisConfig, found: Found) -> dict[str, Any]:
     effects = Effects(scores=found.accuracy, config=config)
     plain = ("full", "text_only", "silence", "exchanged")
     assert found.head_mass is not None
@@ -299,7 +301,7 @@ def _results(subject: Subject, config: AnalysisConfig, found: _Found) -> dict[st
     }
 
 
-def _causal(effects: Effects, config: AnalysisConfig, found: _Found) -> dict[str, Any]:
+def _causal(effects: Effects, config: AnalysisConfig, found: Found) -> dict[str, Any]:
     """Accuracy and probability of the truth by what was blocked; what each loses against hearing all, paired."""
     known = [index for index, value in enumerate(found.truth["full"]) if math.isfinite(value)]
     truth = Effects(scores={name: [values[i] for i in known] for name, values in found.truth.items()}, config=config)
@@ -315,7 +317,7 @@ def _causal(effects: Effects, config: AnalysisConfig, found: _Found) -> dict[str
     }
 
 
-def _collapse(found: _Found, threshold: float) -> dict[str, Any]:
+def _collapse(found: Found, threshold: float) -> dict[str, Any]:
     """Share of completions above the threshold, and accuracy on either side; those without an index stay out."""
     pairs = [
         (index, score)

@@ -154,7 +154,7 @@ def truth_probabilities(
     probabilities = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
     if not rows.question:
         return probabilities
-    sequences = token_batch(_rows(prompts, rows), pad_id=pad_id)
+    sequences = token_batch(completion_rows(prompts, rows), pad_id=pad_id)
     signals = token_signals_in_parts(policy, sequences, head_reduction=None, batching=batching, deaf=deaf)
     totals = signals.log_probs.double().sum(1)
     question, truth = torch.tensor(rows.question), torch.tensor(rows.truth)
@@ -164,7 +164,8 @@ def truth_probabilities(
     return probabilities
 
 
-def _rows(prompts: Sequence[Prompt], rows: BeliefRows) -> list[Row]:
+def completion_rows(prompts: Sequence[Prompt], rows: BeliefRows) -> list[Row]:
+    """The prompts with these completions."""
     return [
         Row(prompt=prompts[question], token_ids=torch.tensor(completion))
         for question, completion in zip(rows.question, rows.completions, strict=True)

@@ -2,8 +2,8 @@
 
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.grounding_page import write_grounding_page
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Problem
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, uncut
 from nemo_mapo.training.policies import WarmStarter, build_policy, freeze_start, load_start_weights
@@ -54,21 +55,11 @@ def analyse_run(
         ValueError: no run, no such checkpoint or split, attention other than torch's, a start that cannot be drawn
             again, unsound data.
     """
-    run = _in_one_process(read_run_config(run_dir), run_dir)
-    name, path = _find_checkpoint(run_dir, checkpoint)
-    dataset = _questions(run, run_dir, split, cuts, config)
+    opened = open_run(run_dir, checkpoint, split=split, config=config, warm_starter=warm_starter, cuts=cuts)
+    name, dataset = opened.checkpoint, opened.dataset
     split = split if cuts is None else cuts.name.split(".")[0]
-    validate_manifest(dataset)
-    if run.trainer.num_threads is not None:
-        torch.set_num_threads(run.trainer.num_threads)
-    subject = _subject(run, path, warm_starter)
-    prompts = PromptDataset(subject.tokenizer, subject.policy.num_audio_tokens, subject.wording)
-    ids = question_ids(dataset, prompts)
-    chosen = _choose(ids, config)
-    batches = build_dataloader(dataset, prompt_dataset=prompts, only=frozenset(chosen))
-    subject = replace(subject, completions=completions_by_choice(dataset))
-    results, clips = analyse(subject, batches, config)
-    results["items_in_split"] = len(ids)
+    results, clips = analyse(opened.subject, opened.batches, config)
+    results["items_in_split"] = opened.items_in_split
     for question, waveforms in clips.items():
         write_clips(run_dir, question, waveforms, dataset.sample_rate)
     written = run_dir / "analysis" / f"{name}-{split}.json"
@@ -81,6 +72,46 @@ def analyse_run(
     title = f"Grounding of {run_dir.name}, {name}, {split}"
     analyses = [*_start(written, split), read_analysis(written, name)]
     return write_grounding_page(analyses, written.with_suffix(".html"), title=title)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A checkpoint of a run and the questions to ask it."""
+
+    checkpoint: str
+    """Its name."""
+    subject: Subject
+    batches: Iterable[list[Problem]]
+    dataset: DatasetConfig
+    items_in_split: int
+
+
+def open_run(
+    run_dir: Path,
+    checkpoint: str | None,
+    *,
+    split: str,
+    config: AnalysisConfig,
+    warm_starter: WarmStarter,
+    cuts: Path | None = None,
+) -> OpenedRun:
+    """Load a checkpoint and its questions; arguments and errors as in `analyse_run`."""
+    run = _in_one_process(read_run_config(run_dir), run_dir)
+    name, path = _find_checkpoint(run_dir, checkpoint)
+    dataset = _questions(run, run_dir, split, cuts, config)
+    validate_manifest(dataset)
+    if run.trainer.num_threads is not None:
+        torch.set_num_threads(run.trainer.num_threads)
+    subject = replace(_subject(run, path, warm_starter), completions=completions_by_choice(dataset))
+    prompts = PromptDataset(subject.tokenizer, subject.policy.num_audio_tokens, subject.wording)
+    ids = question_ids(dataset, prompts)
+    return OpenedRun(
+        checkpoint=name,
+        subject=subject,
+        batches=build_dataloader(dataset, prompt_dataset=prompts, only=frozenset(_choose(ids, config))),
+        dataset=dataset,
+        items_in_split=len(ids),
+    )
 
 
 def _start(written: Path, split: str) -> list[Analysis]:

@@ -205,3 +205,14 @@ def test_a_rollout_batch_is_gated_in_a_fraction_of_a_second(byte_level: PreTrain
     started = time.thread_time()  # processor time: other work on the machine does not count
     gate_batch(rows, byte_level, TAGS, tagger)
     assert time.thread_time() - started < 1.0  # measured 0.05 s, with shape checks more
+
+
+def test_answer_words_stay_in_the_gate_whatever_their_tag(byte_level: PreTrainedTokenizerBase):
+    ids = encode(byte_level, "is it deep? No. is it low? yes.")
+
+    def kept(words: tuple[str, ...]) -> str:
+        gate = pos_token_gate(ids, byte_level, ["ADJ"], CHAIN, words).gate
+        return "".join(byte_level.decode([token for token, on in zip(ids, gate, strict=True) if on]).split())
+
+    assert kept(()) == "deeplow"
+    assert kept(("yes", "no")) == "deepNolowyes"

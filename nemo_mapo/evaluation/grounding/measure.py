@@ -1,0 +1,106 @@
+"""The measurements that `make evidence` compares variants by: one checkpoint, one file, question by question."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nemo_mapo.config.analysis import AnalysisConfig
+from nemo_mapo.data.manifests import example_id, load_cuts
+from nemo_mapo.data.sequences import response_mask, token_batch
+from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.evaluation.grounding.analyse import Found, Subject, add_causal, asker, correct_answers
+from nemo_mapo.evaluation.grounding.causal import parts_of
+from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, refuse_several_clips, silenced
+from nemo_mapo.evaluation.grounding.run import OpenedRun, open_run
+from nemo_mapo.rewards.templates import extract_answer
+from nemo_mapo.rows import Group, completions_of, training_rows
+from nemo_mapo.training.policies import WarmStarter
+from nemo_mapo.training.signals import token_signals_in_parts
+
+
+def measure_run(
+    run_dir: Path, checkpoint: str | None, *, split: str, config: AnalysisConfig, warm_starter: WarmStarter
+) -> Path:
+    """Write RUN/evidence/<checkpoint>-<split>.json and return its path; arguments and errors as in `analyse_run`."""
+    opened = open_run(run_dir, checkpoint, split=split, config=config, warm_starter=warm_starter)
+    results = measure(opened, config)
+    written = run_dir / "evidence" / f"{opened.checkpoint}-{split}.json"
+    written.parent.mkdir(exist_ok=True)
+    unfinished = written.with_suffix(".json.partial")
+    unfinished.write_text(json.dumps(results), encoding="utf-8")
+    unfinished.replace(written)
+    return written
+
+
+@torch.no_grad()
+def measure(opened: OpenedRun, config: AnalysisConfig) -> dict[str, Any]:
+    """Scores of every question by condition, late mass, length, and whether the answer was the usual word.
+
+    `correct` and `truth` run over the questions of `ids` by condition (full, silence, exchanged, and the interventions
+    of `causal`); `truth` is null for a question that has no comparable completions. `usual` is null for questions whose
+    manifest names no usual word.
+    """
+    subject, found = opened.subject, Found()
+    usual_words = usual_by_question(opened)
+    subject.policy.eval()
+    ask = asker(subject)
+    rows: dict[str, list[Any]] = {"usual": [], "contradicts": [], "tokens": [], "late_mass": []}
+    for problems in tqdm(never_alone(opened.batches), desc="evidence", unit="batch", dynamic_ncols=True):
+        refuse_several_clips(problems)
+        heard = {
+            "silence": silenced(problems),
+            "exchanged": exchanged(problems, subject.tokenizer, subject.policy.num_audio_tokens, subject.wording),
+        }
+        own = ask(problems)
+        found.ids += [problem.example.id for problem in problems]
+        found.chances += [1 / len(problem.example.choices) for problem in problems]
+        for name, answers in {"full": own, **{name: ask(changed) for name, changed in heard.items()}}.items():
+            found.accuracy[name] += correct_answers(answers, subject.rewards)
+        add_causal(problems, heard, own, subject, config, found)
+        rows["tokens"] += [len(one) for one in completions_of(own)]
+        rows["late_mass"] += _late_mass(own, subject, config)
+        _add_usual(own, usual_words, subject, rows)
+    truth = {name: [None if value != value else value for value in values] for name, values in found.truth.items()}
+    return {
+        "ids": found.ids,
+        "chance": sum(found.chances) / len(found.chances),
+        "settings": asdict(config),
+        "correct": dict(found.accuracy),
+        "truth": truth,
+        "without_late_part": found.without_late_part,
+        **rows,
+    }
+
+
+def usual_by_question(opened: OpenedRun) -> dict[str, str]:
+    """The word that the text leads to expect, by question, from the field `usual` of Lhotse cuts that have it."""
+    paths = [item["cuts_path"] for item in opened.dataset.input_cfg if "cuts_path" in item]
+    cuts = [cut for path in paths for cut in load_cuts(path)]
+    return {example_id(cut): str(cut.custom["usual"]) for cut in cuts if "usual" in (cut.custom or {})}
+
+
+def _add_usual(own: Sequence[Group], words: Mapping[str, str], subject: Subject, rows: dict[str, list[Any]]) -> None:
+    for group in own:
+        usual, (answer,) = words.get(group.example.id), group.completions
+        said = extract_answer(answer.text, subject.rewards.template, finished=answer.stopped)
+        rows["usual"].append(None if usual is None else float(said == usual))
+        rows["contradicts"].append(None if usual is None else group.example.answer != usual)
+
+
+def _late_mass(own: Sequence[Group], subject: Subject, config: AnalysisConfig) -> list[float | None]:
+    """Mean audio mass over the late tokens of each completion; null for one that has none."""
+    sequences = token_batch(training_rows(own), pad_id=SpecialTokens.from_tokenizer(subject.tokenizer).pad_id)
+    signals = token_signals_in_parts(
+        subject.policy, sequences, head_reduction="max", batching=subject.reference.batching
+    )
+    assert signals.audio_mass is not None
+    parts = parts_of([one.token_ids.tolist() for one in completions_of(own)], subject.tokenizer, config.late_after)
+    numbers = torch.arange(signals.audio_mass.shape[1])
+    late = response_mask(sequences.completion_lengths, len(numbers)) & (numbers >= parts.late_from[:, None])
+    mean = (signals.audio_mass * late).sum(1) / late.sum(1)
+    return [None if value != value else value for value in mean.tolist()]

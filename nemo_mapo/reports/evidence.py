@@ -1,0 +1,204 @@
+"""The evidence page: what the variants of a task came to, from the files that `examples/evidence.py` leaves behind."""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_mapo.reports.theme import MISSING
+from nemo_mapo.statistics import Estimate, Range, difference_in_words, estimate, paired_difference
+
+BEGIN, END = "<!-- evidence -->", "<!-- /evidence -->"
+BASELINE = "grpo"
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceRun:
+    """One run that was started, and its measurements if it was finished."""
+
+    task: str
+    variant: str
+    seed: int
+    measured: Path | None
+    """The file of `measure_run`; None if the run has not come to its end."""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A column of the table."""
+
+    header: str
+    value: Callable[[Record], float | None]
+    factor: float = 100.0
+    digits: int = 1
+    within: Range = "share"
+    difference: Range = "difference"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _minus(name: str, before: str, after: str) -> Callable[[Record], float | None]:
+    def value(record: Record) -> float | None:
+        pairs = zip(record[name][before], record[name][after], strict=True)
+        return _mean([one - other for one, other in pairs if one is not None and other is not None])
+
+    return value
+
+
+def _opposed(name: str) -> Callable[[Record], float | None]:
+    def value(record: Record) -> float | None:
+        pairs = zip(record[name]["full"], record["contradicts"], strict=True)
+        return _mean([score for score, contradicts in pairs if contradicts])
+
+    return value
+
+
+ACCURACY = Measure(header="accuracy, %", value=lambda record: _mean(record["correct"]["full"]))
+TRUTH = Measure(header="probability of the truth, %", value=lambda record: _mean(record["truth"]["full"]))
+MEASURES = (
+    ACCURACY,
+    Measure(header="accuracy where the prior is wrong, %", value=_opposed("correct")),
+    TRUTH,
+    Measure(header="the same where the prior is wrong, %", value=_opposed("truth")),
+    Measure(header="usual word said, %", value=lambda record: _mean(record["usual"])),
+    Measure(header="late listening used, points", value=_minus("correct", "full", "deaf_late"), within="difference"),
+    Measure(header="the same, probability, points", value=_minus("truth", "full", "deaf_late"), within="difference"),
+    Measure(header="only late hears, %", value=lambda record: _mean(record["correct"]["only_late"])),
+    Measure(header="silence, %", value=lambda record: _mean(record["correct"]["silence"])),
+    Measure(header="late mass", value=lambda record: _mean(record["late_mass"]), factor=1.0, digits=3),
+    Measure(header="tokens", value=lambda record: _mean([float(count) for count in record["tokens"]]), factor=1.0,
+            within="positive", difference="real"),
+)  # fmt: skip
+
+
+def evidence_markdown(runs: Sequence[EvidenceRun], starts: Mapping[str, Path]) -> str:
+    """Tables by task: means over seeds, differences to GRPO with the same seed, and what they settle.
+
+    Args:
+        runs: every run that was started; those without measurements are counted and named.
+        starts: measurements of the policy that a task's runs start from.
+    """
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    return "\n\n".join(_task(task, [run for run in runs if run.task == task], starts.get(task)) for task in tasks)
+
+
+def _task(task: str, runs: Sequence[EvidenceRun], start: Path | None) -> str:
+    measured: dict[str, dict[int, Record]] = {}
+    for run in runs:
+        if run.measured is not None:
+            measured.setdefault(run.variant, {})[run.seed] = _read(run.measured)
+    unfinished = [f"{run.variant} seed {run.seed}" for run in runs if run.measured is None]
+    parts = [f"### {task}"]
+    if start is not None:
+        parts.append(admission(_read(start)))
+    if not measured:
+        return "\n\n".join([*parts, "No run is finished."])
+    shown = [
+        one
+        for one in MEASURES
+        if any(one.value(record) is not None for seeds in measured.values() for record in seeds.values())
+    ]
+    header = ["", "seeds", *(measure.header for measure in shown)]
+    rows = [
+        [name, str(len(seeds)), *(_level(_values(seeds, measure), measure) for measure in shown)]
+        for name, seeds in measured.items()
+    ]
+    parts.append(_table(header, rows))
+    if BASELINE in measured:
+        others = [name for name in measured if name != BASELINE]
+        base = measured[BASELINE]
+        parts.append("Minus GRPO, same seed: mean and 95 % t-interval over the seeds.")
+        rows = [
+            [name, str(len(base.keys() & measured[name].keys())), *(_gap(measured[name], base, one) for one in shown)]
+            for name in others
+        ]
+        parts.append(_table(header, rows))
+        parts.append("\n".join(f"- {line}" for name in others for line in _settled(name, measured[name], base)))
+    if unfinished:
+        parts.append(f"Started and not finished: {', '.join(unfinished)}.")
+    return "\n\n".join(parts)
+
+
+def admission(record: Record) -> str:
+    """Whether the task can test late listening, by the policy that its runs start from."""
+    gaps = [one - other for one, other in zip(record["correct"]["full"], record["correct"]["deaf_late"], strict=True)]
+    used = estimate(gaps)
+    assert used is not None
+    alone, full = _mean(record["correct"]["only_late"]), _mean(record["correct"]["full"])
+    text = (
+        f"Start: accuracy {_percent(full)}, with late tokens deaf {_percent(_mean(record['correct']['deaf_late']))}, "
+        f"when only late tokens hear {_percent(alone)}, with silence {_percent(_mean(record['correct']['silence']))} "
+        f"(chance {_percent(record['chance'])}). "
+    )
+    if used.low is not None and used.low > 0:
+        return text + "Late listening is used: the task can test it."
+    return text + "Late listening is not used: the task cannot test whether promoting it helps."
+
+
+def update_page(page: Path, table: str) -> None:
+    """Replace what stands between the page's markers; ValueError if it has none."""
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{page} has no {BEGIN} ... {END} to fill")
+    filled = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+    page.write_text(filled, encoding="utf-8")
+
+
+def _read(path: Path) -> Record:
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no measurements ({error}); delete it to have them made again") from error
+    return record
+
+
+def _values(seeds: Mapping[int, Record], measure: Measure) -> dict[int, float]:
+    found = {seed: measure.value(record) for seed, record in seeds.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _level(values: Mapping[int, float], measure: Measure) -> str:
+    found = estimate([*values.values()], measure.within)
+    return _shown(found, measure, "")
+
+
+def _gap(seeds: Mapping[int, Record], base: Mapping[int, Record], measure: Measure) -> str:
+    return _shown(_difference(seeds, base, measure), measure, "+")
+
+
+def _difference(seeds: Mapping[int, Record], base: Mapping[int, Record], measure: Measure) -> Estimate | None:
+    return paired_difference(_values(seeds, measure), _values(base, measure), measure.difference)
+
+
+def _settled(name: str, seeds: Mapping[int, Record], base: Mapping[int, Record]) -> list[str]:
+    lines = []
+    for measure, words in ((ACCURACY, "accuracy"), (TRUTH, "probability of the truth")):
+        found = _difference(seeds, base, measure)
+        if found is not None and found.low is not None and found.high is not None:
+            lines.append(f"{name}, {words} against GRPO: {difference_in_words(100 * found.low, 100 * found.high)}.")
+    return lines
+
+
+def _shown(found: Estimate | None, measure: Measure, sign: str) -> str:
+    if found is None:
+        return MISSING
+    scaled, layout = found.times(measure.factor), f"{sign}.{measure.digits}f"
+    interval = "" if scaled.low is None or scaled.high is None else f" [{scaled.low:{layout}}, {scaled.high:{layout}}]"
+    return f"{scaled.mean:{layout}}{interval}"
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
