@@ -164,7 +164,7 @@ def test_slices_of_a_batch_cover_it():
 
 
 def test_every_declared_signal_reaches_the_loss_row_by_row():
-    _, result = scored(ObjectiveConfig(behaviour_clip=2.0, perception_weight=0.02))
+    _, result = scored(ObjectiveConfig(behaviour_clip=2.0, perception_weight=0.02, signal="kl"))
     part = select_batch(result.batch, [2, 0])
     now = part.old_log_probs
     signals = TokenSignals(log_probs=now, entropy_nats=now, audio_mass=None)
