@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.fields import Count, Flag, Positive
 
 LoraTarget = Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
@@ -13,9 +14,9 @@ LoraTarget = Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 class LoraConfig:
     """Low-rank adapters on projections of every decoder layer, W x + alpha / rank * B A x; the decoder is frozen."""
 
-    rank: Annotated[int, Field(ge=1)] = 16
+    rank: Count = 16
     """Rows of A and columns of B."""
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    alpha: Positive = 32.0
     """The update B A is weighted by alpha / rank."""
     targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = (
         "linear_qkv",
@@ -39,10 +40,10 @@ class LoraConfig:
 class FreezeConfig:
     """Parts that are not trained; null is what the way of training needs: true with LoRA, false without."""
 
-    perception: bool | None = None
+    perception: Flag | None = None
     """The audio encoder, without its projector. If it is trained beside adapters, the reference keeps a copy of it."""
-    projector: bool | None = None
+    projector: Flag | None = None
     """What brings the encoder's frames to the decoder's width: `projection` of the convolutional encoder, modality
     adapter and `proj` of NeMo's."""
-    decoder: bool = False
+    decoder: Flag = False
     """The decoder's own weights, embeddings and norms included; adapters are trained all the same."""

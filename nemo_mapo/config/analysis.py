@@ -5,31 +5,29 @@ from typing import Annotated
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+from nemo_mapo.config.fields import AtLeastTwo, Count, OpenFraction, OrderSeed
 
 
 @config_class
 class AnalysisConfig:
     """Choices of the analysis that change its numbers; they are written beside them."""
 
-    max_items: Annotated[int, Field(ge=2)] | None = None
+    max_items: AtLeastTwo | None = None
     """Use only this many questions of the split, drawn at random with `seed`."""
-    batch_size: Annotated[int, Field(ge=2)] | None = None
+    batch_size: AtLeastTwo | None = None
     """Questions at a time; null is the split's. Clips are exchanged within a batch."""
-    ratios: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.05, 0.1, 0.3, 0.5)
+    ratios: Annotated[tuple[OpenFraction, ...], Field(min_length=1)] = (0.05, 0.1, 0.3, 0.5)
     """Shares of a clip that evidence masking silences (Table 4)."""
-    samples_per_item: Annotated[int, Field(ge=2)] = 4
+    samples_per_item: AtLeastTwo = 4
     """Completions of each question, sampled as in training, for accuracy against length."""
-    collapse_threshold: Share = 0.5
+    collapse_threshold: OpenFraction = 0.5
     """A completion has collapsed when its collapse index is above this."""
     late_after: Annotated[str, Field(min_length=1)] | None = None
     """Late tokens are those after the first occurrence of this text in a completion, early ones those before it (a
     description's full stop, say); null takes the last and the first third."""
-    seed: int = 0
+    seed: OrderSeed = 0
     """Of the choice of questions, random masks and sampling."""
     bootstrap_samples: Count = 2000
     """Of the intervals."""
-    confidence: Share = 0.95
+    confidence: OpenFraction = 0.95
     """Of the intervals."""

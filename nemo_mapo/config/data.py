@@ -8,10 +8,18 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.fields import (
+    Count,
+    CountOrZero,
+    Flag,
+    Fraction,
+    Name,
+    OrderSeed,
+    PathText,
+    Seconds,
+    SecondsOrZero,
+)
 from nemo_mapo.config.input_cfg import InputCfg, Item, check_items, sources_of
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 TARGET_FIELDS = frozenset({"question", "caption", "answer"})
 """What the templates of `TargetConfig` may name in braces."""
@@ -21,7 +29,7 @@ TARGET_FIELDS = frozenset({"question", "caption", "answer"})
 class PhaseConfig:
     """One phase of a curriculum."""
 
-    name: str
+    name: Name
     """What the log calls it."""
     input_cfg: Annotated[InputCfg, Field(min_length=1)]
     """What this phase draws from, as `input_cfg` of the split."""
@@ -46,40 +54,40 @@ class DatasetConfig:
     """As in NeMo: a list of items {type: lhotse, cuts_path: ...} | nemo | nemo_tarred | lhotse_shar |
     multimodal_conversation | group, or the path of a YAML file with such a list (docs/data.md). A `weight` has an item
     drawn more often than others (see `infinite`); inside a `group` it counts among the items of the group."""
-    manifest_filepath: str | None = None
+    manifest_filepath: PathText | None = None
     """Short for one item of type nemo, or nemo_tarred with `tarred_audio_filepaths`, in place of `input_cfg`."""
-    tarred_audio_filepaths: str | None = None
+    tarred_audio_filepaths: PathText | None = None
     """The archives of `manifest_filepath`, e.g. audio__OP_0..511_CL_.tar."""
-    cuts_path: str | None = None
+    cuts_path: PathText | None = None
     """Short for one item of type lhotse."""
-    shar_path: str | None = None
+    shar_path: PathText | None = None
     """Short for one item of type lhotse_shar."""
     phases: tuple[PhaseConfig, ...] = ()
     """A curriculum in place of `input_cfg`: one phase after the other, each for its number of steps."""
-    infinite: bool = False
+    infinite: Flag = False
     """Draw for ever, from each item of `input_cfg` as often as its weight says; needs trainer.mapo.max_steps. false: an
     epoch is one pass over all items (weights say how early an item is drawn), and epochs follow each other."""
-    bucket_duration_bins: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    bucket_duration_bins: Annotated[tuple[Seconds, ...], Field(min_length=1)] | None = None
     """Borders of duration buckets, seconds, ascending: a batch holds clips of one bucket, so little is padded. Its size
     stays `batch_size`; the budget in tokens is `model.packed_tokens`."""
     batch_size: Count = 8
     """Prompts per rollout batch."""
     sample_rate: Count = 16000
     """Hz; clips with another rate are refused."""
-    shuffle: bool = False
+    shuffle: Flag = False
     """Draw in another order every epoch."""
-    seed: int = 0
+    seed: OrderSeed = 0
     """Of the order."""
-    min_duration: Annotated[float, Field(ge=0)] = 0.1
+    min_duration: SecondsOrZero = 0.1
     """Seconds; shorter clips are left out."""
-    max_duration: Annotated[float, Field(gt=0)] = 30.0
+    max_duration: Seconds = 30.0
     """Seconds; longer clips are left out."""
     max_samples: Count | None = None
     """Use only the first this many cuts."""
     check_cuts: Count | None = None
     """At start-up look at the first this many cuts of every item of `input_cfg` only, where looking at all takes too
     long; what is wrong beyond them ends the run when it is drawn."""
-    max_unreadable: Annotated[int, Field(ge=0)] = 0
+    max_unreadable: CountOrZero = 0
     """Clips of a run that may turn out to be unreadable: each is replaced by another clip of its batch, logged and
     counted. One more ends the run."""
 
@@ -88,6 +96,10 @@ class DatasetConfig:
         check_items(self.items)
         for number, phase in enumerate(self.phases):
             check_items(phase.input_cfg, f"phases[{number}].input_cfg")
+        if self.min_duration > self.max_duration:
+            raise ValueError(
+                f"min_duration={self.min_duration} is above max_duration={self.max_duration}: no clip is both"
+            )
         bins = self.bucket_duration_bins
         if bins is not None and (list(bins) != sorted(set(bins)) or bins[0] <= 0):
             raise ValueError(f"bucket_duration_bins={list(bins)}: give seconds above 0 in ascending order")
@@ -158,9 +170,9 @@ class TargetConfig:
     """Reasoning for a cut without `reasoning` that has a `caption`; {question}, {caption}, {answer} are filled in."""
     from_answer: Annotated[str, Field(min_length=1)] | None = "The answer seems to be {answer}."
     """Reasoning for a cut that has neither; null refuses such cuts."""
-    text_only_share: Share = 0.0
+    text_only_share: Fraction = 0.0
     """Share of each batch whose clip is dropped, so that the text-only reference of MAPO stays in distribution."""
-    silent_clip_share: Share = 0.0
+    silent_clip_share: Fraction = 0.0
     """Share of each batch whose clip is silence, so that a silent clip leaves a guess among the choices."""
 
     def __post_init__(self) -> None:
@@ -181,13 +193,13 @@ class DataConfig:
     train_ds: DatasetConfig
     validation_ds: DatasetConfig
     test_ds: DatasetConfig | None = None
-    corpus_dir: str | None = None
+    corpus_dir: PathText | None = None
     """Directory that the paths of this section refer to by interpolation; read by nothing else."""
-    prepared_dir: str | None = None
+    prepared_dir: PathText | None = None
     """Another such directory: what examples/prepare_data.py wrote."""
     phase_steps: tuple[Count, ...] | None = None
     """Lengths that `train_ds.phases` refer to by interpolation; read by nothing else."""
-    tokenizer: str
+    tokenizer: PathText
     """Directory of a Hugging Face tokenizer."""
     prompt: PromptConfig = PromptConfig()
     target: TargetConfig = TargetConfig()

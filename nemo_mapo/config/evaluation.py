@@ -1,16 +1,15 @@
 """The whole config of `examples/evaluate.py`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.data import PromptConfig
+from nemo_mapo.config.fields import Count, Flag, OpenFraction, OrderSeed, PathText, Seconds, SecondsOrZero, Seed
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.rewards import JudgeConfig
-from nemo_mapo.config.run import MAX_SEED, PretrainedConfig, RolloutConfig
-
-Count = Annotated[int, Field(ge=1)]
+from nemo_mapo.config.run import PretrainedConfig, RolloutConfig
 
 
 @config_class
@@ -19,14 +18,14 @@ class BenchmarkConfig:
 
     name: Literal["mmau", "mmar", "mmsu", "mmau_pro", "multiple_choice"]
     """The layout of the file."""
-    items_path: str
+    items_path: PathText
     """The published file: .json, .jsonl or .parquet. With `multiple_choice` your questions: also .csv, or cuts."""
-    audio_root: str | None = None
+    audio_root: PathText | None = None
     """Directory that the file's audio paths start from; null is the directory of the file."""
     fields: dict[str, str | None] = Field(default_factory=dict)
     """Our name of a field to its key in the file, where that is not the published one; null leaves out its tables. With
     `multiple_choice` also fields of yours to tabulate by."""
-    keep_defective: bool = False
+    keep_defective: Flag = False
     """Keep items whose answer is not among their choices in the denominator, instead of refusing the file."""
     closed_rule: Literal["strict", "embedding"] = "strict"
     """How a response names a choice: by its text or letter, or as the one with the nearest embedding (MMAU-Pro's)."""
@@ -36,14 +35,14 @@ class BenchmarkConfig:
 class EvaluationDataConfig:
     """How items become prompts."""
 
-    tokenizer: str
+    tokenizer: PathText
     """Directory of a Hugging Face tokenizer."""
     prompt: PromptConfig = PromptConfig()
     sample_rate: Count = 16000
     """Hz; clips of another rate are resampled, channels are averaged."""
-    max_clip_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_clip_seconds: Seconds | None = None
     """Longer clips are cut to their beginning, and counted in the results; null reads them whole."""
-    clip_gap_seconds: Annotated[float, Field(ge=0)] | None = None
+    clip_gap_seconds: SecondsOrZero | None = None
     """Join the clips of an item that has several, in published order, with this silence between them; null gives them
     to the model one by one."""
 
@@ -54,9 +53,9 @@ class StatisticsConfig:
 
     bootstrap_samples: Count = 10000
     """Resampled item sets, for ratings: right and wrong answers have intervals in closed form."""
-    seed: int = 0
+    seed: OrderSeed = 0
     """Of the resampling."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: OpenFraction = 0.95
     """Of the intervals."""
 
 
@@ -64,11 +63,11 @@ class StatisticsConfig:
 class EvaluationConfig:
     """The whole config of `examples/evaluate.py`."""
 
-    output_dir: str = "runs/evaluation"
+    output_dir: PathText = "runs/evaluation"
     """Where predictions and results are written; an evaluation that was cut off goes on from what is there."""
-    seed: Annotated[int, Field(ge=0, lt=MAX_SEED)] = 0
+    seed: Seed = 0
     """Of sampling, where rollout.sampling.temperature is not 0."""
-    shuffle_choices: int | None = None
+    shuffle_choices: OrderSeed | None = None
     """Seed of another order of each question's choices; null shows the published order."""
     template: Literal["think", "think_answer", "reasoning", "mpar2", "none"] = "think"
     """What surrounds the answer in a completion; `none` takes the whole completion as the answer."""

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.explain import nearest
+from nemo_mapo.config.fields import Flag, PathText
 
 _WANDB_KEYS: Final = (
     *("name", "project", "entity", "group", "job_type", "tags", "notes", "config", "id", "version", "offline", "mode"),
@@ -36,17 +37,17 @@ _OFFLINE: Final = ("offline", "disabled", "dryrun")
 class ExpManagerConfig:
     """NeMo's experiment manager (the part that a run directory needs)."""
 
-    explicit_log_dir: str = "runs/mapo"
+    explicit_log_dir: PathText = "runs/mapo"
     """The run directory. The shipped configs say exp_dir/name."""
-    exp_dir: str | None = None
+    exp_dir: PathText | None = None
     """Directory of runs, as in NeMo; `explicit_log_dir` refers to it."""
-    name: str | None = None
+    name: PathText | None = None
     """Name of the run in `exp_dir`, as in NeMo; `explicit_log_dir` refers to it."""
-    resume_if_exists: bool = False
+    resume_if_exists: Flag = False
     """Continue from the newest checkpoint in the run directory."""
-    create_tensorboard_logger: bool = True
+    create_tensorboard_logger: Flag = True
     """Write TensorBoard events."""
-    create_wandb_logger: bool = False
+    create_wandb_logger: Flag = False
     """Log to Weights & Biases."""
     wandb_logger_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of Lightning's WandbLogger; unless given, name is that of the run directory and project nemo-mapo."""

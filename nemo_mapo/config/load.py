@@ -21,13 +21,13 @@ class ConfigError(ValueError):
         super().__init__("\n".join([f"config: {count}", *(f"  {problem}" for problem in problems)]))
 
 
-def load(composed: DictConfig | Mapping[str, Any] | None, schema: type[T], *, under: str = "") -> T:
+def load(composed: Any, schema: type[T], *, under: str = "") -> T:
     """Check a whole config at once.
 
         load(compose(Path("conf/train_mapo.yaml"), ["objective=grpo"]), RunConfig).objective.mask  # "none"
 
     Args:
-        composed: what Hydra composed, or nested dictionaries; None is an empty section.
+        composed: what Hydra composed, or nested dictionaries that were recorded; None is an empty section.
         schema: class of the result, made with `config_class`.
         under: path of the section, if it is not the whole config.
 

@@ -6,11 +6,24 @@ from pydantic import Field
 
 from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.fields import (
+    AtLeastTwo,
+    Count,
+    CountOrZero,
+    Decay,
+    Epsilon,
+    Flag,
+    Index,
+    LearningRate,
+    LearningRateOrZero,
+    PathText,
+    Positive,
+    Seconds,
+    Weight,
+)
 from nemo_mapo.config.precision import PrecisionConfig
 
-Count = Annotated[int, Field(ge=1)]
 RecomputeModule = Literal["core_attn", "mlp", "moe", "layernorm"]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 RopeScaling = Literal["linear", "llama3"]
 
 
@@ -22,9 +35,9 @@ class ConvPerceptionConfig:
     """Small convolutional encoder."""
     mel_bins: Count = 32
     """Log-mel features per frame."""
-    hop_seconds: Annotated[float, Field(gt=0)] = 0.02
+    hop_seconds: Seconds = 0.02
     """Distance of frames."""
-    window_seconds: Annotated[float, Field(gt=0)] = 0.04
+    window_seconds: Seconds = 0.04
     """Length of a frame's window."""
     channels: Count = 128
     """Width of the convolutions."""
@@ -43,7 +56,7 @@ class NemoPerceptionConfig:
     features: Literal["nemo_2_3", "nemo_2_5"] = "nemo_2_3"
     """Whose mel features: those of NeMo up to 2.3, or those since 2.5, which fill the edges of a clip up with zeros
     instead of mirrored samples and count one frame less."""
-    restore_from_path: str | None = None
+    restore_from_path: PathText | None = None
     """A .nemo file of an ASR model: a run starts with its preprocessor and encoder, and with the rest of
     pretrained_checkpoint, if that is given."""
 
@@ -86,7 +99,7 @@ class QwenOmniPerceptionConfig:
     """The model's thinker_config.audio_config; without a projector its output_dim is the decoder's hidden size."""
     features: dict[str, Any]
     """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
-    whole_frames: bool = False
+    whole_frames: Flag = False
     """Qwen3-Omni: fill a clip up with zeros to whole feature frames (10 ms), as vLLM does; its own processor drops what
     is left over. rollout.backend=vllm needs it."""
     projector: ProjectorConfig | None = None
@@ -117,31 +130,31 @@ class DecoderConfig:
     """Inner width of the SwiGLU."""
     max_position_embeddings: Count = 512
     """Longest prompt + completion, in tokens."""
-    rotary_base: Annotated[int, Field(gt=0)] = 10000
+    rotary_base: Count = 10000
     """Base of the rotary position embedding."""
     rope_scaling: RopeScaling | None = None
     """How rotary frequencies are stretched for longer contexts: all alike, or by Llama 3.1's rule; null is not."""
-    rope_scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    rope_scaling_factor: Positive = 1.0
     """Factor of `rope_scaling`."""
-    qk_layernorm: bool = True
+    qk_layernorm: Flag = True
     """RMS-normalise queries and keys per head."""
-    layernorm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    layernorm_epsilon: Epsilon = 1e-6
     """Added to the mean square of every RMSNorm."""
-    init_method_std: Annotated[float, Field(gt=0)] = 0.02
+    init_method_std: Positive = 0.02
     """Standard deviation of the initial weights."""
-    share_embeddings_and_output_weights: bool = True
+    share_embeddings_and_output_weights: Flag = True
     """Tied output head."""
-    add_qkv_bias: bool = False
+    add_qkv_bias: Flag = False
     """Biases on the query, key and value projections (Qwen2.5)."""
     vocab_size: Count | None = None
     """Rows of the embedding, where there are more than tokens (Qwen pads it); null is the tokenizer's length."""
-    num_moe_experts: Annotated[int, Field(ge=2)] | None = None
+    num_moe_experts: AtLeastTwo | None = None
     """Experts per layer; null is a dense decoder."""
     moe_router_topk: Count = 2
     """Experts that a token visits; their router weights are normalised to sum to 1."""
     moe_ffn_hidden_size: Count = 128
     """Inner width of an expert's SwiGLU."""
-    moe_aux_loss_coeff: Annotated[float, Field(ge=0)] = 0.0
+    moe_aux_loss_coeff: Weight = 0.0
     """Weight of the load-balancing loss, a mean over micro-batches; 0 is off. It sees padding tokens too."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Activation recompute: whole layers below the first target layer, or the named modules of every layer."""
@@ -170,9 +183,9 @@ class SchedulerConfig:
 
     name: Literal["constant", "cosine"] = "constant"
     """Shape after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    warmup_steps: CountOrZero = 5
     """Linear warm-up."""
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    min_lr: LearningRateOrZero = 0.0
     """Floor of the cosine, reached at the last step."""
 
 
@@ -182,15 +195,19 @@ class OptimizerConfig:
 
     name: Literal["adamw"] = "adamw"
     """torch AdamW."""
-    lr: Annotated[float, Field(gt=0)] = 1e-6
+    lr: LearningRate = 1e-6
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Epsilon = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Weight = 0.0
     """Of matrices; norms and biases have none."""
     sched: SchedulerConfig = SchedulerConfig()
+
+    def __post_init__(self) -> None:
+        if self.sched.min_lr > self.lr:
+            raise ValueError(f"sched.min_lr={self.sched.min_lr} is above lr={self.lr}, the peak: the rate would rise")
 
 
 @config_class
@@ -199,9 +216,9 @@ class ModelConfig:
 
     perception: PerceptionConfig = ConvPerceptionConfig()
     decoder: DecoderConfig = DecoderConfig()
-    from_scratch: bool = False
+    from_scratch: Flag = False
     """Start from random weights if the run has neither warm start nor checkpoint; false refuses such a run."""
-    target_layers: tuple[int, ...] | None = None
+    target_layers: tuple[Index, ...] | None = None
     """0-based decoder layers whose audio mass is measured; null is the last five (or all, if fewer)."""
     micro_batch_size: Count = 32
     """Completions per forward pass (of one data-parallel rank)."""
@@ -209,11 +226,11 @@ class ModelConfig:
     """Completions per optimiser step, over all data-parallel ranks."""
     packed_tokens: Count | None = None
     """Train on rows packed up to this many tokens, without padding, instead of `micro_batch_size` padded rows."""
-    shared_prompts: bool = True
+    shared_prompts: Flag = True
     """Read a prompt once for all of its completions in a forward pass; false reads it again for each."""
     tensor_model_parallel_size: Count = 1
     """Ranks that share out heads, feed-forward columns and vocabulary."""
-    sequence_parallel: bool = False
+    sequence_parallel: Flag = False
     """Share out norms and residuals over the tensor-parallel ranks, by position."""
     pipeline_model_parallel_size: Count = 1
     """Stages; all target layers must lie on the last one."""
@@ -227,7 +244,7 @@ class ModelConfig:
     lora: LoraConfig | None = None
     """Train low-rank adapters; with them off the policy is its own reference. null trains the decoder's weights."""
     freeze: FreezeConfig = FreezeConfig()
-    offload_reference: bool = False
+    offload_reference: Flag = False
     """Keep the frozen copy that full fine-tuning needs in host memory, but for its passes (on a GPU)."""
     optim: OptimizerConfig = OptimizerConfig()
 

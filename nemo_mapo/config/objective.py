@@ -5,11 +5,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.fields import (
+    AboveOne,
+    Count,
+    CountOrZero,
+    Epsilon,
+    Flag,
+    Fraction,
+    OneOrAbove,
+    OpenFraction,
+    Positive,
+    PositiveFraction,
+    Threshold,
+    Weight,
+)
 
 UniversalTag = Literal["ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "VERB", "X"]
 Signal = Literal["delta_entropy", "kl", "jsd", "log_ratio"]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 @config_class
@@ -20,20 +32,20 @@ class ObjectiveConfig:
     """`relevance` weights the policy gradient by Eq. 1; `entropy` keeps the `entropy_share` of a completion's tokens at
     which the policy is least certain, `vppo` the `vppo_share` that depend most on the audio (arXiv 2510.09285); `none`
     gives every token weight 1 (plain GRPO)."""
-    entropy_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    entropy_share: PositiveFraction = 0.2
     """Share of tokens that `mask=entropy` keeps (arXiv 2506.01939 keeps 20 %)."""
-    vppo_share: Annotated[float, Field(gt=0, le=1)] = 0.4
+    vppo_share: PositiveFraction = 0.4
     """Share of tokens that `mask=vppo` keeps; the authors' 0.4."""
-    vppo_scale_floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    vppo_scale_floor: Fraction | None = None
     """VPPO's shaping of advantages by a completion's mean dependency on the audio: the least factor (the authors' 0.9);
     null shapes none."""
-    perception_weight: NonNegative = 0.0
+    perception_weight: Weight = 0.0
     """gamma of PAPO's perception term (arXiv 2507.06448; the authors' 0.01 to 0.02); 0 is off."""
-    entropy_weight: NonNegative = 0.0
+    entropy_weight: Weight = 0.0
     """Weight of an entropy penalty: eta of PAPO (the authors' 0.03 to 0.05), 0.06 in VPPO; 0 is off."""
-    eta: NonNegative = 0.1
+    eta: Weight = 0.1
     """Weight of the attention loss; 0 is exactly mask-only."""
-    beta: NonNegative = 0.002
+    beta: Weight = 0.002
     """Weight of the KL penalty against the frozen reference."""
     tau_base: Positive = 1.0
     """Base temperature of both masks; the temperature is tau_base * ln(max(T, 2))."""
@@ -41,59 +53,59 @@ class ObjectiveConfig:
     """What both masks take for the relevance of the audio to a token. `delta_entropy` is the paper's delta h; the rest
     are ours and compare the policy at rollout with the text-only reference: `kl` and `jsd` of the full distributions,
     which see a change of mode at equal entropy, and `log_ratio` of the token that was drawn (docs/equations.md)."""
-    normalize_delta_h: bool = False
+    normalize_delta_h: Flag = False
     """Divide |delta h| by its mean over the completion before the masks (ours; sharpens masks at small delta h)."""
-    kappa: NonNegative = 1.0
+    kappa: Weight = 1.0
     """Exponent of the temporal weight (t / T)^kappa."""
     mask_clip: Positive = 5.0
     """C_mask, the cap of both masks."""
     prefactor_clip: Positive = 3.0
     """C_pref, the cap of gate times |advantage| in the attention loss."""
-    fail_gate_floor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    fail_gate_floor: Fraction = 0.1
     """alpha, the gate's value on completions that did not fail."""
-    fail_threshold: float = 0.0
+    fail_threshold: Threshold = 0.0
     """theta_fail: a completion failed when its accuracy reward is at most this."""
-    advantage_floor: NonNegative = 0.1
+    advantage_floor: Weight = 0.1
     """Least |advantage| in the attention loss on failed completions."""
-    attention_epsilon: Positive = 1e-6
+    attention_epsilon: Epsilon = 1e-6
     """Added to the audio mass inside the logarithm."""
-    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_ratio: OpenFraction = 0.2
     """epsilon, the lower (and by default upper) clip of the importance ratio."""
     clip_ratio_high: Positive | None = None
     """Upper clip when it differs from `clip_ratio` (clip-higher, DAPO)."""
     surrogate: Literal["ppo", "cispo"] = "ppo"
     """`ppo` clips the objective; `cispo` caps the detached importance weight at 1 + `clip_ratio_high` and keeps every
     token's gradient (arXiv 2506.13585)."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: AboveOne | None = None
     """Bound c of the dual clip: for negative advantages the loss is at most c * |A|. None switches it off."""
-    behaviour_clip: Annotated[float, Field(ge=1)] | None = None
+    behaviour_clip: OneOrAbove | None = None
     """C, the cap of the importance weight pi_old / mu of a token, where mu is the distribution that it was drawn from
     (earlier weights, temperature, top-k, top-p). None takes every token as drawn from pi_old."""
-    truncation_clip: Annotated[float, Field(ge=1)] | None = 2.0
+    truncation_clip: OneOrAbove | None = 2.0
     """C where `behaviour_clip` is null and rollout.sampling cuts the distribution off (top_k, top_p); null is none."""
     aggregation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
     """How token losses become one number: mean per completion then over completions (paper), one mean over all
     tokens (DAPO), or the sum over a constant length (Dr.GRPO)."""
-    dr_grpo_length: Annotated[int, Field(gt=0)] | None = None
+    dr_grpo_length: Count | None = None
     """Constant length of `dr_grpo`; required there."""
     ratio: Literal["token", "sequence"] = "token"
     """`sequence` takes GSPO's length-normalised sequence ratio."""
     advantages: Literal["total", "per_reward"] = "total"
     """What is compared within a group: the total reward, or each reward on its own, normalised before they are added
     and then over the rollout batch (GDPO, arXiv 2601.05242)."""
-    advantage_std: bool = True
+    advantage_std: Flag = True
     """Divide centred rewards by the group's standard deviation."""
-    advantage_epsilon: Positive = 1e-4
+    advantage_epsilon: Epsilon = 1e-4
     """Added to the standard deviation."""
-    overlong_filter: bool = False
+    overlong_filter: Flag = False
     """Leave completions cut at the length limit out of the policy gradient."""
-    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    overlong_buffer: CountOrZero = 0
     """Soft overlong penalty: reward falls linearly by up to 1 over this many tokens before the limit; 0 is off."""
     head_reduction: Literal["max", "mean"] = "max"
     """How the audio mass of a layer's heads becomes one number."""
-    keep_placeholders: bool = False
+    keep_placeholders: Flag = False
     """Text reference keeps the audio positions (without audio embeddings) instead of dropping span and markers."""
-    log_grounding: bool = True
+    log_grounding: Flag = True
     """Measure audio mass and differential entropy for the curves even where no term of the loss needs them."""
     pos_tags: Annotated[tuple[UniversalTag, ...], Field(min_length=1)] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
     """Universal part-of-speech tags that count as substantive."""

@@ -1,13 +1,10 @@
 """FP8 in the linear layers (and, where it can be, in attention), in Megatron's names."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from nemo_mapo.config.base import config_class
-
-Count = Annotated[int, Field(ge=1)]
+from nemo_mapo.config.fields import Count, CountOrZero, Flag
 
 
 @config_class
@@ -18,23 +15,23 @@ class PrecisionConfig:
     """Format: `hybrid` has e5m2 gradients, `e4m3` is e4m3 throughout; null is no FP8."""
     fp8_recipe: Literal["delayed", "tensorwise", "mxfp8"] = "delayed"
     """How tensors are scaled: by past maxima, by their own maximum, or in blocks of 32 (compute capability 10.x)."""
-    fp8_margin: Annotated[int, Field(ge=0)] = 0
+    fp8_margin: CountOrZero = 0
     """Delayed scaling: the scale is this many powers of two smaller than it could be."""
     fp8_amax_history_len: Count = 1
     """Delayed scaling: past maxima that are kept."""
     fp8_amax_compute_algo: Literal["most_recent", "max"] = "most_recent"
     """Delayed scaling: which of the past maxima sets the scale."""
-    fp8_wgrad: bool = True
+    fp8_wgrad: Flag = True
     """Whether weight gradients are computed in FP8 too (delayed scaling)."""
-    fp8_dot_product_attention: bool = False
+    fp8_dot_product_attention: Flag = False
     """FP8 attention for the output; only with delayed scaling. docs/transformer_engine.md says where it is legal."""
-    tp_only_amax_red: bool = False
+    tp_only_amax_red: Flag = False
     """Share maxima over tensor-parallel ranks alone, not over data-parallel ones."""
-    first_last_layers_bf16: bool = False
+    first_last_layers_bf16: Flag = False
     """Keep the first and the last layers in bfloat16 (not with delayed scaling)."""
-    num_layers_at_start_in_bf16: Annotated[int, Field(ge=0)] = 1
+    num_layers_at_start_in_bf16: CountOrZero = 1
     """How many of the first layers."""
-    num_layers_at_end_in_bf16: Annotated[int, Field(ge=0)] = 1
+    num_layers_at_end_in_bf16: CountOrZero = 1
     """How many of the last layers."""
 
     def __post_init__(self) -> None:

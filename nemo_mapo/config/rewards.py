@@ -7,30 +7,40 @@ from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
 
 from nemo_mapo.config.base import config_class
-
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
+from nemo_mapo.config.fields import (
+    Count,
+    Flag,
+    Fraction,
+    OpenFraction,
+    PathText,
+    Seconds,
+    SecondsOrZero,
+    Temperature,
+    Url,
+    Variable,
+    Weight,
+)
 
 
 @config_class
 class JudgeConfig:
     """OpenAI-compatible server that judges texts and embeds them."""
 
-    base_url: str | None = None
+    base_url: Url | None = None
     """Address up to and with /v1; null is no server."""
     model: str | None = None
     """Chat model that judges; the authors of MMAU-Pro use Qwen2.5-7B-Instruct."""
     embedding_model: str | None = None
     """Model of `closed_rule: embedding`; the authors of MMAU-Pro use NV-Embed-v2."""
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: Variable = "OPENAI_API_KEY"
     """Environment variable that holds the key, if the server wants one."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    timeout_seconds: Seconds = 60.0
     """Of one request."""
     max_attempts: Count = 9
     """Requests for one reply, the first included; with the pauses of the defaults an outage of a minute is outlived."""
-    pause_seconds: Annotated[float, Field(ge=0)] = 1.0
+    pause_seconds: SecondsOrZero = 1.0
     """Before the second attempt; doubled for each one after up to 30 s, and varied at random by half."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Temperature = 0.0
     """Of the judge; its authors sample at 0.1."""
     max_tokens: Count = 512
     """Of the judge's reply."""
@@ -70,7 +80,7 @@ class ConsistencyTerm:
     """Factor in the sum; at 0 it is not computed."""
     decided_by: Literal["rule", "model"] = "rule"
     """A rule for templated text, or the judge."""
-    conditional_on_correct: bool = False
+    conditional_on_correct: Flag = False
     """Ask the judge only where the answer is right; elsewhere it is 0."""
 
     @property
@@ -111,9 +121,9 @@ class ReasoningStepsTerm:
     """Which reward."""
     weight: Weight
     """Factor in the sum; at 0 it is not computed."""
-    step_floor: Annotated[float, Field(gt=0, lt=1)]
+    step_floor: OpenFraction
     """Least score of a reasoning step inside the geometric mean; not published."""
-    step_share: Annotated[float, Field(ge=0, le=1)]
+    step_share: Fraction
     """Share of the steps in the reward of the reasoning, the rest is the judge's view of the whole; not published."""
     asks_judge: ClassVar[bool] = True
 
@@ -196,9 +206,9 @@ class RewardsConfig:
     """`<think>...</think>answer`, with `<answer>...</answer>` around the answer (`think_answer`),
     `<reasoning>...</reasoning><answer>...</answer>`, or MPAR2's (docs/rewards.md)."""
     judge: JudgeConfig = JudgeConfig()
-    judge_cache: str | None = None
+    judge_cache: PathText | None = None
     """File that remembers the judge's verdicts over steps and runs; null remembers nothing."""
-    max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_missing_share: Fraction = 0.1
     """Share of a rollout batch's verdicts that may be missing; above it the run saves and stops."""
     tars: TarsConfig | None = None
     """Alignment with text-conditioned completions, added to the rewards of those that hear; null is off."""

@@ -1,17 +1,14 @@
 """Engines beside the default one: vLLM, and TensorRT-LLM."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from nemo_mapo.config.base import config_class
+from nemo_mapo.config.fields import Count, Flag, PathText, Port, Positive, Seconds, Variable
 
 if TYPE_CHECKING:
     from nemo_mapo.config.model import ModelConfig
     from nemo_mapo.config.run import RunConfig
 
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -20,24 +17,24 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class VllmConfig:
     """vLLM (`rollout.backend: vllm`), on this machine or elsewhere."""
 
-    launch: bool = True
+    launch: Flag = True
     """Start a server beside the trainer, watch it and stop it; false asks those of `urls`."""
     urls: tuple[str, ...] = ()
     """Servers that examples/serve_vllm.py started, e.g. http://node7:8000; a batch's prompts are shared out, and go to
     another when one fails."""
-    python: str = ".venv-vllm/bin/python"
+    python: PathText = ".venv-vllm/bin/python"
     """Interpreter of the environment that has vLLM, to start servers with; `make vllm` builds this one."""
     host: str = "127.0.0.1"
     """Address that examples/serve_vllm.py listens at."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    port: Port = 8000
     """Its port; `launch` takes a free one."""
     serve_args: tuple[str | int | float, ...] = ()
     """Further arguments of `vllm serve`, e.g. ["--tensor-parallel-size", "4"]."""
     start_seconds: Seconds = 900.0
     """A started server has to answer by then."""
-    original: str | None = None
+    original: PathText | None = None
     """Hugging Face directory of a Qwen Omni model, or what examples/import_hf.py keeps of it (OUTPUT/original)."""
-    api_key_variable: str = "VLLM_API_KEY"
+    api_key_variable: Variable = "VLLM_API_KEY"
     """Environment variable that holds the servers' key, if they want one; `launch` makes up a key of its own."""
     timeout_seconds: Seconds = 600.0
     """Of one request, and of each step of a weight update."""
@@ -47,12 +44,12 @@ class VllmConfig:
     """Longest pause before the second attempt; twice as long for each one after, up to 30 s, varied at random."""
     max_in_flight: Count = 64
     """Requests under way at a time."""
-    sync_dir: str | None = None
+    sync_dir: PathText | None = None
     """Directory of the run's own for model files, updates and logs, on storage that trainer and servers share; null is
     `vllm` in the run directory."""
     weight_sync: Literal["directory", "nccl"] = "directory"
     """How weights get into servers: as files in `sync_dir`, or over NCCL from the trainer's first GPU into vLLM's."""
-    bucket_megabytes: Annotated[float, Field(gt=0)] = 512.0
+    bucket_megabytes: Positive = 512.0
     """Weights are written in files, or sent in pieces, of about this size."""
 
     def __post_init__(self) -> None:
@@ -105,9 +102,9 @@ class VllmConfig:
 class TrtllmConfig:
     """TensorRT-LLM in the trainer's process (`rollout.backend: trtllm`), in NeMo-Aligner's names."""
 
-    trt_model_dir: str = "runs/trt_llm_model"
+    trt_model_dir: PathText = "runs/trt_llm_model"
     """Each process builds its engine in a folder of its own here, which goes with it; as fast a disk as there is."""
-    unload_engine_train: bool = True
+    unload_engine_train: Flag = True
     """Unload the engine while the policy is trained; false keeps it in GPU memory beside the policy."""
     max_prompt_embedding_table_size: Count = 16384
     """Audio tokens of the clips in one engine batch, at most; batches are cut to fit."""

@@ -1,13 +1,12 @@
 """Everything around the model: data, rollouts, rewards, trainer, run directory; and the whole config."""
 
 from dataclasses import replace
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.data import DataConfig
 from nemo_mapo.config.exp_manager import ExpManagerConfig
+from nemo_mapo.config.fields import Count, CountOrZero, PathText, Positive, PositiveFraction, Seed, Temperature
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
@@ -15,27 +14,23 @@ from nemo_mapo.config.rollout import TrtllmConfig, VllmConfig
 from nemo_mapo.config.trainer import TrainerConfig
 from nemo_mapo.config.warm_start import WarmStartConfig
 
-Count = Annotated[int, Field(ge=1)]
-
-MAX_SEED = 2**19
-"""Every row of every step of every run gets a seed of its own in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
 MAX_COMPLETIONS_PER_STEP = 2**20
-"""The rows in that."""
+"""Rows of a step that have seeds of their own (`fields.MAX_SEED`)."""
 
 
 @config_class
 class SamplingConfig:
     """How tokens are drawn."""
 
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Temperature = 1.0
     """0 is greedy."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: CountOrZero = 0
     """Keep the k most likely tokens; 0 is off."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveFraction = 1.0
     """Keep the smallest set of tokens whose probability reaches this; 1 is off."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Positive = 1.0
     """Divide (positive) or multiply (negative) the logits of tokens already in the completion; 1 is off."""
-    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    min_new_tokens: CountOrZero = 0
     """The end-of-turn token is not drawn before this many tokens."""
     max_new_tokens: Count = 120
     """Completions are cut here."""
@@ -55,7 +50,7 @@ class RolloutConfig:
     batch_size: Count = 64
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
-    log_prob_alarm: Annotated[float, Field(gt=0)] = 0.1
+    log_prob_alarm: Positive = 0.1
     """Mean difference of a token's log-prob in the engine and in training, in nats, above which a warning is given."""
     vllm: VllmConfig | None = None
     """The servers of `backend: vllm`."""
@@ -79,7 +74,7 @@ class RolloutConfig:
 class PretrainedConfig:
     """Start weights that were made before."""
 
-    restore_from_path: str | None = None
+    restore_from_path: PathText | None = None
     """A nemo-mapo checkpoint directory; it takes the place of the warm start."""
 
 
@@ -87,7 +82,7 @@ class PretrainedConfig:
 class RunConfig:
     """The whole config of `examples/train_mapo.py`."""
 
-    seed: Annotated[int, Field(ge=0, lt=MAX_SEED)] = 1234
+    seed: Seed = 1234
     """Of sampling; a row's randomness follows from seed, step and row."""
     trainer: TrainerConfig = TrainerConfig()
     exp_manager: ExpManagerConfig = ExpManagerConfig()

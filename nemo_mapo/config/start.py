@@ -29,6 +29,7 @@ def check_start(config: RunConfig) -> None:
             directory that is in use, another number of processes than the config says.
     """
     problems = [
+        *_no_reward(config),
         *_no_start(config),
         *_missing_files(config),
         *_missing_manifests(config),
@@ -70,6 +71,13 @@ def used_directory(config: RunConfig) -> Iterator[str]:
             f"{where} already holds a run; choose another directory, "
             "or set exp_manager.resume_if_exists=true to continue it"
         )
+
+
+def _no_reward(config: RunConfig) -> Iterator[str]:
+    """Why nothing would be learned from rollouts."""
+    earns = any(term.weight > 0 for term in config.rewards.terms.values()) or config.rewards.tars is not None
+    if not config.supervised and not earns:
+        yield "rewards.terms: every weight is 0, so all completions earn the same: give one a weight above 0"
 
 
 def _no_start(config: RunConfig) -> Iterator[str]:

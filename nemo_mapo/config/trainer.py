@@ -2,11 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from nemo_mapo.config.base import config_class
-
-Count = Annotated[int, Field(ge=1)]
+from nemo_mapo.config.fields import AtLeastTwo, Count, CountOrZero, Positive, Steps
 
 
 @config_class
@@ -21,7 +20,7 @@ class DynamicSamplingConfig:
 class AsynchronousConfig:
     """The next rollout batch is generated while this one is trained on (docs/rollouts.md)."""
 
-    max_staleness: Annotated[int, Field(ge=0, le=1)] = 1
+    max_staleness: Annotated[int, Strict(), Field(ge=0, le=1)] = 1
     """Rollout batches that the weights sampled from may be behind those that are trained; 0 is the synchronous run."""
 
 
@@ -31,13 +30,13 @@ class LoopConfig:
 
     max_epochs: Count = 1
     """Passes over the training split, unless `max_steps` ends the run earlier."""
-    max_steps: Annotated[int, Field(ge=-1)] = -1
+    max_steps: Steps = -1
     """Batches of the training split to train on; -1 is whole epochs."""
-    val_check_interval: Annotated[int, Field(ge=0)] = 20
+    val_check_interval: CountOrZero = 20
     """Validate every this many steps (and at the end); 0 is never."""
-    save_interval: Annotated[int, Field(ge=0)] = 20
+    save_interval: CountOrZero = 20
     """Checkpoint every this many steps and at the end; 0 is never."""
-    gradient_clip_val: Annotated[float, Field(gt=0)] = 1.0
+    gradient_clip_val: Positive = 1.0
     """Global gradient norm is clipped to this."""
     max_time_per_run: Annotated[str, Field(pattern=r"^\d+:\d{1,2}:\d{1,2}:\d{1,2}$")] | None = None
     """DD:HH:MM:SS after which the run saves and stops."""
@@ -58,7 +57,7 @@ class LoopConfig:
 class MapoTrainerConfig(LoopConfig):
     """NeMo-Aligner's trainer section."""
 
-    num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
+    num_rollouts_per_prompt: AtLeastTwo = 8
     """G, the group size; group advantages need at least 2."""
     dynamic_sampling: DynamicSamplingConfig | None = None
     """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""

@@ -1,12 +1,9 @@
 """The supervised start of the embedded run."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from nemo_mapo.config.base import config_class
-
-Count = Annotated[int, Field(ge=1)]
+from nemo_mapo.config.fields import Count, Fraction, LearningRate, OrderSeed, PathText, Weight
 
 
 @config_class
@@ -19,10 +16,10 @@ class WarmStartStageConfig:
     """Optimiser steps."""
     batch_size: Count
     """Texts per step."""
-    only_late_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    only_late_share: Fraction = 0.0
     """Share of samples in which only what follows the first full stop hears the audio, so that listening late is
     learned at all (see docs/grounding.md, "only late tokens hear")."""
-    truth_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    truth_share: Fraction = 1.0
     """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
 
 
@@ -30,20 +27,20 @@ class WarmStartStageConfig:
 class WarmStartConfig:
     """Supervised start of the embedded run; its result is cached by the hash of what it depends on."""
 
-    cuts_path: str
+    cuts_path: PathText
     """Lhotse cuts with caption, question, choices, answer."""
-    cache_dir: str = ".cache/warm_start"
+    cache_dir: PathText = ".cache/warm_start"
     """Where finished warm starts are kept."""
     stages: tuple[WarmStartStageConfig, ...]
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: LearningRate = 2e-3
     """Peak learning rate; a cosine with 5 % warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Weight = 0.01
     """Of AdamW."""
-    text_only_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    text_only_share: Fraction = 0.1
     """Share of samples whose audio span is dropped, so that the text-only reference stays in distribution."""
-    silent_clip_share: Annotated[float, Field(ge=0, le=1)] = 0.06
+    silent_clip_share: Fraction = 0.06
     """Share of samples whose clip is silence, so that a silent clip leaves a guess among the choices."""
-    seed: int = 0
+    seed: OrderSeed = 0
     """Of the initial weights and of what is drawn."""
 
     def __post_init__(self) -> None:

@@ -94,6 +94,12 @@ def test_a_run_from_noise_is_refused_with_the_ways_out(place):
         check_start(run_config(f"data.prepared_dir={place}/corpus", primary="sft"))
 
 
+def test_rewards_that_are_all_0_teach_nothing(place):
+    weights = [f"rewards.terms.{name}.weight=0" for name in ("accuracy", "format", "consistency")]
+    assert "rewards.terms: every weight is 0" in refusal(place, *weights)
+    checked(place, *weights[1:])
+
+
 def test_a_directory_in_use_or_not_writable_is_refused(place):
     (place / "run").mkdir()
     (place / "run" / "metrics.jsonl").touch()
