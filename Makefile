@@ -29,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help env vllm demo test test-slow mutations check format ablation peers evidence
+.PHONY: help env vllm demo test fuzz test-slow mutations check format ablation peers evidence
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: $(STAMP) ## all tests that this machine can run, on two workers; ARGS="tes
 
 test-slow: $(STAMP) ## the tests that take a minute or more alone (under 15 minutes); `make test` leaves them out
 	$(BIN)/pytest -q --durations=10 -m slow $(if $(ARGS),$(ARGS),$(WORKERS))
+
+fuzz: $(STAMP) ## 1,000 mutated configs and 300 mutated manifests, seeded (2 minutes; ARGS="--seed 3" draws others)
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 mutations: $(STAMP) ## plant every known fault and demand that a test fails (hours; ARGS="shared rollouts" chooses)
 	$(BIN)/python tests/mutations.py $(ARGS)

@@ -73,6 +73,20 @@ FAULTS = (
         tests=("tests/unit/attention/test_blocked.py",),
     ),
     Fault(
+        name="config: true counts as a number",
+        file="nemo_mapo/config/fields.py",
+        right="Count = Annotated[int, Strict(), ",
+        wrong="Count = Annotated[int, ",
+        tests=("tests/unit/config/test_fields.py",),
+    ),
+    Fault(
+        name="manifests: a file longer than its recording goes unseen",
+        file="nemo_mapo/data/entries.py",
+        right="abs(recorded - header.duration_seconds)",
+        wrong="recorded - header.duration_seconds",
+        tests=("tests/unit/data/test_manifests.py",),
+    ),
+    Fault(
         name="config: an unknown key is dropped",
         file="nemo_mapo/config/base.py",
         right='extra="forbid"',

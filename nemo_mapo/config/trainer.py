@@ -1,8 +1,9 @@
 """The host of a run, and how long it trains: Lightning's and NeMo-Aligner's trainer section."""
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, Strict
+from pydantic import BeforeValidator, Field, Strict
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.fields import AtLeastTwo, Count, CountOrZero, Positive, Steps
@@ -70,18 +71,48 @@ class SftTrainerConfig(LoopConfig):
     """Supervised training in place of MAPO (examples/sft.py): a batch of data.train_ds is one batch of targets."""
 
 
+_PRECISIONS: Final = {
+    "32": "fp32",
+    "32-true": "fp32",
+    "bf16-mixed": "bf16",
+}
+"""Lightning's names, and ours for what it means by them."""
+_NO_PRECISIONS: Final = {
+    "bf16-true": "no float32 weights would be kept, and updates of a small learning rate vanish in bfloat16",
+    "16-mixed": "float16 needs loss scaling, which is not here",
+    "16-true": "float16 needs loss scaling, which is not here",
+    "16": "float16 needs loss scaling, which is not here",
+    "64": "float64 is not computed here; use 32",
+    "64-true": "float64 is not computed here; use 32",
+}
+
+
+def _our_precision(value: Any) -> Any:
+    if str(value) in _NO_PRECISIONS:
+        raise ValueError(f"{_NO_PRECISIONS[str(value)]}; use bf16-mixed, which keeps float32 main weights")
+    return value if isinstance(value, bool) else _PRECISIONS.get(str(value), value)
+
+
+def _started_here(value: Any) -> Any:
+    """`auto` and -1, as in Lightning, are the processes that torchrun started on this machine, or 1."""
+    if value == "auto" or (value == -1 and not isinstance(value, bool)):
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return value
+
+
 @config_class
 class TrainerConfig:
     """Lightning-style host section."""
 
     num_nodes: Count = 1
     """Machines."""
-    devices: Count = 1
-    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node."""
+    devices: Annotated[Count, BeforeValidator(_started_here)] = 1
+    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node. `auto` or -1 is what was started."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
     """`gpu` has not been run yet."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them."""
+    precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_our_precision)] = "fp32"
+    """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them. Lightning's names are
+    understood: 32 and 32-true are fp32, bf16-mixed is bf16."""
     num_threads: Count | None = None
     """torch threads on a CPU host; null leaves torch's choice."""
     mapo: MapoTrainerConfig = MapoTrainerConfig()

@@ -5,8 +5,8 @@ Audio paths in a manifest are absolute or relative to the manifest's own directo
 
 import gzip
 import json
-import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,9 @@ from nemo_mapo.data.sources import refuse_unsafe_path, refuse_unsafe_source
 
 DURATION_TOLERANCE_SECONDS = 0.05
 """How much longer than its file a manifest may claim a clip to be (durations are often rounded)."""
+
+LONGEST_SECONDS = 1e7
+"""No clip is longer; larger numbers are mistakes."""
 
 _FURTHER_CLIP = re.compile(r"audio_\d+")
 
@@ -57,6 +60,8 @@ class Entry:
     channels: int
     audio: Path | None
     """None when the audio is not a file of its own (in an archive)."""
+    recorded_seconds: float | None = None
+    """Length of the whole file as the manifest has it; None if it does not say."""
     header: Header | None = None
     """Of audio in an archive that was looked into."""
     archived: str = ""
@@ -103,8 +108,8 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
-                    continue
-                record = json.loads(line)
+                    raise ValueError(f"{path}:{number}: a blank line, at which Lhotse's reader breaks off: delete it")
+                record = json.loads(line, parse_constant=_no_number)
                 if not isinstance(record, dict):
                     raise ValueError(f"{path}:{number}: not a JSON object but {record!r}: delete the line")
                 yield f"{path}:{number}", record
@@ -112,8 +117,14 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(
             f"{path}:{number}: not a JSON line (cut in half?): {error}: restore the line or delete it"
         ) from error
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path}:{number + 1}: nested too deeply: write the manifest again") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: unreadable after line {number} ({error}): write the manifest again") from error
+
+
+def _no_number(text: str) -> float:
+    raise json.JSONDecodeError(f"{text} is no number of JSON", text, 0)
 
 
 def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archive: bool) -> Entry:
@@ -123,20 +134,25 @@ def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archi
         raise ValueError(f"{place}: field 'id' is {name!r}: every cut needs a text id")
     where = f"{place}: cut {name}"
     recording, channel = record.get("recording"), record.get("channel")
-    if not isinstance(recording, dict) or not isinstance(channel, int):
+    if not isinstance(recording, dict) or not isinstance(channel, int) or isinstance(channel, bool):
         raise ValueError(
             f"{where}: type {record.get('type')!r} with channel {channel!r} is not a cut of one channel of one "
             "recording: save mixed and multi-channel cuts as mono audio first (CutSet.save_audios)"
         )
     sources = _sources(recording, where, allowed={"file", "shar"} if in_archive else {"file"})
     files = [source["source"] for source in sources if source["type"] == "file"]
+    _check_recording(recording, channel, sources, where)
+    spoken = record.get("supervisions")
+    if spoken is not None and not (isinstance(spoken, list) and all(isinstance(one, dict) for one in spoken)):
+        raise ValueError(f"{where}: field 'supervisions' is {spoken!r}: give a list, or leave it out")
     first = Entry(
         where=where,
         id=name,
-        fields=record.get("custom") or {},
+        fields=_custom(record, where),
         start_seconds=seconds_of(record, "start", where),
         duration_seconds=seconds_of(record, "duration", where),
-        sample_rate=recording.get("sampling_rate"),
+        recorded_seconds=seconds_of(recording, "duration", where),
+        sample_rate=rate_of(recording, where),
         channels=sum(len(source["channels"]) for source in sources),
         # A pathlib join keeps an absolute path as it is.
         audio=manifest.parent / files[0] if files else None,
@@ -161,12 +177,14 @@ def _further_entries(entry: Entry, manifest: Path, *, in_archive: bool) -> Itera
         sources = _sources(recording, where, allowed={"file"}) if isinstance(recording, dict) else None
         if in_archive or not sources:
             raise ValueError(f"{where}: {recording!r} is not a recording in a file{SEVERAL_CLIPS}")
+        _check_recording(recording, 0, sources, where)
         yield replace(
             entry,
             where=where,
             start_seconds=0.0,
             duration_seconds=seconds_of(recording, "duration", where),
-            sample_rate=recording.get("sampling_rate"),
+            recorded_seconds=seconds_of(recording, "duration", where),
+            sample_rate=rate_of(recording, where),
             channels=sum(len(source["channels"]) for source in sources),
             audio=manifest.parent / sources[0]["source"],
         )
@@ -185,9 +203,9 @@ def nemo_entry(record: dict[str, Any], place: str, manifest: Path) -> Entry:
         where=where,
         id=name,
         fields=record,
-        start_seconds=seconds_of({"offset": record.get("offset") or 0}, "offset", where),
+        start_seconds=0.0 if record.get("offset") is None else seconds_of(record, "offset", where),
         duration_seconds=seconds_of(record, "duration", where),
-        sample_rate=record.get("sampling_rate"),
+        sample_rate=None if record.get("sampling_rate") is None else rate_of(record, where),
         channels=1,
         audio=manifest.parent / audio,
     )
@@ -196,9 +214,46 @@ def nemo_entry(record: dict[str, Any], place: str, manifest: Path) -> Entry:
 def seconds_of(record: Mapping[str, Any], name: str, where: str) -> float:
     """A field that holds seconds; ValueError for anything else."""
     value = record.get(name)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST_SECONDS:
         raise ValueError(f"{where}: field {name!r} is {value!r}: give seconds")
     return float(value)
+
+
+def rate_of(record: Mapping[str, Any], where: str) -> int:
+    """The field sampling_rate; ValueError if it is no number of Hz."""
+    value = record.get("sampling_rate")
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"{where}: field 'sampling_rate' is {value!r}: give Hz, a whole number")
+    return value
+
+
+def _custom(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    custom = record.get("custom")
+    if not isinstance(custom, Mapping | None):
+        raise ValueError(f"{where}: field 'custom' is {custom!r}: give names and values")
+    return custom or {}
+
+
+def _check_recording(recording: Mapping[str, Any], channel: int, sources: list[dict[str, Any]], where: str) -> None:
+    """ValueError naming a field of a recording that Lhotse would stumble over."""
+    if not isinstance(recording.get("id"), str):
+        raise ValueError(f"{where}: field 'id' of the recording is {recording.get('id')!r}: give a text")
+    rate, samples = rate_of(recording, where), recording.get("num_samples")
+    length = seconds_of(recording, "duration", f"{where}: recording")
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 0:
+        raise ValueError(f"{where}: field 'num_samples' is {samples!r}: give a whole number")
+    if abs(samples / rate - length) > DURATION_TOLERANCE_SECONDS:
+        raise ValueError(
+            f"{where}: field 'num_samples' is {samples}, which at {rate} Hz is not the recording's duration of "
+            f"{length} s: correct one of them"
+        )
+    listed = recording.get("channel_ids")
+    if listed is not None and not (isinstance(listed, list) and all(type(one) is int for one in listed)):
+        raise ValueError(f"{where}: field 'channel_ids' is {listed!r}: give a list of channels, or leave it out")
+    for source in sources:
+        channels = source.get("channels")
+        if not isinstance(channels, list) or not all(type(one) is int for one in channels) or channel not in channels:
+            raise ValueError(f"{where}: field 'channels' is {channels!r}: give a list with the cut's channel {channel}")
 
 
 def check_audio(entry: Entry, sample_rate: int) -> None:
@@ -232,6 +287,12 @@ def check_audio(entry: Entry, sample_rate: int) -> None:
         raise UnreadableClip(
             f"{entry.where}: the cut ends at {end} s but {name} lasts {header.duration_seconds} s: "
             "the file is truncated or the manifest wrong"
+        )
+    recorded = entry.recorded_seconds
+    if recorded is not None and abs(recorded - header.duration_seconds) > DURATION_TOLERANCE_SECONDS:
+        raise UnreadableClip(
+            f"{entry.where}: {name} lasts {header.duration_seconds} s, the manifest's recording {recorded} s: the file "
+            "is not the one that the manifest was written for; write the manifest again"
         )
 
 

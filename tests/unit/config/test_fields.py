@@ -117,3 +117,24 @@ def test_whole_numbers_are_good_where_a_fraction_is_meant():
 def test_a_config_that_is_none_is_refused(nothing):
     with pytest.raises(ConfigError):
         load(nothing, RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("lightning", "ours"), [("32", "fp32"), ("32-true", "fp32"), ("bf16-mixed", "bf16"), ("bf16", "bf16")]
+)
+def test_lightnings_names_of_precisions_are_understood(lightning, ours):
+    assert run_config(f"trainer.precision={lightning}").trainer.precision == ours
+
+
+@pytest.mark.parametrize("name", ["bf16-true", "16-mixed", "16", "64"])
+def test_a_precision_that_is_not_here_is_refused_with_one_that_is(name):
+    with pytest.raises(ConfigError, match="use bf16-mixed"):
+        run_config(f"trainer.precision={name}")
+
+
+@pytest.mark.parametrize("all_of_them", ["auto", "-1"])
+def test_all_devices_are_the_processes_that_were_started(all_of_them, monkeypatch):
+    assert run_config(f"trainer.devices={all_of_them}").trainer.devices == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    two = run_config(f"trainer.devices={all_of_them}", "model.micro_batch_size=16")
+    assert two.trainer.devices == 2

@@ -262,3 +262,36 @@ def test_a_manifest_that_is_not_there_is_named(item, message):
 def test_load_cuts_names_a_missing_manifest():
     with pytest.raises(ValueError, match=r"no manifest at /nowhere\.jsonl"):
         load_cuts("/nowhere.jsonl")
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_blank_line_is_named_by_file_and_line(corpus, place):
+    path = corpus / "nemo_train.json"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:place], "", *lines[place:]]) + "\n")
+    assert f"{path}:{place + 1}: a blank line" in refusal(nemo(corpus))
+
+
+def test_a_file_that_is_longer_than_its_recording_is_found_before_it_is_read(corpus):
+    def shorten(record):
+        record["duration"] = 1.0
+        record["recording"] |= {"num_samples": 16000, "duration": 1.0}
+
+    cut = edit_cuts(corpus, shorten)
+    assert re.search(rf":2: cut {cut}: .* lasts 2\.0 s, the manifest's recording 1\.0 s", refusal(lhotse(corpus)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling_rate": True}, "field 'sampling_rate' is True: give Hz"),
+        ({"num_samples": 5}, "field 'num_samples' is 5, which at 16000 Hz is not the recording's duration"),
+        ({"duration": True}, "field 'duration' is True: give seconds"),
+        ({"id": 3}, "field 'id' of the recording is 3"),
+        ({"sources": [{"type": "file", "source": "x.flac", "channels": [1]}]}, "with the cut's channel 0"),
+        ({"sources": [{"type": "file", "source": "x.flac"}]}, "field 'channels' is None"),
+    ],
+)
+def test_a_bad_field_of_a_recording_is_named(corpus, change, message):
+    cut = edit_cuts(corpus, lambda record: record["recording"].update(change))
+    assert re.search(rf":2: cut {cut}: .*{message}", refusal(lhotse(corpus)))
