@@ -24,18 +24,20 @@ from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.dataset import load_waveform
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
+from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
 from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.deaf import DeafTokens
+from nemo_mapo.rows import Prompt, Row
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import MainWeightAdamW, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.training.supervised import hide_clips, lay_out, supervised_gradient
-from nemo_mapo.types import AudioBatch, TokenBatch, Wording
+from nemo_mapo.training.supervised import hide_clips, supervised_gradient
+from nemo_mapo.types import TokenBatch, Wording
 
 _RECIPE_VERSION = 3
 """Raise when the recipe below changes, so that cached results of the old one are not used."""
@@ -177,20 +179,8 @@ class _BatchMaker:
         The first come without audio, as the text-only reference reads them; the next hear a clip of silence.
         """
         chosen = self.rng.choice(len(self.cuts), size=stage.batch_size, replace=False)
-        clips = [load_waveform(self.cuts[index]) for index in chosen]
-        prompts, completions = [], []
-        for index, clip in zip(chosen, clips, strict=True):
-            example = example_from_cut(self.cuts[index])
-            placeholders = self.model.num_audio_tokens(len(clip))
-            prompts.append(encode_prompt(example, placeholders, self.tokenizer, self.wording))
-            text = self._target(self.cuts[index], stage)
-            completions.append([*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id])
-        audio = AudioBatch(
-            waveforms=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
-            lengths=torch.tensor([len(clip) for clip in clips]),
-        )
+        sequences = token_batch([self._row(self.cuts[index], stage) for index in chosen], pad_id=self.special.pad_id)
         rows = torch.arange(stage.batch_size)
-        sequences = lay_out(prompts, completions, audio, rows, pad_id=self.special.pad_id)
         text_only = round(stage.batch_size * self.config.text_only_share)
         silent = text_only + round(stage.batch_size * self.config.silent_clip_share)
         return hide_clips(
@@ -211,6 +201,13 @@ class _BatchMaker:
         hearing = torch.arange(stage.batch_size) < stage.batch_size - count
         deaf = parts.deaf(ONLY_LATE, ())
         return replace(deaf, end=deaf.end.masked_fill(hearing, 0), text_rows=~hearing)
+
+    def _row(self, cut: Cut, stage: WarmStartStageConfig) -> Row:
+        example, clip = example_from_cut(cut), load_waveform(cut)
+        ids = encode_prompt(example, self.model.num_audio_tokens(len(clip)), self.tokenizer, self.wording)
+        target = self.tokenizer.encode(self._target(cut, stage), add_special_tokens=False)
+        prompt = Prompt(id=example.id, token_ids=torch.tensor(ids), clips=(clip,))
+        return Row(prompt=prompt, token_ids=torch.tensor([*target, self.special.end_id]))
 
     def _target(self, cut: Cut, stage: WarmStartStageConfig) -> str:
         if stage.target == "caption":

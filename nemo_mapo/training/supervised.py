@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -84,25 +84,6 @@ def mean_negative_log_likelihood(policy: AudioLLM, batches: Iterable[TokenBatch]
         tokens += int(sequences.completion_lengths.sum())
     parts = gather_over_data_parallel((total, tokens))
     return sum(total for total, _ in parts) / sum(tokens for _, tokens in parts)
-
-
-def lay_out(
-    prompts: list[list[int]],
-    completions: list[list[int]],
-    audio: AudioBatch,
-    audio_row: Int[Tensor, " batch *clips"],
-    *,
-    pad_id: int,
-) -> TokenBatch:
-    """Rows of prompt + completion."""
-    rows = [torch.tensor(prompt + completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    return TokenBatch(
-        tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
-        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
-        completion_lengths=torch.tensor([len(completion) for completion in completions]),
-        audio=audio,
-        audio_row=audio_row,
-    )
 
 
 def hide_clips(
