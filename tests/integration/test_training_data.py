@@ -54,7 +54,7 @@ def stream(corpus, *, max_unreadable=0, **options):
 
 def drawn(prompts, batches):
     return [
-        tuple(example.id for example in batch.examples)
+        tuple(problem.example.id for problem in batch)
         for batch in itertools.islice(iter(prompts.__next__, None), batches)
     ]
 
@@ -126,7 +126,8 @@ def unequal(corpus, tmp_path_factory):
 def test_with_duration_buckets_the_clips_of_a_batch_are_of_one_length(corpus, unequal):
     def lengths(**options):
         prompts = stream(corpus, input_cfg=(unequal,), **options)
-        return [set(batch.audio.lengths.tolist()) for batch in itertools.islice(iter(prompts.__next__, None), 6)]
+        batches = itertools.islice(iter(prompts.__next__, None), 6)
+        return [{len(problem.prompt.clips[0]) for problem in batch} for batch in batches]
 
     assert all(len(found) == 1 for found in lengths(bucket_duration_bins=BINS))
     assert set().union(*lengths(bucket_duration_bins=BINS)) == {8000, 16000, 24000}
@@ -193,7 +194,7 @@ def rows_of_ranks(path, share):
             replace_unreadable=True,
         )
         loader = build_dataloader(split, prompt_dataset=dataset, drop_last=True)
-        ranks.append([[example.id for example in batch.examples] for batch in loader])
+        ranks.append([[problem.example.id for problem in batch] for batch in loader])
     return [list(itertools.chain(*batch)) for batch in zip(*ranks, strict=True)]
 
 

@@ -43,13 +43,11 @@ def dataset():
 def test_a_batch_holds_one_row_per_cut_in_their_order(dataset, tmp_path):
     cuts = [cut_of(tmp_path / f"{i}.flac", noise(1 + i / 2, i), name=f"c{i}") for i in range(3)]
     batch = dataset[CutSet.from_cuts(cuts)]
-    assert [example.id for example in batch.examples] == ["c0", "c1", "c2"]
-    assert batch.audio_row.tolist() == [0, 1, 2]
-    assert batch.audio.lengths.tolist() == [16000, 24000, 32000]
-    for row, example in enumerate(batch.examples):
-        prompt = encode_prompt(example, int(batch.audio.lengths[row]) // SAMPLES_PER_TOKEN, TOKENIZER, WORDING)
-        assert batch.tokens[row, : batch.lengths[row]].tolist() == prompt
-        assert torch.all(batch.tokens[row, batch.lengths[row] :] == TOKENIZER.pad_token_id)
+    assert [problem.example.id for problem in batch] == ["c0", "c1", "c2"]
+    assert [[len(clip) for clip in problem.prompt.clips] for problem in batch] == [[16000], [24000], [32000]]
+    for problem in batch:
+        count = len(problem.prompt.clips[0]) // SAMPLES_PER_TOKEN
+        assert problem.prompt.token_ids.tolist() == encode_prompt(problem.example, count, TOKENIZER, WORDING)
 
 
 def test_a_cut_may_have_further_clips(dataset, tmp_path):
@@ -59,12 +57,10 @@ def test_a_cut_may_have_further_clips(dataset, tmp_path):
         cut_of(tmp_path / "c.flac", noise(2), name="one"),
     ]
     batch = dataset[CutSet.from_cuts(cuts)]
-    assert batch.audio_row.tolist() == [[0, 1], [2, -1]]
-    assert batch.audio.lengths.tolist() == [16000, 8000, 32000]
-    assert torch.equal(batch.audio.waveforms[1, :8000], load_waveform(second.to_cut()))
-    prompt = encode_prompt(batch.examples[0], [12, 6], TOKENIZER, WORDING)
-    assert batch.tokens[0, : batch.lengths[0]].tolist() == prompt
-    assert batch.tokens[1, : batch.lengths[1]].tolist() == encode_prompt(batch.examples[1], 25, TOKENIZER, WORDING)
+    assert [[len(clip) for clip in problem.prompt.clips] for problem in batch] == [[16000, 8000], [32000]]
+    assert torch.equal(batch[0].prompt.clips[1], load_waveform(second.to_cut()))
+    for problem, counts in zip(batch, ([12, 6], [25]), strict=True):
+        assert problem.prompt.token_ids.tolist() == encode_prompt(problem.example, counts, TOKENIZER, WORDING)
     with pytest.raises(ValueError, match="number the clips after the first audio_2, audio_3"):
         dataset[CutSet.from_cuts([cut_of(tmp_path / "d.flac", noise(1), audio_3=second)])]
 
@@ -73,8 +69,9 @@ def test_waveforms_are_those_of_lhotse(dataset, tmp_path):
     cuts = CutSet.from_cuts(cut_of(tmp_path / f"{i}.flac", noise(1 + i, i), name=f"c{i}") for i in range(2))
     batch = dataset[cuts]
     audio, lengths = collate_audio(cuts)
-    assert batch.audio.waveforms.dtype == torch.float32
-    assert torch.equal(batch.audio.waveforms, audio) and torch.equal(batch.audio.lengths, lengths.long())
+    for problem, waveform, length in zip(batch, audio, lengths.tolist(), strict=True):
+        assert problem.prompt.clips[0].dtype == torch.float32
+        assert torch.equal(problem.prompt.clips[0], waveform[:length])
 
 
 def test_a_part_of_a_recording_is_read(tmp_path):
@@ -134,10 +131,10 @@ def test_a_clip_that_the_encoder_cannot_take_is_named_and_its_neighbours_are_rea
     with pytest.raises(ValueError, match="cut c1: too short for the encoder"):
         PromptDataset(TOKENIZER, audio_tokens, WORDING)[CutSet.from_cuts(cuts)]
     replacing = PromptDataset(TOKENIZER, audio_tokens, WORDING, replace_unreadable=True)
-    assert [example.id for example in replacing[CutSet.from_cuts(cuts)].examples] == ["c0", "c0"]
+    assert [problem.example.id for problem in replacing[CutSet.from_cuts(cuts)]] == ["c0", "c0"]
     assert replacing.unreadable == {"c1"}
     with pytest.raises(ValueError, match="cut c: too short for the encoder"):
-        replacing.encode(replacing[CutSet.from_cuts([cuts[0].with_id("c")])].examples[0], [100])
+        replacing.encode(replacing[CutSet.from_cuts([cuts[0].with_id("c")])][0].example, [100])
 
 
 def test_stereo_is_refused(tmp_path):

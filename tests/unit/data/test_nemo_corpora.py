@@ -74,7 +74,7 @@ def loader(*items, open_ended=False, **options):
 
 
 def examples(*items, **options):
-    return [example for batch in loader(*items, **options) for example in batch.examples]
+    return [problem.example for batch in loader(*items, **options) for problem in batch]
 
 
 def refusal(*items, **options):
@@ -88,11 +88,7 @@ def test_a_tarred_corpus_is_read_as_the_same_clips_in_files(tmp_path, first):
     item = tarred(tmp_path, first=first)
     assert validate_manifest(DatasetConfig(input_cfg=(item,))).used == len(LINES)
     found, wanted = (
-        {
-            example.id: (example, batch.audio.waveforms[row, : batch.audio.lengths[row]])
-            for batch in loader(one)
-            for row, example in enumerate(batch.examples)
-        }
+        {problem.example.id: (problem.example, problem.prompt.clips[0]) for batch in loader(one) for problem in batch}
         for one in (item, plain(tmp_path))
     )
     assert found.keys() == wanted.keys() and len(found) == len(LINES)
@@ -127,9 +123,9 @@ def test_parts_of_a_member_are_cuts_of_their_own(tmp_path):
     assert validate_manifest(DatasetConfig(input_cfg=(item,))).used == 2
     (batch,) = loader(item)
     samples, _ = soundfile.read(SHIPPED / line["audio_filepath"], dtype="float32")
-    for example, waveform in zip(batch.examples, batch.audio.waveforms, strict=True):
-        start = 8000 * int(example.id[-1])
-        assert np.allclose(waveform, samples[start : start + 8000], atol=1e-4)
+    for problem in batch:
+        start = 8000 * int(problem.example.id[-1])
+        assert np.allclose(problem.prompt.clips[0], samples[start : start + 8000], atol=1e-4)
     jsonl(tmp_path / "manifest_0.json", [{key: part[key] for key in part if key != "id"} for part in parts])
     assert "about parts of clip.flac: give each an 'id'" in refusal(item)
 
@@ -199,7 +195,7 @@ def test_a_group_is_drawn_by_its_weight_and_its_items_by_theirs(tmp_path):
         {**plain(tmp_path), "weight": 0.2, "tags": {"task": "alone"}},
     )
     endless = loader(*items, infinite=True, shuffle=True)
-    drawn = [example for batch in islice(endless, 400) for example in batch.examples]
+    drawn = [problem.example for batch in islice(endless, 400) for problem in batch]
     shares = {task: count / len(drawn) for task, count in Counter(example.task for example in drawn).items()}
     # 0.8 x 3/4, 0.8 x 1/4, 0.2
     assert shares == pytest.approx({"often": 0.6, "seldom": 0.2, "alone": 0.2}, abs=0.06)
@@ -216,7 +212,7 @@ def test_lists_of_manifests_are_mixed_as_nemo_mixes_them(tmp_path):
     }
     assert validate_manifest(DatasetConfig(input_cfg=(both,))).used == 2 * len(LINES)
     assert Counter(example.task for example in examples(both)) == {"first": len(LINES), "second": len(LINES)}
-    drawn = [e.task for batch in islice(loader(both, infinite=True), 200) for e in batch.examples]
+    drawn = [problem.example.task for batch in islice(loader(both, infinite=True), 200) for problem in batch]
     assert drawn.count("first") / len(drawn) == pytest.approx(0.75, abs=0.08)
 
 
@@ -250,6 +246,14 @@ def test_a_conversation_is_the_question_that_its_turns_spell(tmp_path):
         )
 
 
+def test_conversations_are_drawn_for_ever_next_to_others_under_their_own_ids(tmp_path):
+    chats = conversations(tmp_path, [{**conversation(line), "id": f"chat {line['id']}"} for line in LINES])
+    items = ({**chats, "weight": 1}, {**plain(tmp_path), "weight": 1})
+    endless = loader(*items, infinite=True, shuffle=True)
+    drawn = {problem.example.id for batch in islice(endless, 60) for problem in batch}
+    assert drawn == {name for line in LINES for name in (line["id"], f"chat {line['id']}")}
+
+
 def test_a_conversation_without_choices_is_for_supervised_training(tmp_path):
     record = {**conversation(LINES[0])}
     record["conversations"][0]["value"] = "Tell me <|audio|> what you hear."
@@ -269,7 +273,7 @@ def test_a_conversation_may_have_several_clips_in_files_or_archives(tmp_path):
     assert validate_manifest(DatasetConfig(input_cfg=(item,))).used == 1
     (batch,) = loader(item)
     lengths = [round(16000 * line["duration"]) for line in LINES[:2]]
-    assert batch.audio.lengths.tolist() == lengths and len(batch.examples) == 1
+    assert [[len(clip) for clip in problem.prompt.clips] for problem in batch] == [lengths]
 
     with AudioTarWriter(str(tmp_path / "audio_0.tar"), shard_size=None) as writer:
         for turn in record["conversations"][1:3]:
@@ -279,7 +283,7 @@ def test_a_conversation_may_have_several_clips_in_files_or_archives(tmp_path):
     item = conversations(tmp_path, [record], tarred_audio_filepaths=str(tmp_path / "audio_0.tar"))
     assert validate_manifest(DatasetConfig(input_cfg=(item,))).used == 1
     (again,) = loader(item)
-    assert again.audio.lengths.tolist() == lengths
+    assert [[len(clip) for clip in problem.prompt.clips] for problem in again] == [lengths]
     record["conversations"][1]["value"] = "lost.flac"
     assert "lost.flac not in" in refusal(conversations(tmp_path, [record], tarred_audio_filepaths=str(
         tmp_path / "audio_0.tar"

@@ -51,9 +51,9 @@ def test_a_corpus_gives_its_questions_in_its_splits_and_loads(name, corpus, run)
         config = DatasetConfig(input_cfg=({"type": "lhotse", "cuts_path": manifest},), batch_size=4)
         assert validate_manifest(config).used == count
         batches = list(build_dataloader(config, prompt_dataset=dataset))
-        examples = [example for batch in batches for example in batch.examples]
+        examples = [problem.example for batch in batches for problem in batch]
         assert len(examples) == count and all(example.answer in example.choices for example in examples)
-        assert all(length > 0 for batch in batches for length in batch.audio.lengths)
+        assert all(len(problem.prompt.clips[0]) > 0 for batch in batches for problem in batch)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -46,26 +46,26 @@ def test_rows_are_the_prompts_of_the_examples(tmp_path):
     tone(tmp_path / "data" / "a.wav")
     tone(tmp_path / "data" / "b.wav", seconds=2.0)
     batch = prompts(tmp_path)(items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b")))
-    assert batch.audio.lengths.tolist() == [RATE, 2 * RATE] and batch.audio_row.tolist() == [0, 1]
-    assert [example.id for example in batch.examples] == ["a", "b"]
-    for row, example in enumerate(batch.examples):
-        expected = encode_prompt(example, 10 * (row + 1), tiny_tokenizer(), WORDING)
-        assert batch.tokens[row, : batch.lengths[row]].tolist() == expected
+    assert [[len(clip) for clip in problem.prompt.clips] for problem in batch] == [[RATE], [2 * RATE]]
+    assert [problem.example.id for problem in batch] == ["a", "b"]
+    for row, problem in enumerate(batch):
+        expected = encode_prompt(problem.example, 10 * (row + 1), tiny_tokenizer(), WORDING)
+        assert problem.prompt.token_ids.tolist() == expected
 
 
 def test_channels_are_averaged(tmp_path):
     wave = tone(tmp_path / "data" / "a.wav", channels=2)
     batch = prompts(tmp_path)(items_of(tmp_path, mmau_pro_record("a")))
-    assert torch.allclose(batch.audio.waveforms[0], torch.tensor(0.75 * wave, dtype=torch.float32), atol=1e-4)
+    assert torch.allclose(batch[0].prompt.clips[0], torch.tensor(0.75 * wave, dtype=torch.float32), atol=1e-4)
 
 
 def test_another_rate_is_resampled(tmp_path):
     tone(tmp_path / "data" / "a.wav", rate=3 * RATE)
     wave = tone(tmp_path / "same.wav")
     batch = prompts(tmp_path)(items_of(tmp_path, mmau_pro_record("a")))
-    assert batch.audio.lengths.tolist() == [RATE]
+    assert len(batch[0].prompt.clips[0]) == RATE
     inside = slice(100, -100)
-    assert torch.allclose(batch.audio.waveforms[0][inside], torch.tensor(wave[inside], dtype=torch.float32), atol=5e-3)
+    assert torch.allclose(batch[0].prompt.clips[0][inside], torch.tensor(wave[inside], dtype=torch.float32), atol=5e-3)
 
 
 def test_several_clips_are_joined_in_order_with_a_gap(tmp_path):
@@ -73,7 +73,7 @@ def test_several_clips_are_joined_in_order_with_a_gap(tmp_path):
     record = mmau_pro_record("a", audio_path=["1.wav", "2.wav"])
     batch = prompts(tmp_path, clip_gap_seconds=0.25)(items_of(tmp_path, record))
     expected = np.concatenate([low, np.zeros(RATE // 4), high])
-    assert torch.allclose(batch.audio.waveforms[0], torch.tensor(expected, dtype=torch.float32), atol=1e-4)
+    assert torch.allclose(batch[0].prompt.clips[0], torch.tensor(expected, dtype=torch.float32), atol=1e-4)
 
 
 def test_several_clips_are_given_one_by_one_unless_they_are_to_be_joined(tmp_path):
@@ -81,16 +81,20 @@ def test_several_clips_are_given_one_by_one_unless_they_are_to_be_joined(tmp_pat
     tone(tmp_path / "data" / "b.wav")
     items = items_of(tmp_path, mmau_pro_record("a", audio_path=["1.wav", "2.wav"]), mmau_pro_record("b"))
     batch = prompts(tmp_path)(items)
-    assert batch.audio_row.tolist() == [[0, 1], [2, -1]] and batch.clips(1) == [2]
-    for wave, row, length in zip(waves, batch.audio.waveforms, batch.audio.lengths.tolist(), strict=False):
-        assert torch.allclose(row[:length], torch.tensor(wave, dtype=torch.float32), atol=1e-4)
+    assert [len(problem.prompt.clips) for problem in batch] == [2, 1]
+    for wave, clip in zip(waves, batch[0].prompt.clips, strict=True):
+        assert torch.allclose(clip, torch.tensor(wave, dtype=torch.float32), atol=1e-4)
     # Ten placeholders of the first clip, five of the second, each between markers of its own.
-    marks = [token for token in tiny_tokenizer().convert_ids_to_tokens(batch.tokens[0].tolist()) if "audio" in token]
+    marks = [
+        token
+        for token in tiny_tokenizer().convert_ids_to_tokens(batch[0].prompt.token_ids.tolist())
+        if "audio" in token
+    ]
     span = ["<|audio_start|>", "<|audio_end|>"]
     assert marks == [span[0], *["<|audio|>"] * 10, span[1], span[0], *["<|audio|>"] * 5, span[1]]
-    assert prompts(tmp_path).check(items, longest_prompt=int(batch.lengths[0])) == 0
+    assert prompts(tmp_path).check(items, longest_prompt=len(batch[0].prompt)) == 0
     with pytest.raises(ValueError, match=r"item a: its prompt has"):
-        prompts(tmp_path).check(items, longest_prompt=int(batch.lengths[0]) - 1)
+        prompts(tmp_path).check(items, longest_prompt=len(batch[0].prompt) - 1)
 
 
 def test_long_clips_are_cut_and_counted(tmp_path):
@@ -100,8 +104,8 @@ def test_long_clips_are_cut_and_counted(tmp_path):
     cutting = prompts(tmp_path, max_clip_seconds=1.0)
     assert cutting.check(items, longest_prompt=100) == 1
     batch = cutting(items)
-    assert batch.audio.lengths.tolist() == [RATE, RATE // 2]
-    assert torch.allclose(batch.audio.waveforms[0], torch.tensor(wave[:RATE], dtype=torch.float32), atol=1e-4)
+    assert [len(problem.prompt.clips[0]) for problem in batch] == [RATE, RATE // 2]
+    assert torch.allclose(batch[0].prompt.clips[0], torch.tensor(wave[:RATE], dtype=torch.float32), atol=1e-4)
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_generated(tmp_path):
