@@ -120,6 +120,10 @@ def changed_places(node: ast.AST) -> list[ast.expr]:
     return attributes + module_table
 
 
+HOOKS = frozenset({"sys.excepthook"})
+"""What Python documents to be set by programs."""
+
+
 def upstream_patches(source: str) -> list[int]:
     """Lines that write to an attribute of something imported from outside the package."""
     tree = ast.parse(source)
@@ -128,7 +132,7 @@ def upstream_patches(source: str) -> list[int]:
         node.lineno
         for node in ast.walk(tree)
         if isinstance(node, ast.stmt | ast.expr)
-        and any(reaches_foreign(place, foreign) for place in changed_places(node))
+        and any(reaches_foreign(place, foreign) for place in changed_places(node) if ast.unparse(place) not in HOOKS)
     )
 
 
@@ -165,6 +169,7 @@ def test_a_patch_of_upstream_code_is_seen(patch: str) -> None:
         "import torch\nx = torch.zeros(1)\nx.grad = None",
         "from nemo_mapo import types\ntypes.x = 1",
         "import os\nos.environ['A'] = 'b'",
+        "import sys\nsys.excepthook = print",
         "class A:\n    def f(self):\n        self.x = 1",
     ],
 )
