@@ -123,7 +123,7 @@ def example_from_cut(cut: Cut, *, open_ended: bool = False) -> Example:
 
 def _origin(cut: Cut) -> Clip:
     paths = [str(source.source) for source in cut.recording.sources if source.type == "file"]
-    return Clip(path=paths[0] if paths else None, start_seconds=cut.start, duration_seconds=cut.duration)
+    return Clip(path=paths[0] if paths else None, start_seconds=float(cut.start), duration_seconds=float(cut.duration))
 
 
 def example_id(cut: Cut) -> str:

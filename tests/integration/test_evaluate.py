@@ -200,7 +200,7 @@ def test_the_commands_evaluate_and_score_to_the_same_table(place, uninterrupted)
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("evaluate.py", ["benchmark.items_path=nowhere.json"], "error: no file at nowhere.json"),
+        ("evaluate.py", ["benchmark.items_path=nowhere.json"], "benchmark.items_path=nowhere.json: no such file"),
         ("evaluate.py", ["template=xml"], "template='xml'"),
         ("score_predictions.py", ["mmau", "--items", "nowhere.json", "--predictions", "x.json"], "error: no file at"),
     ],
