@@ -6,6 +6,10 @@ import sys
 import warnings
 from types import TracebackType
 
+_LIGHTNING_AT_START = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
+"""Say which devices there are, in whichever of its two packages was imported last. Lightning sets the levels of the
+loggers above them while it is imported, which may be later than this."""
+
 
 class Unavailable(RuntimeError):
     """A server that the work needs is out of reach; the message says which, and what to do."""
@@ -21,11 +25,11 @@ def quiet_upstream() -> None:
         return
     warnings.simplefilter("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("datasets", "lightning.pytorch", "torch.distributed", "megatron"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.setLevel(nemo_logging.ERROR)
+    for name in ("datasets", "lightning.pytorch", *_LIGHTNING_AT_START, "torch.distributed", "megatron"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Imports reset filters; NeMo also shows Python's warnings itself.
     warnings.simplefilter("ignore")
 

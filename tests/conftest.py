@@ -1,7 +1,9 @@
 """Shared by all tests: shape checking of the whole package, fixed seeds, one thread, no network."""
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which functions ran without shape checks, so that none is left out silently."""
     for name, reason in sorted(shape_checks.unchecked.items()):
         terminalreporter.write_line(f"shapes not checked: {name} {reason}")
+
+
+@pytest.fixture(autouse=True)
+def own_messages_as_they_were() -> Iterator[None]:
+    """What a test of an entry point does to our logger is gone with it: later ones read messages in `caplog`."""
+    logger = logging.getLogger("nemo_mapo")
+    before = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(autouse=True)

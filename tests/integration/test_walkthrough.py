@@ -68,7 +68,7 @@ def test_the_evaluation_has_every_question_in_its_denominator(place):
 
 def test_the_analysis_has_every_part_and_a_page(place):
     # The later checkpoint's page has the start beside it.
-    for name, charts in (("start", 10), (f"step_{STEPS:06d}", 14)):
+    for name, charts in (("start", 11), (f"step_{STEPS:06d}", 15)):
         analysis = json.loads((place / f"runs/two_phase/analysis/{name}-test.json").read_text())
         assert analysis["items"] == 8 and analysis["checkpoint"] == name
         assert len(analysis["evidence"]) == 12 and len(analysis["acs"]) == 4
@@ -79,4 +79,4 @@ def test_the_analysis_has_every_part_and_a_page(place):
 
 def test_the_comparison_names_both(place):
     page = (place / "runs/compare.html").read_text()
-    assert "before" in page and "after" in page and page.count('<div class="chart"') == 14
+    assert "before" in page and "after" in page and page.count('<div class="chart"') == 15

@@ -131,7 +131,7 @@ def test_a_run_is_written_where_nemo_would_write_it():
     assert run_config("exp_manager.name=b", "exp_manager.explicit_log_dir=c").exp_manager.explicit_log_dir == "c"
     with pytest.raises(ConfigError, match="have to be given together"):
         run_config("exp_manager.name=null")
-    with pytest.raises(ConfigError, match="name a directory for the run"):
+    with pytest.raises(ConfigError, match="explicit_log_dir='': '' is no path: give one"):
         run_config("exp_manager.explicit_log_dir=''")
 
 

@@ -206,10 +206,15 @@ def test_a_file_shorter_than_its_cut_is_refused(corpus):
     assert f"the cut ends at 2.0 s but {victim} lasts 1.875 s" in refusal(lhotse(corpus))
 
 
-@pytest.mark.parametrize("duration", [None, -1.0, float("nan"), "long"])
+@pytest.mark.parametrize("duration", [None, -1.0, "long"])
 def test_a_duration_that_is_no_length_is_refused(corpus, duration):
     edit_nemo(corpus, lambda records: records[1].update(duration=duration))
     assert re.search(r"nemo_train\.json:2: cut .*: field 'duration' is .*: give seconds", refusal(nemo(corpus)))
+
+
+def test_a_number_that_json_does_not_have_is_refused(corpus):
+    edit_nemo(corpus, lambda records: records[1].update(duration=float("nan")))
+    assert re.search(r"nemo_train\.json:2: .*NaN is no number of JSON", refusal(nemo(corpus)))
 
 
 def test_a_cut_without_recording_is_refused(corpus):
@@ -241,8 +246,10 @@ def test_further_clips_are_checked_like_the_first(corpus):
 
 def test_an_empty_split_is_refused_with_the_reason(corpus):
     assert "of the 4 cuts" in refusal(lhotse(corpus, min_duration=5.0))
-    (corpus / "nemo_train.json").write_text("\n\n")
+    (corpus / "nemo_train.json").write_text("")
     assert "empty split: of the 0 cuts" in refusal(nemo(corpus))
+    (corpus / "nemo_train.json").write_text("\n\n")
+    assert "nemo_train.json:1: a blank line" in refusal(nemo(corpus))
 
 
 @pytest.mark.parametrize(

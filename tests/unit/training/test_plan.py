@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_part_and_what_makes_it_sm
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("plan.gpu_memory=40", "plan.gpu_memory=40: Unexpected keyword argument"),
+        ("plan.gpu_memory=40", "plan.gpu_memory=40: unknown key; did you mean gpu_memory_gb"),
         ("plan.reserved_gb=-1", "plan.reserved_gb=-1: Input should be greater than or equal to 0"),
     ],
 )

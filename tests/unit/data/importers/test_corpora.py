@@ -118,7 +118,7 @@ def test_iemocap_never_offers_happiness_against_excitement(corpus, run):
     _, output = run("iemocap", corpus("iemocap"))
     excited = [cut.custom for cut in cuts_of(output, "train").values() if cut.custom["answer"] == "excitement"]
     assert len(excited) == 3 and all("happiness" not in cut["choices"] for cut in excited)
-    assert list(cuts_of(output, "test")) == ["iemocap-Ses05F_impro01_F000", "iemocap-Ses05F_impro01_F001"]
+    assert sorted(cuts_of(output, "test")) == ["iemocap-Ses05F_impro01_F000", "iemocap-Ses05F_impro01_F001"]
 
 
 def test_musiccaps_offers_no_caption_that_shares_an_aspect(corpus, run):
@@ -173,10 +173,10 @@ def test_a_damaged_parquet_file_is_one_error(corpus, run):
 def test_a_nemo_line_keeps_its_offset(corpus, run):
     _, output = run("nemo", corpus("nemo"))
     cuts = cuts_of(output, "train")
-    assert [(name, cut.start, cut.duration) for name, cut in cuts.items()] == [
-        ("one", 0.1, 0.4),
-        ("manifest_train-2", 0.5, 0.5),
-    ]
+    assert {name: (cut.start, cut.duration) for name, cut in cuts.items()} == {
+        "one": (0.1, 0.4),
+        "manifest_train-2": (0.5, 0.5),
+    }
 
 
 def test_a_damaged_shar_archive_is_one_error(corpus, run):

@@ -138,7 +138,7 @@ def test_only_the_stretch_that_is_asked_about_is_read(folder):
     path = write_lines(folder / "own.jsonl", [record(3, offset=1.0, duration=0.5), record(2, offset=2.5, duration=2.0)])
     first, second = read(path).items
     prompts = BenchmarkPrompts(
-        EvaluationDataConfig(tokenizer=""),
+        EvaluationDataConfig(tokenizer="unused"),
         audio_root=folder,
         tokenizer=build_tokenizer(),
         audio_tokens=lambda samples: samples // 1600,

@@ -112,7 +112,7 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_generated(tmp_pa
     tone(tmp_path / "data" / "a.wav")
     tone(tmp_path / "data" / "b.wav", seconds=5.0)
     items = items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b"))
-    longest = [int(prompts(tmp_path)([item]).lengths) for item in items]
+    longest = [len(prompts(tmp_path)([item])[0].prompt) for item in items]
     assert prompts(tmp_path).check(items, longest_prompt=longest[1]) == 0
     with pytest.raises(ValueError, match=rf"item b: its prompt has {longest[1]} tokens.*max_clip_seconds"):
         prompts(tmp_path).check(items, longest_prompt=longest[1] - 1)
