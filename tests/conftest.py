@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +111,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_messages_as_they_were() -> Iterator[None]:
-    """What a test of an entry point does to our logger is gone with it: later ones read messages in `caplog`."""
+def messages_reach_caplog() -> None:
+    """Our logger is as at the start of a process, whichever entry point an earlier test or fixture ran in this one."""
     logger = logging.getLogger("nemo_mapo")
-    before = list(logger.handlers), logger.propagate, logger.level
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[1]
-    logger.setLevel(before[2])
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
