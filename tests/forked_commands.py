@@ -40,6 +40,7 @@ PRELOADED = (
 """What commands import, besides what ranks do."""
 ranks.preload(*PRELOADED)
 _LOOK_SECONDS = 0.02
+_LAST_WORDS_SECONDS = 5
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -128,6 +129,8 @@ def run_on_ranks(number: int, script: str, *arguments: object) -> subprocess.Com
                 running.remove(command)
                 if status == 0 and (status := command.process.exitcode or 0):
                     for other in running:
+                        # The rank that says why may be a moment behind the one that says nothing.
+                        other.process.join(timeout=_LAST_WORDS_SECONDS)
                         other.process.terminate()
         ended = [command.wait() for command in started]
         return subprocess.CompletedProcess(
