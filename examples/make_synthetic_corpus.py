@@ -10,7 +10,7 @@ from nemo_mapo.embedded.synthetic_export import export_questions
 
 _EPILOG = """
 The result depends on the arguments alone: run again with the same ones, and nothing is done; with others, the corpus is
-made anew. Train on it with
+recreated. Train on it with
   python examples/train_mapo.py data.corpus_dir=OUTPUT
 The manifests are described in data/lhotse_manifests/README.md.
 """

@@ -273,7 +273,7 @@ class Assembly:
         return freeze_start(self.policy, self.config, self.tokenizer, batching=self.batching)
 
     def _rollout_engine(self) -> RolloutBackend:
-        """What makes the rollouts that are trained on; ValueError where it cannot do what they need."""
+        """What makes the rollouts that are trained on; ValueError if it cannot do what they need."""
         rollout = self.config.rollout
         rate = self.config.data.train_ds.sample_rate
         engine = build_backend(

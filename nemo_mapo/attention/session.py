@@ -114,7 +114,7 @@ class AttentionSession:
         return self._audio_key_mask is not None and layer in self.target_layers
 
     def audio_keys(self, time_k: int) -> Bool[Tensor, "batch time_k"]:
-        """The audio-key mask of the active forward for its first `time_k` keys; ValueError where fewer are known."""
+        """The audio-key mask of the active forward for its first `time_k` keys; ValueError if fewer are known."""
         assert self._audio_key_mask is not None, "asked for audio keys where nothing is captured"
         if self._audio_key_mask.shape[1] < time_k:
             raise ValueError(

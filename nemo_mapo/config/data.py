@@ -220,7 +220,7 @@ class DataConfig:
 
 
 def _check_scored(name: str, split: DatasetConfig) -> None:
-    """ValueError where a split that is scored would not be scored whole, once, in order."""
+    """ValueError if a split that is scored would not be scored whole, once, in order."""
     for field, plain in (("phases", ()), ("infinite", False), ("bucket_duration_bins", None), ("max_unreadable", 0)):
         if getattr(split, field) != plain:
             raise ValueError(

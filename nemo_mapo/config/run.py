@@ -141,7 +141,7 @@ class RunConfig:
             )
 
     def _check_length(self) -> None:
-        """ValueError where the training split and the trainer disagree on when the run ends."""
+        """ValueError if the training split and the trainer disagree on when the run ends."""
         split, steps, loop = self.data.train_ds, self.trainer.loop.max_steps, self.trainer.loop_name
         if split.infinite and not split.phases and steps < 0:
             raise ValueError(f"data.train_ds.infinite=true has no epochs; set {loop}.max_steps")
@@ -171,7 +171,7 @@ class RunConfig:
             )
 
     def _check_tars(self) -> None:
-        """ValueError where TARS's two halves of a group cannot be formed or trained."""
+        """ValueError if TARS's two halves of a group cannot be formed or trained."""
         if self.rewards.tars is None:
             return
         group = self.trainer.mapo.num_rollouts_per_prompt
@@ -206,7 +206,7 @@ class RunConfig:
             )
 
     def _check_dynamic_sampling(self) -> None:
-        """ValueError where it is not known in time which groups have equal rewards, or seeds would run out."""
+        """ValueError if it is not known in time which groups have equal rewards, or seeds would run out."""
         dynamic = self.trainer.mapo.dynamic_sampling
         if dynamic is None:
             return
@@ -238,7 +238,7 @@ class RunConfig:
         return 0 if asynchronous is None else asynchronous.max_staleness
 
     def _check_asynchronous(self) -> None:
-        """ValueError where nothing could be generated ahead, or would be trained on as if it were not."""
+        """ValueError if nothing could be generated ahead, or would be trained on as if it were not."""
         if self.max_staleness == 0:
             return
         option = f"trainer.mapo.asynchronous.max_staleness={self.max_staleness}"
@@ -259,7 +259,7 @@ class RunConfig:
             )
 
     def _check_backend(self) -> None:
-        """ValueError where the attention backend does not run on the accelerator."""
+        """ValueError if the attention backend does not run on the accelerator."""
         if self.model.attention_backend == "sdpa":
             if self.model.precision.fp8 is not None:
                 raise ValueError(
@@ -273,7 +273,7 @@ class RunConfig:
             )
 
     def _check_ranks(self) -> None:
-        """ValueError where processes, model layout and batch do not fit together."""
+        """ValueError if processes, model layout and batch do not fit together."""
         model, world = self.model, self.trainer.world_size
         per_replica = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
         if world % per_replica:

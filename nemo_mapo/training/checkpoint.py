@@ -144,6 +144,7 @@ def _removed_unless_whole(unfinished: Path) -> Iterator[None]:
     try:
         with no_room_in(unfinished.parent):
             yield
+    # Whatever ended it, Ctrl-C too: half a checkpoint must not take the room of the next.
     except BaseException:
         if is_main_rank():
             shutil.rmtree(unfinished, ignore_errors=True)

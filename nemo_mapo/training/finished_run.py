@@ -48,7 +48,7 @@ def uncut(model: ModelConfig) -> ModelConfig:
 
 
 def find_checkpoint(run_dir: Path, name: str | None) -> Path:
-    """The checkpoint of this name, or the newest; ValueError where it is not there or not whole."""
+    """The checkpoint of this name, or the newest; ValueError if it is not there or not whole."""
     directory = RunDirectory(path=run_dir).checkpoints
     if name is not None:
         return read_checkpoint(directory / name).path

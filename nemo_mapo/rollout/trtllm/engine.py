@@ -194,7 +194,7 @@ def _runner() -> Any:
 
 
 def _refuse_machine(shards: int) -> None:
-    """ValueError where TensorRT-LLM is missing, or this process was not started as it needs."""
+    """ValueError if TensorRT-LLM is missing, or this process was not started as it needs."""
     if not torch.cuda.is_available():
         raise ValueError("rollout.backend=trtllm needs a GPU; rollout.backend=megatron runs everywhere")
     try:
