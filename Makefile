@@ -50,7 +50,7 @@ test-slow: $(STAMP) ## the tests that take a minute or more alone (under 15 minu
 fuzz: $(STAMP) ## 1,000 mutated configs and 300 mutated manifests, seeded (2 minutes; ARGS="--seed 3" draws others)
 	$(BIN)/python tests/fuzz.py $(ARGS)
 
-mutations: $(STAMP) ## plant every known fault and demand that a test fails (hours; ARGS="shared rollouts" chooses)
+mutations: $(STAMP) ## plant every known fault and demand that a test fails (about 15 minutes; ARGS="shared rollouts" chooses)
 	$(BIN)/python tests/mutations.py $(ARGS)
 
 check: $(STAMP) ## format, lint, types, import layers

@@ -208,6 +208,10 @@ def test_the_readme_shows_ten_overrides() -> None:
             ["rollout=vllm", "trainer.num_nodes=2", "model.micro_batch_size=16"],
             ["listens to this machine alone", "examples/serve_vllm.py"],
         ),
+        (
+            ["rollout=vllm", "rollout.vllm.weight_sync=nccl"],
+            ["weight_sync=nccl sends weights from a GPU", "trainer.accelerator=cpu", "weight_sync=directory"],
+        ),
         ("rollout.backend=trtllm", ["backend=trtllm needs a section trtllm", "rollout=trtllm"]),
         ("rollout=trtllm", ["rollout.backend=trtllm", "trainer.accelerator=gpu, not cpu", "rollout.backend=megatron"]),
         (

@@ -17,10 +17,12 @@ import torch
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutUnavailable
+from nemo_mapo.rollout.vllm import process as process_module
 from nemo_mapo.rollout.vllm import server as server_module
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.rollout.vllm.process import free_port
+from nemo_mapo.rollout.vllm.server import VllmServer
 from nemo_mapo.rollout.vllm.weights import WeightsError, check_update
 from nemo_mapo.rows import Completion, Prompt
 from tests.vllm.serving import (
@@ -208,6 +210,29 @@ def test_a_reload_that_half_fails_is_noticed_by_the_probe(
     mine.update_weights(3, named_tensors(start))
 
 
+def test_a_trainer_killed_in_the_middle_of_an_update_leaves_a_server_that_the_next_one_updates(
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.update_weights(1, named_tensors(start))
+    expected = sampled(shared, prompts)
+
+    class Killed(BaseException):
+        """Not an error that anything answers."""
+
+    def killed(server: VllmServer) -> None:
+        raise Killed
+
+    mine = client(shared, start, tmp_path / "killed", monkeypatch)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(VllmServer, "end_update", killed)
+        mine.update_weights(2, named_tensors(start))
+    assert "unfinished" in mine.fleet.servers[0].weight_version()
+    # Paused, and with weights that are nobody's.
+    restarted = client(shared, start, tmp_path / "restarted", monkeypatch)
+    restarted.update_weights(2, named_tensors(start))
+    assert tokens(sampled(restarted, prompts)) == tokens(expected)
+
+
 def test_weights_other_than_the_policys_are_noticed_by_the_probe(shared: VllmRollout, start: AudioLLM) -> None:
     with pytest.raises(RolloutUnavailable, match="log-probs of the probe differ from the policy's by"):
         shared.update_weights(5, named_tensors(embedded_policy(3)))
@@ -303,3 +328,32 @@ def test_many_long_prompts_with_seeds_are_read_whole(shared: VllmRollout, start:
     long = [heard_prompt(start, number, clip, list(range(20, 60))) for number, clip in enumerate(clips)]
     assert sum(map(len, long)) * GROUP > 4096, "more than one pass reads"
     assert len(sampled(shared, long)) == len(long) * GROUP
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_of_an_update_is_left_out_and_another_goes_on(
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.update_weights(1, named_tensors(start))
+    expected = sampled(shared, prompts)
+    assert shared.fleet._process is not None
+    key = shared.fleet._process.key
+    monkeypatch.setattr(process_module.secrets, "token_hex", lambda _: key)
+    with launched(start, tmp_path / "dying") as dying:
+        process = dying.fleet._process
+        assert process is not None
+        both = client(shared, start, tmp_path, monkeypatch, url_of(dying), url_of(shared))
+        begin = VllmServer.begin_update
+
+        def begin_and_kill(server: VllmServer, version: str) -> None:
+            begin(server, version)
+            if server.url == url_of(dying):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(VllmServer, "begin_update", begin_and_kill)
+            both.update_weights(2, named_tensors(start))
+        assert both.fleet.usable == {1}
+        assert tokens(sampled(both, prompts)) == tokens(expected)
+        with pytest.raises(RolloutUnavailable, match="vLLM ended with status -9"):
+            dying.update_weights(2, named_tensors(start))
