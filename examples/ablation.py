@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from nemo_mapo.config.command_line import end_with
 from nemo_mapo.config.compose import compose
 from nemo_mapo.config.load import ConfigError, load
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.yaml_files import read_recorded
 
 HERE = Path(__file__).parent
 VARIANTS = ("grpo", "mask_only", "attention_only", "mapo", "mapo_sharp")
@@ -41,7 +41,7 @@ class Job:
             return False
         from nemo_mapo.training.run_directory import config_changes, recorded_config
 
-        changed = config_changes(yaml.safe_load(config.read_text()), recorded_config(self.config()), length_too=True)
+        changed = config_changes(read_recorded(config), recorded_config(self.config()), length_too=True)
         if changed:
             sys.exit(f"{self.run_dir} holds a run of another config; choose another --output:\n" + "\n".join(changed))
         return True

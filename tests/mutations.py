@@ -81,6 +81,20 @@ FAULTS = (
         tests=("tests/unit/config/test_fields.py",),
     ),
     Fault(
+        name="config: files that name files grow without bound",
+        file="nemo_mapo/config/input_cfg.py",
+        right="        self._count += len(value)\n",
+        wrong="",
+        tests=("tests/unit/config/test_input_cfg.py",),
+    ),
+    Fault(
+        name="config: the rank that says nothing ends first",
+        file="nemo_mapo/config/command_line.py",
+        right="    time.sleep(_HEAD_START_SECONDS)\n",
+        wrong="",
+        tests=("tests/unit/config/test_command_line.py",),
+    ),
+    Fault(
         name="manifests: a file longer than its recording goes unseen",
         file="nemo_mapo/data/entries.py",
         right="abs(recorded - header.duration_seconds)",

@@ -4,8 +4,8 @@ Nothing here imports torch or NeMo, so that a typo is answered at once.
 """
 
 import argparse
-import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -17,8 +17,11 @@ from nemo_mapo.config.compose import compose, compose_with_hydra
 from nemo_mapo.config.explain import nearest
 from nemo_mapo.config.load import ConfigError, interpolation_problem, load
 from nemo_mapo.config.overrides import Groups
+from nemo_mapo.console import is_first_process
 
 T = TypeVar("T")
+
+_HEAD_START_SECONDS = 1.0
 
 _OPTIONS = """
 Options:
@@ -82,8 +85,14 @@ def compose_command_line(
 
 
 def end_with(error: Exception) -> NoReturn:
-    """End the process with a message; of several processes the first one speaks."""
-    sys.exit(str(error) if int(os.environ.get("RANK", "0")) == 0 else 1)
+    """End the process with a message; of several processes the first one speaks, and the others give it time to.
+
+    torchrun ends all processes as soon as one has ended.
+    """
+    if is_first_process():
+        sys.exit(str(error))
+    time.sleep(_HEAD_START_SECONDS)
+    sys.exit(1)
 
 
 class _Parser(argparse.ArgumentParser):

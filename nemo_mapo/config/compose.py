@@ -23,7 +23,7 @@ from nemo_mapo.config.overrides import (
     parse,
     set_values,
 )
-from nemo_mapo.config.yaml_files import Stamp, check_aliases, stamps_of, yaml_problem
+from nemo_mapo.config.yaml_files import UNREADABLE, Stamp, bomb_in, read_yaml, stamps_of, unreadable
 
 _ADVICE = ("To append", "See https", "full_key", "object_type")
 """How lines of Hydra's errors begin that are about Hydra's own checks."""
@@ -57,8 +57,8 @@ def compose_with_hydra(primary: Path, overrides: Sequence[str] = (), *, search_p
     given = given_search_path(asked)
     groups = Groups((primary.parent, *search_path, *(_written_search_path(primary) if given is None else given)))
     stamps = stamps_of(groups.directories)
-    for stamp in stamps:
-        check_aliases(stamp)
+    if bombs := [problem for stamp in stamps if (problem := bomb_in(stamp)) is not None]:
+        raise ConfigError(*bombs)
     check_options(asked, groups)
     searched = f"hydra.searchpath=[{','.join(_quoted(path) for path in groups.directories[1:])}]"
     chosen = _by_hydra(primary.absolute(), (searched,), stamps).hydra.runtime.choices
@@ -75,12 +75,23 @@ def _by_hydra(primary: Path, overrides: tuple[str, ...], stamps: tuple[Stamp, ..
     try:
         with initialize_config_dir(str(primary.parent), version_base=None):
             return compose_by_hydra(primary.stem, overrides=list(overrides), return_hydra_config=True)
-    except yaml.YAMLError as error:
-        raise ConfigError(yaml_problem(error)) from error
     except MissingConfigException as error:
         raise ConfigError(_missing(error)) from error
-    except (HydraException, OmegaConfBaseException, OSError, UnicodeError, RecursionError, ValueError) as error:
-        raise ConfigError(_own_words(error)) from error
+    except (HydraException, OmegaConfBaseException, OSError, *UNREADABLE) as error:
+        raise ConfigError(_blamed(error, stamps)) from error
+
+
+def _blamed(error: BaseException, stamps: Sequence[Stamp]) -> str:
+    """The file that cannot be read, among these if the error does not name it, or else what Hydra says."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return unreadable(error, error.problem_mark.name)
+    if isinstance(error, UNREADABLE) and not isinstance(error, OmegaConfBaseException):
+        for stamp in stamps:
+            try:
+                read_yaml(stamp.path.read_bytes(), stamp.path)
+            except ValueError as problem:
+                return str(problem)
+    return _own_words(error)
 
 
 def _missing(error: MissingConfigException) -> str:
@@ -105,9 +116,9 @@ def _written_search_path(primary: Path) -> list[Path]:
     """Directories that the primary config names under hydra.searchpath."""
     text = primary.read_text(errors="replace")
     try:
-        written = yaml.safe_load(text) if "searchpath" in text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{primary}: {yaml_problem(error)}") from error
+        written = read_yaml(text, primary) if "searchpath" in text else None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     hydra = written.get("hydra") if isinstance(written, dict) else None
     found = hydra.get("searchpath") if isinstance(hydra, dict) else None
     return [Path(str(path).removeprefix("file://")) for path in found] if isinstance(found, list) else []

@@ -64,7 +64,7 @@ def _line(problem: Mapping[str, Any], schema: type, under: str) -> str:
         return f"{place}: {said}" if path else str(said)
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return f"{path}: {_wrong_tag(keys[-1], value, kind)}"
-    if problem["type"] == "dataclass_type":
+    if problem["type"] in ("dataclass_type", "model_attributes_type"):
         return f"{place}: a section with keys belongs here ({', '.join(_keys(kind)[:_MOST_PLACES])}, ...)"
     return f"{path}={_shown(value)}: {problem['msg']}"
 

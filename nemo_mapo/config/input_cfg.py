@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import yaml
 from pydantic import BeforeValidator
 
+from nemo_mapo.config.yaml_files import read_yaml
+
 Item = dict[str, Any]
+
+MAX_ITEMS: Final = 10_000
+"""Of a split with all its groups; a corpus has a few hundred."""
+MAX_DEPTH: Final = 20
+"""Groups within groups."""
 
 _EVERYWHERE: Final = ("type", "weight", "tags")
 _GROUP: Final = "group"
@@ -180,40 +186,59 @@ def _path_and_weight(entry: Any, where: str) -> tuple[str, float | None]:
 def read_items(value: Any) -> Any:
     """Replace the path of a YAML file by the items in it, also inside groups; all else is left to the schema.
 
-    A file is data: nothing in it is computed (`${...}`), and no tag builds an object.
+    A file is data: nothing in it is computed (`${...}`), no tag builds an object, and neither aliases nor files that
+    name other files make it more than `MAX_ITEMS`.
     """
-    return _read_items(value, ())
+    return _Reader().read(value, (), 0)
 
 
-def _read_items(value: Any, within: tuple[Path, ...]) -> Any:
-    if isinstance(value, str | Path):
-        path = Path(value)
-        value, within = _items_of_file(path, within), (*within, path.resolve())
-    if not isinstance(value, list | tuple):
-        return value
-    return tuple(
-        {**item, "input_cfg": _read_items(item["input_cfg"], within)}
-        if isinstance(item, Mapping) and "input_cfg" in item
-        else item
-        for item in value
-    )
+class _Reader:
+    """Reads every file once and counts the items of all."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, list[Any]] = {}
+        self._count = 0
+
+    def read(self, value: Any, within: tuple[Path, ...], depth: int) -> Any:
+        """Items with those of files in place of their paths; `within` are the files that the value stands in."""
+        if depth > MAX_DEPTH:
+            raise ValueError(f"groups within groups, more than {MAX_DEPTH} deep")
+        if isinstance(value, str | Path):
+            value, within = self._items(Path(value), within), (*within, Path(value).resolve())
+        if not isinstance(value, list | tuple):
+            return value
+        self._count += len(value)
+        if self._count > MAX_ITEMS:
+            raise ValueError(f"more than {MAX_ITEMS:,} items, once the files that groups name are read")
+        return tuple(
+            {**item, "input_cfg": self.read(item["input_cfg"], within, depth + 1)}
+            if isinstance(item, Mapping) and "input_cfg" in item
+            else item
+            for item in value
+        )
+
+    def _items(self, path: Path, within: tuple[Path, ...]) -> list[Any]:
+        place = path.resolve()
+        if place in within:
+            raise ValueError(f"{path}: holds itself: {' -> '.join(str(outer) for outer in within)}")
+        if place not in self._files:
+            self._files[place] = _items_of_file(path)
+        return self._files[place]
 
 
-def _items_of_file(path: Path, within: tuple[Path, ...]) -> list[Any]:
-    if path.resolve() in within:
-        raise ValueError(f"{path}: holds itself: {' -> '.join(str(outer) for outer in within)}")
-    if not path.is_file():
-        raise ValueError(f"no file at {path}: give a list of items, or the path of a YAML file that holds one")
-    text = path.read_text(encoding="utf-8")
+def _items_of_file(path: Path) -> list[Any]:
     try:
-        items = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error})") from error
+        text = path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    if text is None:
+        raise ValueError(f"no file at {path}: give a list of items, or the path of a YAML file that holds one")
+    items = read_yaml(text, path)
     if isinstance(items, dict) and "input_cfg" in items:
         items = items["input_cfg"]
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{path}: holds {type(items).__name__}: give a list of items, each with a type")
-    if "${" in text:
+    if b"${" in text:
         raise ValueError(f"{path}: holds '${{': write the values out, because a file of items is not computed")
     return items
 

@@ -1,16 +1,17 @@
-"""YAML files before Hydra expands them: those that would grow without bound, and errors with file and line."""
+"""YAML as data: no tag builds an object, no alias grows without bound, and errors name file and line."""
 
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 
-from nemo_mapo.config.load import ConfigError
-
 MAX_NODES = 100_000
 """Values of one file once its aliases are written out; the largest config here has some hundreds."""
+
+UNREADABLE: Final = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError)
+"""What PyYAML raises for a text that is no data; the last two for `!!bool x` and `!!timestamp x`."""
 
 
 class Stamp(NamedTuple):
@@ -28,27 +29,68 @@ def stamps_of(directories: Iterable[Path]) -> tuple[Stamp, ...]:
 
 
 @lru_cache(maxsize=1024)
-def check_aliases(file: Stamp) -> None:
-    """ConfigError for a file that is small to read and huge once its aliases (`*name`) are written out."""
-    text = file.path.read_bytes()
-    if b"*" not in text or b"&" not in text:
-        return
+def bomb_in(file: Stamp) -> str | None:
+    """What is wrong with a file that is small to read and huge once its aliases (`*name`) are written out."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        size = 0 if root is None else _expanded(root, {})
-    except (yaml.YAMLError, RecursionError):
+        return _bomb(file.path.read_bytes(), file.path)
+    except UNREADABLE:
         # Said when the file is used, if it is.
-        return
-    if size > MAX_NODES:
-        raise ConfigError(f"{file.path}: {size:,} values once its aliases (*name) are written out; at most {MAX_NODES}")
+        return None
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
+def read_yaml(content: str | bytes, where: object) -> Any:
+    """What a YAML text holds.
+
+        read_yaml("a: [1, 2]", "mine.yaml")  # {"a": [1, 2]}
+
+    Args:
+        content: the text, or its bytes.
+        where: its file, for messages.
+
+    Raises:
+        ValueError: naming the file, if the text is not YAML, builds anything but data, or is huge once its aliases are
+            written out.
+    """
+    try:
+        problem = _bomb(content, where)
+        values = None if problem else yaml.safe_load(content)
+    except UNREADABLE as error:
+        raise ValueError(unreadable(error, where)) from error
+    if problem:
+        raise ValueError(problem)
+    return values
+
+
+def read_recorded(path: Path) -> dict[str, Any]:
+    """The sections of a config that was recorded in a file; ValueError naming the file if it holds none."""
+    try:
+        recorded = read_yaml(path.read_bytes(), path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{path}: holds {type(recorded).__name__}, not the sections of a config")
+    return recorded
+
+
+def unreadable(error: Exception, where: object) -> str:
     """`FILE:LINE: not YAML, at column N: ...`."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"{mark.name}:{mark.line + 1}: not YAML, at column {mark.column + 1}: {error.problem}"
-    return f"not YAML: {' '.join(str(error).split())}"
+        return f"{where}:{mark.line + 1}: not YAML, at column {mark.column + 1}: {error.problem}"
+    if isinstance(error, RecursionError):
+        return f"{where}: nested too deeply"
+    return f"{where}: not YAML: {' '.join(str(error).split())}"
+
+
+def _bomb(content: str | bytes, where: object) -> str | None:
+    text = content.encode() if isinstance(content, str) else content
+    if b"*" not in text or b"&" not in text:
+        return None
+    root = yaml.compose(content, Loader=yaml.SafeLoader)
+    size = 0 if root is None else _expanded(root, {})
+    if size <= MAX_NODES:
+        return None
+    return f"{where}: {size:,} values once its aliases (*name) are written out; at most {MAX_NODES:,}"
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:

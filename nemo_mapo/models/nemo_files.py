@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import yaml
-
+from nemo_mapo.config.yaml_files import read_yaml
 from nemo_mapo.models.pickles import refuse_pickled_code
 
 _TARGETS: Final = ("_target_", "target", "cls")
@@ -40,7 +39,7 @@ def refuse_code(archive: Path) -> None:
             if path.suffix in _WEIGHTS:
                 refuse_pickled_code(io.BytesIO(content.read()), where)
             elif path.suffix in (".yaml", ".yml"):
-                refuse_foreign_classes(_plain_yaml(content.read(), where), where)
+                refuse_foreign_classes(read_yaml(content.read(), where), where)
 
 
 def refuse_foreign_classes(config: Any, where: str) -> None:
@@ -81,10 +80,3 @@ def _values(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         here = f"{path}.{key}" if path else str(key)
         yield here, value
         yield from _values(value, here)
-
-
-def _plain_yaml(content: bytes, where: str) -> Any:
-    try:
-        return yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not plain YAML: {error}") from error

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-import yaml
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+
+from nemo_mapo.config.yaml_files import read_recorded
 
 Record = dict[str, Any]
 """One JSON object of a run file."""
@@ -160,14 +161,10 @@ def _read_config(path: Path, notes: list[str]) -> tuple[str, Record]:
     if not path.is_file():
         notes.append(f"{path.name} is missing; checks that need the config use the defaults.")
         return "", {}
-    text = path.read_text(encoding="utf-8")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RunFileError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise RunFileError(f"{path} should hold a mapping, found {type(config).__name__}")
-    return text, config
+        return path.read_text(encoding="utf-8"), read_recorded(path)
+    except ValueError as error:
+        raise RunFileError(str(error)) from error
 
 
 def _read_run(path: Path, notes: list[str]) -> Record:

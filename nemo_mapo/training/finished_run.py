@@ -3,11 +3,10 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import yaml
-
 from nemo_mapo.config.load import load
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.yaml_files import read_recorded
 from nemo_mapo.training.checkpoint import CheckpointStore, read_checkpoint
 from nemo_mapo.training.run_directory import RunDirectory
 from nemo_mapo.types import Wording
@@ -21,8 +20,9 @@ def read_run_config(run_dir: Path) -> RunConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
-    recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
+    recorded = read_recorded(path)
+    if isinstance(recorded.get("data"), dict):
+        recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
     config = load(recorded, RunConfig)
     return replace(config, rewards=config.rewards.without_code)
 
@@ -33,7 +33,8 @@ def recorded_wording(run_dir: Path) -> Wording | None:
     if not path.is_file():
         return None
     # A run that records nothing asked nothing: the default of today was not its prompts'.
-    return Wording(**yaml.safe_load(path.read_text(encoding="utf-8"))["data"].get("prompt", {}))
+    data = read_recorded(path).get("data")
+    return load(data.get("prompt") if isinstance(data, dict) else None, Wording, under="data.prompt")
 
 
 def uncut(model: ModelConfig) -> ModelConfig:

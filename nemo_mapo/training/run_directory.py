@@ -15,6 +15,7 @@ from nemo_mapo import __version__
 from nemo_mapo.config.load import ConfigError, as_plain
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.start import used_directory
+from nemo_mapo.config.yaml_files import read_recorded
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.records import JsonLines, replace_text
 
@@ -137,7 +138,7 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
     except OSError as error:
         raise ValueError(f"{where}: cannot write there ({error.strerror}); choose another directory") from error
     if directory.metrics.path.exists() or any(directory.checkpoints.glob("step_*")):
-        changed = config_changes(yaml.safe_load(directory.config.read_text()), recorded_config(config))
+        changed = config_changes(read_recorded(directory.config), recorded_config(config))
         if changed:
             raise ValueError(
                 f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "

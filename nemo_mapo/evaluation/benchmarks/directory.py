@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from nemo_mapo.config.yaml_files import read_recorded
 from nemo_mapo.evaluation.benchmarks.items import Benchmark
 from nemo_mapo.evaluation.benchmarks.predictions import COMPLETION, Prediction, read_predictions
 from nemo_mapo.evaluation.benchmarks.tables import Results
@@ -80,8 +81,8 @@ class EvaluationDirectory:
     def _check(self, settings: dict[str, Any]) -> None:
         if not self.predictions.exists():
             return
-        before = yaml.safe_load(self.settings.read_text()) if self.settings.exists() else {}
-        old, new = dict(_flat(before or {})), dict(_flat(settings))
+        before = read_recorded(self.settings) if self.settings.exists() else {}
+        old, new = dict(_flat(before)), dict(_flat(settings))
         changed = [
             f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
             for key in sorted(old.keys() | new.keys())

@@ -50,11 +50,14 @@ def test_the_config_of_a_command_line_is_checked():
     assert "config: 2 problems" in str(ended.value) and "seed=-3" in str(ended.value)
 
 
-def test_of_several_processes_the_first_one_speaks(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [1.0])])
+def test_of_several_processes_the_first_one_speaks_and_the_others_wait_for_it(monkeypatch, rank, waits):
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as ended:
         read_command_line(PRIMARY, RunConfig, ["seed=-3"])
-    assert ended.value.code == 1
+    assert waited == waits and (ended.value.code == 1) == bool(waits)
 
 
 def test_help_lists_what_can_be_chosen_and_says_where_every_key_is(capsys):

@@ -13,10 +13,21 @@ TARRED = {
     "tarred_audio_filepaths": "audio__OP_0..1_CL_.tar",
 }
 
+ALIAS_BOMB = "- &a {type: lhotse, cuts_path: x}\n" + "".join(
+    f"- &{name} {{type: group, input_cfg: [{', '.join(['*' + before] * 9)}]}}\n"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
 
 def refusal(*items, **options):
     with pytest.raises(ValueError) as caught:
         DatasetConfig(input_cfg=items, **options)
+    return str(caught.value)
+
+
+def refusal_of(path):
+    with pytest.raises(ValueError) as caught:
+        DatasetConfig(input_cfg=str(path))
     return str(caught.value)
 
 
@@ -70,13 +81,35 @@ def test_items_are_read_from_a_yaml_file_also_inside_a_group(tmp_path):
         ("[{type: lhotse, cuts_path: '${oc.env:HOME}'}]", "write the values out"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
         ("just a text", "holds str: give a list of items"),
-        ("[", "not YAML"),
+        ("[", "items.yaml:1: not YAML"),
+        ("[{type: !!bool maybe}]", "items.yaml: not YAML"),
+        ("[{type: lhotse, cuts_path: 2024-13-45}]", "items.yaml: not YAML: month must be in 1..12"),
+        ("[" * 3000, "items.yaml: nested too deeply"),
+        ("- &a {type: group, input_cfg: [*a]}", "values once its aliases"),
+        (ALIAS_BOMB, "values once its aliases"),
     ],
 )
 def test_a_file_of_items_is_data_and_nothing_else(tmp_path, text, message):
     (tmp_path / "items.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         DatasetConfig(input_cfg=str(tmp_path / "items.yaml"))
+
+
+def test_files_that_name_files_do_not_grow_without_bound(tmp_path):
+    (tmp_path / "0.yaml").write_text(yaml.safe_dump([LHOTSE] * 9))
+    for depth in range(1, 9):
+        inner = {"type": "group", "input_cfg": str(tmp_path / f"{depth - 1}.yaml")}
+        (tmp_path / f"{depth}.yaml").write_text(yaml.safe_dump([inner] * 9))
+    assert "more than 10,000 items" in refusal_of(tmp_path / "8.yaml")
+
+
+def test_groups_do_not_nest_without_end(tmp_path):
+    (tmp_path / "0.yaml").write_text(yaml.safe_dump([LHOTSE]))
+    for depth in range(1, 30):
+        inner = {"type": "group", "input_cfg": str(tmp_path / f"{depth - 1}.yaml")}
+        (tmp_path / f"{depth}.yaml").write_text(yaml.safe_dump([inner]))
+    assert "more than 20 deep" in refusal_of(tmp_path / "29.yaml")
+    assert "cannot be read (File name too long)" in refusal_of("a" * 300)
 
 
 def test_a_file_of_items_that_is_missing_or_holds_itself_is_named(tmp_path):

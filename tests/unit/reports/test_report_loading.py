@@ -89,7 +89,7 @@ def test_broken_run_and_config_files_are_named(run_dir):
     with pytest.raises(RunFileError, match=r"run\.json line 1"):
         load_run(run_dir)
     (run_dir / "config.yaml").write_text("a: [1")
-    with pytest.raises(RunFileError, match=r"config\.yaml is not valid YAML"):
+    with pytest.raises(RunFileError, match=r"config\.yaml:1: not YAML"):
         load_run(run_dir)
 
 
