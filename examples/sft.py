@@ -5,8 +5,8 @@ from pathlib import Path
 from nemo_mapo.config.command_line import read_command_line
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.start import check_start
-from nemo_mapo.console import is_first_process
 from nemo_mapo.entry import at_work
+from nemo_mapo.processes import is_main_rank
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
         from nemo_mapo.launch_sft import run_sft
 
         directory = run_sft(config)
-    if is_first_process():
+    if is_main_rank():
         print(f"report: {directory / 'report.html'}")
 
 

@@ -6,6 +6,8 @@ import sys
 import warnings
 from types import TracebackType
 
+from nemo_mapo.processes import is_main_rank
+
 _LIGHTNING_AT_START = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
 """Say which devices there are, in whichever of its two packages was imported last. Lightning sets the levels of the
 loggers above them while it is imported, which may be later than this."""
@@ -41,15 +43,10 @@ def interrupt_quietly() -> None:
     def one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt):
             before(kind, error, traceback)
-        elif is_first_process():
+        elif is_main_rank():
             print("interrupted", file=sys.stderr)
 
     sys.excepthook = one_line
-
-
-def is_first_process() -> bool:
-    """Whether this process talks to the user; known from the launcher before torch.distributed starts."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def show_own_messages() -> logging.Logger:
@@ -60,5 +57,5 @@ def show_own_messages() -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(logging.INFO if is_first_process() else logging.CRITICAL)
+    logger.setLevel(logging.INFO if is_main_rank() else logging.CRITICAL)
     return logger

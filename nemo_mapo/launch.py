@@ -1,6 +1,5 @@
 """Assembles a run from its config and carries it through: start weights, training, test, report."""
 
-import contextlib
 import logging
 import resource
 import shlex
@@ -27,7 +26,8 @@ from nemo_mapo.evaluation.evaluate import Evaluator, test_records, test_summary,
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
-from nemo_mapo.processes import lead_processes
+from nemo_mapo.processes import is_main_rank, lead_processes
+from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rewards.combined import build_rewards
@@ -43,7 +43,6 @@ from nemo_mapo.training.loop import TrainingLoop
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
-from nemo_mapo.training.ranks import data_parallel_prompts, is_main_rank
 from nemo_mapo.training.records import JsonLinesLogger, LivePage
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.room import no_room_in
@@ -83,11 +82,8 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
     build_rewards(config.rewards)
     lead_processes()
     _set_up_host(config)
-    if is_main_rank():
-        directory = open_run_directory(config)
-    else:
-        directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
-    with directory.locked() if is_main_rank() else contextlib.nullcontext():
+    directory = open_run_directory(config)
+    with directory.locked():
         # Quick, and better known before an hour of looking at data.
         SpecialTokens.from_tokenizer(load_tokenizer(config.data.tokenizer))
         _check_data(config)
@@ -103,22 +99,16 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
             **parts.trainer.facts(),
             "events": events,
         }
-        if is_main_rank():
-            directory.write_summary(facts)
+        directory.write_summary(facts)
         finished = parts.trainer.fit()
         if not finished:
             events.append({"step": parts.trainer.step, "message": ENDED_EARLY})
-        if is_main_rank():
-            directory.write_summary(facts | _cost(directory))
-            # Written before the test as well: a clip that cannot be read there must not cost the report.
-            write_report(directory.path)
+        # Written before the test as well: a clip that cannot be read there must not cost the report.
+        _write_up(directory, facts)
         if finished:
             parts.finish()
         if finished and config.data.test_ds is not None:
-            facts["test"] = parts.test()
-            if is_main_rank():
-                directory.write_summary(facts | _cost(directory))
-                write_report(directory.path)
+            _write_up(directory, facts | {"test": parts.test()})
         if not finished:
             logger.info(ENDED_EARLY)
     return directory.path
@@ -138,14 +128,12 @@ def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -
                 f"exp_manager.explicit_log_dir={directory.path} has {steps} recorded steps but no checkpoint to "
                 "continue from; choose another directory, or delete this one"
             )
-        if is_main_rank():
-            directory.forget_after(-1)
+        directory.forget_after(-1)
         return []
     for found in damaged:
         logger.warning(f"DAMAGED CHECKPOINT: {found}; resuming from the one before it, {checkpoint.path}")
     trainer.resume(checkpoint)
-    if is_main_rank():
-        directory.forget_after(trainer.step)
+    directory.forget_after(trainer.step)
     logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
     return [{"step": trainer.step, "message": f"passed over a damaged checkpoint: {found}"} for found in damaged]
 
@@ -179,6 +167,13 @@ def splits_of(config: RunConfig) -> Iterator[tuple[str, DatasetConfig]]:
     for name, split in config.data.splits.items():
         for number, phase in enumerate(split.in_phases()):
             yield f"{name}.phases[{number}]" if split.phases else name, phase.split
+
+
+def _write_up(directory: RunDirectory, facts: dict[str, Any]) -> None:
+    """run.json and the report, by the main rank."""
+    if is_main_rank():
+        directory.write_summary(facts | _cost(directory))
+        write_report(directory.path)
 
 
 def _cost(directory: RunDirectory) -> dict[str, Any]:
@@ -220,20 +215,19 @@ class Assembly:
         with self.reference.start_policy() as start:
             before = evaluator(start, self._backend(start), step=0, split="test")
         after = evaluator(self.policy, self._backend(self.policy), step=step, split="test")
-        if is_main_rank():
-            self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
-            self.directory.test.append(test_records(step, before, after))
+        self.directory.profiles.append([before.profile.record(0, "before"), after.profile.record(step, "after")])
+        self.directory.test.append(test_records(step, before, after))
         return test_summary(before, after)
 
     def validate(self, step: int) -> dict[str, float]:
         """Evaluate the policy on the validation split."""
         evaluation = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
+        self.directory.rollouts.append(evaluation.records)
         if is_main_rank():
-            self.directory.rollouts.append(evaluation.records)
             for question, clips in evaluation.clips.items():
                 write_clips(self.directory.path, question, clips, self.config.data.train_ds.sample_rate)
-            right = round(evaluation.accuracy * evaluation.samples)
-            warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
+        right = round(evaluation.accuracy * evaluation.samples)
+        warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
         return evaluation.metrics()
 
     def _keep_clip(self, step: int, prompt: Prompt) -> None:

@@ -7,15 +7,14 @@ from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.evaluation.evaluate import test_summary
 from nemo_mapo.launch import Assembly, experiment_loggers, run, splits_of
-from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.platform import on_cpu_host
+from nemo_mapo.ranks import any_rank
 from nemo_mapo.rows import Problem
 from nemo_mapo.training.checkpoint import CheckpointStore, write_checkpoint
 from nemo_mapo.training.early_signs import warn_below_chance
 from nemo_mapo.training.loop import TrainingLoop
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.policies import merged_policy, prepare_for_targets
-from nemo_mapo.training.ranks import is_main_rank
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.sft import SftTrainer, check_targets
 from nemo_mapo.training.supervised import mean_negative_log_likelihood
@@ -44,8 +43,7 @@ class SupervisedAssembly(Assembly):
         if not _all_have_choices(evaluator.batches):
             return loss
         after = evaluator(self.policy, self._backend(self.policy), step=self.trainer.step, split="test")
-        if is_main_rank():
-            self.directory.profiles.append([after.profile.record(self.trainer.step, "after")])
+        self.directory.profiles.append([after.profile.record(self.trainer.step, "after")])
         return loss | test_summary(None, after)
 
     def validate(self, step: int) -> dict[str, float]:
@@ -55,11 +53,10 @@ class SupervisedAssembly(Assembly):
         if not _all_have_choices(batches):
             return loss
         found = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
-        if is_main_rank():
-            self.directory.rollouts.append(found.records)
-            if step > 0:
-                right = round(found.accuracy * found.samples)
-                warn_below_chance(right, found.samples, chance=found.chance, step=step)
+        self.directory.rollouts.append(found.records)
+        if step > 0:
+            right = round(found.accuracy * found.samples)
+            warn_below_chance(right, found.samples, chance=found.chance, step=step)
         return loss | found.metrics()
 
     def finish(self) -> None:

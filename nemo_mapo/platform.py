@@ -40,11 +40,6 @@ def on_cpu_host() -> bool:
     return not torch.cuda.is_available()
 
 
-def host_device() -> torch.device:
-    """The device this process computes on."""
-    return _CPU if on_cpu_host() else torch.device("cuda", torch.cuda.current_device())
-
-
 class _CpuTorch(ModuleType):
     """`torch` as one upstream module sees it on a CPU host: factories asked for "cuda" answer on the CPU."""
 

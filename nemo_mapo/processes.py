@@ -1,4 +1,4 @@
-"""Processes end with the one that started them, however that one ends."""
+"""What a process knows of the ones it was started with, before torch is there: its rank, and how to end with them."""
 
 import ctypes
 import functools
@@ -8,6 +8,11 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _LAUNCHED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+
+
+def is_main_rank() -> bool:
+    """Whether this is rank 0, which writes the run directory and talks to the user; torchrun and SLURM say so."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def end_with_parent(signal_number: int) -> None:

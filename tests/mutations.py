@@ -352,7 +352,7 @@ FAULTS = (
     Fault(
         name="data parallel: denominators of this rank's rows",
         file="nemo_mapo/training/actor.py",
-        right="global_sequences = sum_over_data_parallel(len(batch.advantages))",
+        right="global_sequences = sum(gather_over_data_parallel(len(batch.advantages)))",
         wrong="global_sequences = len(batch.advantages)",
         tests=(LAYOUTS, "-k", "data and not tensor and not experts and not packed"),
     ),

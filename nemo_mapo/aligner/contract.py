@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from nemo_mapo.ranks import from_main_rank
 
 
 class AlignableGenerativeInterface(ABC):
@@ -86,9 +87,7 @@ class Timer:
 
     def is_finished(self) -> bool:
         """Whether rank 0 is past the limit; the same answer on every rank, all of which must ask."""
-        finished = torch.tensor(self.get_time_remaining() <= 0, device=_device())
-        dist.broadcast(finished, 0)
-        return bool(finished)
+        return from_main_rank(self.get_time_remaining() <= 0)
 
 
 class ScopedTimer:
@@ -199,7 +198,3 @@ def check_progress(
 
 def _is_multiple(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

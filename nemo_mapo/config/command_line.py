@@ -17,7 +17,7 @@ from nemo_mapo.config.compose import compose, compose_with_hydra
 from nemo_mapo.config.explain import nearest
 from nemo_mapo.config.load import ConfigError, interpolation_problem, load
 from nemo_mapo.config.overrides import Groups
-from nemo_mapo.console import is_first_process
+from nemo_mapo.processes import is_main_rank
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def end_with(error: Exception) -> NoReturn:
 
     torchrun ends all processes as soon as one has ended.
     """
-    if is_first_process():
+    if is_main_rank():
         sys.exit(str(error))
     time.sleep(_HEAD_START_SECONDS)
     sys.exit(1)

@@ -16,10 +16,10 @@ from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.ranks import data_parallel_share, gather_over_data_parallel, shares_experts
 from nemo_mapo.rewards.templates import reasoning_words, split_completion
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rows import Group, Problem, Prompt, completions_of, training_rows
-from nemo_mapo.training.ranks import data_parallel_share, gather_over_data_parallel, shares_experts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.samples import sample_record
 from nemo_mapo.training.scoring import score_groups

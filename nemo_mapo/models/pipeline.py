@@ -39,20 +39,6 @@ def from_last_stage(tensor: Tensor | None, shape: tuple[int, ...], like: Tensor)
     return received
 
 
-def any_rank(flag: bool, group: torch.distributed.ProcessGroup | None = None) -> bool:
-    """Whether the flag is up on at least one rank of the group (None: of all); the same answer on all of them."""
-    if torch.distributed.get_world_size(group) == 1:
-        return flag
-    raised = torch.tensor(float(flag), device=torch.cuda.current_device())
-    torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX, group=group)
-    return bool(raised)
-
-
-def any_expert_rank(flag: bool) -> bool:
-    """Whether the flag is up on any rank that shards the same experts: none of them can run a layer alone."""
-    return any_rank(flag, parallel_state.get_expert_model_parallel_group())
-
-
 @contextmanager
 def whole_sequences(model: AudioLLM) -> Iterator[None]:
     """Switch sequence parallelism off: a decoding step has one position, which cannot be sharded."""

@@ -14,6 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import Tensor
 
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.ranks import gather
 
 Entry: TypeAlias = ShardedTensor | ShardedTensorFactory
 """What a sharded state says of a tensor."""
@@ -123,10 +124,8 @@ def _place(name: str, shard: ShardedTensor, vocab_size: int) -> _Place:
 
 def _places_by_name(own: list[_Place]) -> dict[str, list[tuple[int, _Place]]]:
     """Rank and place of every part, by tensor, the same on all ranks; the parts cover each tensor exactly."""
-    told: list[list[_Place]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(told, own)
     by_name: dict[str, list[tuple[int, _Place]]] = {}
-    for rank, places in enumerate(told):
+    for rank, places in enumerate(gather(own)):
         for place in places:
             by_name.setdefault(place.name, []).append((rank, place))
     for name, parts in by_name.items():

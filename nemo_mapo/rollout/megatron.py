@@ -18,13 +18,8 @@ from nemo_mapo.data.prompts import whole_text
 from nemo_mapo.data.sequences import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_batch, audio_of, left_padded
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.pipeline import (
-    any_expert_rank,
-    evaluation_mode,
-    forward_all_stages,
-    from_last_stage,
-    whole_sequences,
-)
+from nemo_mapo.models.pipeline import evaluation_mode, forward_all_stages, from_last_stage, whole_sequences
+from nemo_mapo.ranks import any_expert_rank
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
 from nemo_mapo.rollout.deaf import DeafGeneration, DeafTokens
 from nemo_mapo.rollout.kv_cache import SlotCache

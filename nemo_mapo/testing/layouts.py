@@ -18,6 +18,7 @@ from nemo_mapo.data.tokenizer import AUDIO, PAD, SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Completion, Group, Problem, training_rows
 from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
@@ -30,7 +31,6 @@ from nemo_mapo.training.optimizer import (
     trainable_parameters,
     wrap_data_parallel,
 )
-from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import RolloutBatch

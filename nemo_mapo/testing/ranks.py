@@ -2,6 +2,7 @@
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import pickle
 import tempfile
 import traceback
@@ -93,6 +94,7 @@ def context() -> ForkServerContext:
 
 def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:
     torch.set_num_threads(1)
+    os.environ["RANK"] = str(rank)
     # What upstream spawns from here (the queue of its checkpoint writer) would import the test runner again.
     forget_main_module()
     try:

@@ -16,10 +16,10 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.sequences import select_batch
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.objective.mapo import mapo_loss
+from nemo_mapo.ranks import gather_metrics, gather_over_data_parallel
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Completion, Prompt
-from nemo_mapo.training.ranks import gather_metrics, sum_over_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import (
     MicroBatching,
@@ -86,8 +86,8 @@ class MapoActor:
         those of the whole step's loss when it returns. Loss and metrics are those of the whole step, on every rank.
         """
         parts = self.batching.split(batch.sequences)
-        global_sequences = sum_over_data_parallel(len(batch.advantages))
-        global_tokens = sum_over_data_parallel(int(batch.sequences.completion_lengths.sum()))
+        global_sequences = sum(gather_over_data_parallel(len(batch.advantages)))
+        global_tokens = sum(gather_over_data_parallel(int(batch.sequences.completion_lengths.sum())))
         # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
         scale = len(parts) * parallel_state.get_data_parallel_world_size()
 

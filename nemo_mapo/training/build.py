@@ -5,6 +5,7 @@ import torch
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.ranks import device
 
 
 def build_audio_llm(
@@ -26,5 +27,5 @@ def build_audio_llm(
             sample_rate=sample_rate,
             params_dtype=params_dtype,
         )
-    built: AudioLLM = model.to(torch.cuda.current_device())
+    built: AudioLLM = model.to(device())
     return built

@@ -17,8 +17,9 @@ from megatron.core import dist_checkpointing
 from nemo_mapo.checksums import CHECKSUMS, checksums_of, damage, files_to_sum, write_checksums
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.untrusted import checkpoint_reader, refuse_code
+from nemo_mapo.processes import is_main_rank
+from nemo_mapo.ranks import gather
 from nemo_mapo.training.optimizer import PolicyOptimizer
-from nemo_mapo.training.ranks import gather_over_all, is_main_rank
 from nemo_mapo.training.room import no_room_in
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def write_checkpoint(
             (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
         dist.barrier()
         sums = checksums_of(files_to_sum(unfinished)[dist.get_rank() :: dist.get_world_size()])
-        of_all = {name: value for part in gather_over_all(sums) for name, value in part.items()}
+        of_all = {name: value for part in gather(sums) for name, value in part.items()}
         if is_main_rank():
             write_checksums(unfinished, of_all)
             for path in unfinished.iterdir():
@@ -186,7 +187,7 @@ def _damage_on_any_rank(path: Path) -> str:
     """Each rank reads a share of the files."""
     if not (path / CHECKSUMS).is_file():
         logger.warning(f"{path} has no {CHECKSUMS}: whether its files are as they were written is not known")
-    return next(filter(None, gather_over_all(damage(path, part=dist.get_rank(), parts=dist.get_world_size()))), "")
+    return next(filter(None, gather(damage(path, part=dist.get_rank(), parts=dist.get_world_size()))), "")
 
 
 def refuse_adapters(path: Path) -> None:

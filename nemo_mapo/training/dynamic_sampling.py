@@ -9,16 +9,15 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from lhotse import CutSet
 from torch import Tensor
 
 from nemo_mapo.data.dataset import PromptDataset, skip_batches
+from nemo_mapo.ranks import gather, gather_over_data_parallel
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rows import Group, Problem
 from nemo_mapo.training.prompts import PromptStream, check_counts
-from nemo_mapo.training.ranks import gather_over_data_parallel
 
 Score = Callable[[Sequence[Group]], tuple[RewardTable, Bool[Tensor, " group"]]]
 """Rewards of the completions of groups, and which of the groups have different ones."""
@@ -127,7 +126,7 @@ def refill(first: Sequence[Group], *, places: Sequence[int], max_rounds: int, sc
     rewards, differ = score(first)
     kept = list(zip(first, rewards.by_group(first), strict=True))
     whole = sum(gather_over_data_parallel(len(places)))
-    open_places = _open_everywhere(places, differ, whole)
+    open_places = _open_everywhere(places, differ)
     sampled, rounds = whole, 1
     replaced = 0
     while open_places and rounds <= max_rounds:
@@ -137,7 +136,7 @@ def refill(first: Sequence[Group], *, places: Sequence[int], max_rounds: int, sc
         found = sample(rounds, open_places, wanted)
         rewards, differ = score(found)
         scored = list(zip(found, rewards.by_group(found), strict=True))
-        still_open = _open_everywhere([open_places[number] for number in mine], differ[: len(mine)], whole)
+        still_open = _open_everywhere([open_places[number] for number in mine], differ[: len(mine)])
         for index, number in enumerate(mine):
             if open_places[number] not in still_open:
                 kept[places.index(open_places[number])] = scored[index]
@@ -157,9 +156,7 @@ def refill(first: Sequence[Group], *, places: Sequence[int], max_rounds: int, sc
     )
 
 
-def _open_everywhere(places: Sequence[int], differ: Bool[Tensor, " group"], whole: int) -> list[int]:
+def _open_everywhere(places: Sequence[int], differ: Bool[Tensor, " group"]) -> list[int]:
     """Places of all ranks whose group has equal rewards, ascending; open is what any rank calls open."""
-    flags = torch.zeros(whole, device=torch.cuda.current_device())
-    flags[[place for place, different in zip(places, differ.tolist(), strict=True) if not different]] = 1.0
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return [int(place) for place in flags.nonzero().flatten()]
+    mine = {place for place, different in zip(places, differ.tolist(), strict=True) if not different}
+    return sorted(set[int]().union(*gather(mine)))

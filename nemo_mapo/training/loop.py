@@ -11,11 +11,11 @@ from tqdm import tqdm
 from nemo_mapo.aligner import CustomLoggerWrapper, ScopedTimer, Timer, check_progress
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.pipeline import any_rank
+from nemo_mapo.processes import is_main_rank
+from nemo_mapo.ranks import any_rank
 from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, step_name
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
 from nemo_mapo.training.prompts import PromptStream, check_counts, total_steps
-from nemo_mapo.training.ranks import is_main_rank
 from nemo_mapo.training.termination import termination_request
 
 Validator = Callable[[int], dict[str, float]]
@@ -74,7 +74,7 @@ class TrainingLoop(ABC):
         self.run_timer.start_time()
         with termination_request(self._interrupted()) as termination_requested, self.cleaned_up():
             if self.step == 0 and self.cfg.val_check_interval > 0:
-                self._log(self.validate(0))
+                self.logger.log_metrics(self.validate(0), step=self.step)
             with self._progress_bar() as bar:
                 while self.step < self.max_steps:
                     metrics = self.next_step()
@@ -177,7 +177,7 @@ class TrainingLoop(ABC):
                 metrics |= self.validate(self.step)
             metrics |= self.timings()
             self.validated()
-        self._log(metrics)
+        self.logger.log_metrics(metrics, step=self.step)
         # A signal may reach the ranks in different steps; they have to end in the same one.
         stop_now = any_rank(termination_requested())
         if save or (stop_now and self.cfg.save_interval > 0):
@@ -187,10 +187,6 @@ class TrainingLoop(ABC):
     def timings(self) -> dict[str, float]:
         """Seconds of each timed part since the last call."""
         return {f"timing/{name}_seconds": seconds for name, seconds in self.timer.consume_durations().items()}
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        if is_main_rank():
-            self.logger.log_metrics(metrics, step=self.step)
 
     def _progress_bar(self) -> "tqdm[None]":
         hidden = not is_main_rank()

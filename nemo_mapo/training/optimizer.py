@@ -21,6 +21,7 @@ from torch.optim import AdamW
 
 from nemo_mapo.config.model import OptimizerConfig
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.ranks import gather
 
 logger = logging.getLogger(__name__)
 
@@ -302,9 +303,7 @@ def _is_expert(parameter: nn.Parameter) -> bool:
 def _first_not_finite(gradients: dict[str, Tensor]) -> str:
     """Name of the first bad gradient on the first rank that has one."""
     mine = next((name for name, gradient in gradients.items() if not gradient.isfinite().all()), None)
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return next((name for name in found if name is not None), "the norm, though every gradient is finite")
+    return next((name for name in gather(mine) if name is not None), "the norm, though every gradient is finite")
 
 
 def _main_weight(parameter: nn.Parameter) -> nn.Parameter:

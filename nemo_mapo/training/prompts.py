@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptDataset, num_batches_per_epoch, skip_batches
+from nemo_mapo.ranks import gather_over_data_parallel
 from nemo_mapo.rows import Problem
-from nemo_mapo.training.ranks import gather_over_data_parallel
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.processes import is_main_rank
 from nemo_mapo.reports.report import write_report
 
 
@@ -18,13 +19,15 @@ def replace_text(path: Path, text: str) -> None:
 
 
 class JsonLines:
-    """A file with one JSON object a line; every object has a `step`."""
+    """A file with one JSON object per line, each with a `step`; the main rank alone writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write whole lines and flush them to disk."""
+        if not is_main_rank():
+            return
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         with self.path.open("a") as file:
             file.write(lines)

@@ -12,6 +12,7 @@ from nemo_mapo.data.sequences import without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import adapters_off, is_adapter
+from nemo_mapo.ranks import device
 from nemo_mapo.training.signals import MicroBatching, TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch
 
@@ -70,7 +71,7 @@ class FrozenReference:
     def _on_device(self) -> Iterator[None]:
         """Bring an offloaded copy to the device; the outermost block of several takes it back."""
         self._uses += 1
-        self.model.to(torch.cuda.current_device())
+        self.model.to(device())
         try:
             yield
         finally:

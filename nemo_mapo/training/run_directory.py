@@ -1,5 +1,6 @@
 """The directory that holds everything about a run; opened once, never shared by two different runs."""
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from nemo_mapo.config.load import ConfigError, as_plain
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.start import used_directory
 from nemo_mapo.config.yaml_files import read_recorded
+from nemo_mapo.processes import is_main_rank
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.training.records import JsonLines, replace_text
 
@@ -50,7 +52,7 @@ a cosine, and is compared then.)"""
 
 @dataclass(frozen=True, kw_only=True)
 class RunDirectory:
-    """Paths of a run's files."""
+    """Paths of a run's files, which the main rank alone writes."""
 
     path: Path
 
@@ -96,13 +98,13 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process out while this one writes; a kill releases the lock.
+        """Keep every other run out while the main rank of this one writes; a kill releases the lock.
 
         Raises:
             ValueError: if another process is at work here.
         """
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with FileLock(self.path / ".lock", timeout=0) if is_main_rank() else contextlib.nullcontext():
                 yield
         except Timeout as error:
             raise ValueError(
@@ -112,10 +114,14 @@ class RunDirectory:
 
     def write_summary(self, facts: dict[str, Any]) -> None:
         """Write run.json whole or not at all."""
+        if not is_main_rank():
+            return
         replace_text(self.summary, json.dumps(facts, indent=2) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after its last checkpoint, and what was said of its end."""
+        if not is_main_rank():
+            return
         for file in (self.metrics, self.rollouts):
             file.forget_after(step)
         for path in (self.profiles.path, self.test.path, self.summary):
@@ -123,14 +129,16 @@ class RunDirectory:
 
 
 def open_run_directory(config: RunConfig) -> RunDirectory:
-    """Create or reopen the run directory and write the resolved config into it.
+    """Create or reopen the run directory and write the resolved config into it, as the main rank.
 
     Raises:
         ValueError: if it cannot be written, or holds a run that is not to be resumed or was configured differently.
     """
+    directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
+    if not is_main_rank():
+        return directory
     if problems := list(used_directory(config)):
         raise ConfigError(*problems)
-    directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
     where = f"exp_manager.explicit_log_dir={directory.path}"
     try:
         directory.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,10 @@ from nemo_mapo.data.sequences import padded, response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
-from nemo_mapo.models.pipeline import any_rank
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.objective.decoupled import batch_scale, decoupled_advantages
 from nemo_mapo.objective.dependency import audio_dependency, completion_scales
+from nemo_mapo.ranks import any_rank, gather_over_data_parallel
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.judge import OpenAIClient
 from nemo_mapo.rewards.judged import RewardsUnavailable
@@ -32,7 +32,6 @@ from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Completion, Group, completions_of, training_rows
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.contrast import audio_contrast
-from nemo_mapo.training.ranks import gather_over_data_parallel
 from nemo_mapo.training.references import OwnReference
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment

@@ -8,11 +8,11 @@ from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptLoader, rows_of_split
 from nemo_mapo.data.sequences import row_slices, select_rows
+from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.loop import TrainingLoop, Validator
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import supervised_gradient
 from nemo_mapo.training.targets import TargetRows

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig, SamplingConfig
 from nemo_mapo.models.tensors import policy_tensors
+from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.protocol import OverlappingBackend, PendingCompletions
@@ -25,7 +26,6 @@ from nemo_mapo.rows import Completion, Group, Problem, completions_of
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, Score, refill
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.ranks import data_parallel_prompts
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
 from nemo_mapo.types import Wording

@@ -14,8 +14,8 @@ from torch import Tensor
 from nemo_mapo.data.sequences import select_rows
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
+from nemo_mapo.ranks import gather_metrics, gather_over_data_parallel
 from nemo_mapo.rollout.deaf import DeafTokens
-from nemo_mapo.training.ranks import gather_metrics, gather_over_data_parallel, sum_over_data_parallel
 from nemo_mapo.training.references import drop_audio
 from nemo_mapo.training.signals import MicroBatching, ModelInputs, deafness, read_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, Metric, TokenBatch, merge_metrics
@@ -38,7 +38,7 @@ def supervised_gradient(
     """
     policy: AudioLLM = wrapped.module
     parts = batching.split(sequences)
-    global_tokens = sum_over_data_parallel(int(sequences.completion_lengths.sum()))
+    global_tokens = sum(gather_over_data_parallel(int(sequences.completion_lengths.sum())))
     # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
     scale = len(parts) * parallel_state.get_data_parallel_world_size()
 

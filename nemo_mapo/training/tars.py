@@ -18,7 +18,7 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sequences import select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hidden_states import pooled_hidden_states
-from nemo_mapo.models.pipeline import any_rank
+from nemo_mapo.ranks import any_rank
 from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rows import Group, Problem, Prompt, completions_of

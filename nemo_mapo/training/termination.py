@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-from nemo_mapo.console import is_first_process
-from nemo_mapo.processes import is_rank_of_torchrun
+from nemo_mapo.processes import is_main_rank, is_rank_of_torchrun
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STDERR: Final = 2
@@ -28,7 +27,7 @@ def termination_request(notice: str) -> Iterator[Callable[[], bool]]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        if number == signal.SIGINT and not requested and is_first_process():
+        if number == signal.SIGINT and not requested and is_main_rank():
             # Not print: the main thread may be in the middle of one.
             os.write(_STDERR, f"\n{notice}\n".encode())
         requested = True

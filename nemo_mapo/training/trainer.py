@@ -11,6 +11,8 @@ import torch
 from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.sequences import row_slices, select_batch
+from nemo_mapo.processes import is_main_rank
+from nemo_mapo.ranks import gather_over_data_parallel
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rows import Group
@@ -21,11 +23,6 @@ from nemo_mapo.training.early_signs import EarlySigns
 from nemo_mapo.training.loop import TrainingLoop, Validator
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.ranks import (
-    gather_over_data_parallel,
-    is_main_rank,
-    sum_over_data_parallel,
-)
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer, ScoredRollouts
 from nemo_mapo.training.sources import build_source
@@ -77,7 +74,7 @@ class MapoTrainer(TrainingLoop):
         self.policy.eval()
         with torch.no_grad():
             drawn = self.source.next(self.step, version=self.optimization_step)
-        staleness, generated = self._staleness(drawn.groups), sum_over_data_parallel(drawn.tokens)
+        staleness, generated = self._staleness(drawn.groups), sum(gather_over_data_parallel(drawn.tokens))
         scored = self.scorer(drawn.groups, self.actor, self.timer, drawn.rewards)
         self.actor.finish_inference()
         with self.timer("train"):
@@ -98,7 +95,7 @@ class MapoTrainer(TrainingLoop):
 
     def _warn_of_mismatch(self, nats: float) -> None:
         limit = self.config.rollout.log_prob_alarm
-        if nats > limit and is_main_rank():
+        if nats > limit:
             logger.warning(
                 f"step {self.step}: log-probs of the rollout engine and of training differ by {nats:.3g} nats a token "
                 f"on average, more than rollout.log_prob_alarm={limit:g}"

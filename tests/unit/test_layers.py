@@ -78,6 +78,27 @@ def test_an_import_against_the_contracts_is_reported(tmp_path: Path, room: str, 
     assert "BROKEN" in result.stdout
 
 
+def modules_that_name(*names: str) -> set[str]:
+    """Modules of the package that use an attribute or import of one of these names."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            used = [node.attr] if isinstance(node, ast.Attribute) else []
+            used += [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            if set(used) & set(names):
+                found.add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_what_ranks_tell_each_other_goes_through_one_module() -> None:
+    assert modules_that_name("all_gather_object", "broadcast_object_list", "gather_object") == {"ranks.py"}
+
+
+def test_the_device_of_a_process_is_asked_for_in_one_place() -> None:
+    # `data/dataset.py` keeps the random state of the GPU that there is; `platform.py` answers for a CPU host.
+    assert modules_that_name("current_device") == {"ranks.py", "data/dataset.py", "platform.py"}
+
+
 def foreign_names(tree: ast.Module) -> set[str]:
     """Names that an import binds to something outside the package."""
     bound = set()

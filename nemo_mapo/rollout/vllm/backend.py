@@ -18,16 +18,10 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.processes import is_main_rank
+from nemo_mapo.ranks import any_rank, asks_for_its_replica, from_asking_rank, from_main_rank, world_size
 from nemo_mapo.rollout.completions import Drawn, completed
 from nemo_mapo.rollout.protocol import PendingCompletions, RolloutUnavailable
-from nemo_mapo.rollout.ranks import (
-    any_rank_of_run,
-    asks_for_its_replica,
-    from_asking_rank,
-    from_first_rank,
-    is_first_rank,
-    several_ranks,
-)
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rollout.vllm.fleet import Fleet, Update
 from nemo_mapo.rollout.vllm.probe import Probe, difference
@@ -105,19 +99,19 @@ class VllmRollout:
         """
         self._version = None
         prompts = self.way_in.prompts([self._probe.prompt]) if self.policy.pre_process else []
-        sent = self._send(version, tensors, prompts) if is_first_rank() else None
-        if several_ranks():
+        sent = self._send(version, tensors, prompts) if is_main_rank() else None
+        if world_size() > 1:
             # Gathering a tensor takes all ranks, also when it is not sent any more.
             for _ in tensors:
                 pass
-        sent = from_first_rank(sent)
+        sent = from_main_rank(sent)
         scored = self._probe.scored(self.policy, list(sent.taken.values())) if sent.taken else []
         mismatches = {
             number: difference(torch.tensor(one.sampling_log_probs), sent.taken[number])
             for number, one in zip(sent.taken, scored, strict=True)
         }
-        accepted = self.fleet.accept(sent.name, mismatches) if is_first_rank() else None
-        usable, reasons = from_first_rank(accepted)
+        accepted = self.fleet.accept(sent.name, mismatches) if is_main_rank() else None
+        usable, reasons = from_main_rank(accepted)
         failures = "; ".join([*sent.reasons, *reasons])
         if not usable:
             raise RolloutUnavailable(f"no vLLM server took version {version} of the weights: {failures}")
@@ -236,7 +230,7 @@ class _Pending:
             except RolloutUnavailable as error:
                 outcome = error
         outcome = from_asking_rank(outcome)
-        somewhere = any_rank_of_run(isinstance(outcome, RolloutUnavailable))
+        somewhere = any_rank(isinstance(outcome, RolloutUnavailable))
         if isinstance(outcome, RolloutUnavailable):
             raise outcome
         if somewhere:

@@ -12,7 +12,8 @@ from nemo_mapo.config.run import RolloutConfig, RunConfig
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.models import read_model
-from nemo_mapo.rollout.ranks import from_first_rank, is_first_rank
+from nemo_mapo.processes import is_main_rank
+from nemo_mapo.ranks import from_main_rank
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.fleet import Fleet
 from nemo_mapo.rollout.vllm.model_directory import hears, write_model_directory
@@ -45,9 +46,9 @@ def build_vllm(
         audio_id = SpecialTokens.from_tokenizer(tokenizer).audio_id
         way_in = NativeAudio(MODEL_NAME, audio_id=audio_id, sample_rate=sample_rate)
     process = None
-    if settings.launch and is_first_rank():
+    if settings.launch and is_main_rank():
         process = _launch(config, model_config, policy, tokenizer, directory)
-    launched = from_first_rank(None if process is None else (process.url, process.key))
+    launched = from_main_rank(None if process is None else (process.url, process.key))
     key = os.environ.get(settings.api_key_variable) or None
     urls, key = ((launched[0],), launched[1]) if launched else (settings.urls, key)
     fleet = Fleet(
@@ -57,9 +58,9 @@ def build_vllm(
         vocab_size=len(tokenizer),
         alarm=config.log_prob_alarm,
         process=process,
-        transfer=_transfer(settings, policy) if settings.weight_sync == "nccl" and is_first_rank() else None,
+        transfer=_transfer(settings, policy) if settings.weight_sync == "nccl" and is_main_rank() else None,
     )
-    if not settings.launch and is_first_rank():
+    if not settings.launch and is_main_rank():
         fleet.wait_for_a_server()
     return VllmRollout(
         fleet,
