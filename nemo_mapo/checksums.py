@@ -4,12 +4,13 @@ They find what a disk, a network or a copy has damaged, not what somebody change
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import xxhash
+
+from nemo_mapo.files import flush, write_text
 
 CHECKSUMS: Final = "checksums.json"
 _ALGORITHM: Final = "xxh3_128"
@@ -41,10 +42,7 @@ def write_checksums(directory: Path, sums: Mapping[str, str]) -> None:
         "algorithm": _ALGORITHM,
         "files": {name: {"bytes": (directory / name).stat().st_size, "checksum": sums[name]} for name in sorted(sums)},
     }
-    with (directory / CHECKSUMS).open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    flush(write_text(directory / CHECKSUMS, json.dumps(content, indent=2) + "\n"))
 
 
 def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:

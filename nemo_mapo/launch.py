@@ -32,9 +32,10 @@ from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.report import write_report
 from nemo_mapo.rewards.combined import build_rewards
 from nemo_mapo.rewards.templates import prompt_wording
+from nemo_mapo.rollout.checks import refuse_long
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.rollout.protocol import RolloutBackend, check_length
+from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rows import Prompt
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
@@ -200,7 +201,7 @@ class Assembly:
             check_prefill(self.tokenizer, self.wording, config.rewards.template)
         self.batching = MicroBatching.of(config.model)
         self.policy = build_policy(config, self.tokenizer)
-        self.longest_prompt = self._check_positions()
+        self._check_positions()
         self.rollout = self._rollout_engine()
         load_start_weights(self.policy, config, self.tokenizer, start_embedded)
         self.reference = self._reference()
@@ -245,22 +246,13 @@ class Assembly:
         """One pass over the split."""
         return replace(split, infinite=False)
 
-    def _check_positions(self) -> int:
-        """Tokens of the longest prompt; ValueError naming the clip whose prompt leaves no room for a completion."""
-        decoder, longest = self.config.model.decoder, 0
-        room = decoder.max_position_embeddings - self.config.rollout.sampling.max_new_tokens
+    def _check_positions(self) -> None:
+        """ValueError naming the clip whose prompt leaves no room for a completion."""
+        sampling, positions = self.config.rollout.sampling, self.policy.max_positions
         for name, split in splits_of(self.config):
             looked_at = None if split.check_cuts is None else split.check_cuts * split.num_sources
             clip, length = longest_prompt(self._dataloader(self.finite(split)), limit=looked_at)
-            if length > room:
-                raise ValueError(
-                    f"data.{name}: the prompt of {clip} has {length} tokens (audio included), which leaves no room for "
-                    f"rollout.sampling.max_new_tokens={self.config.rollout.sampling.max_new_tokens} within "
-                    f"model.decoder.max_position_embeddings={decoder.max_position_embeddings}; "
-                    "lower max_duration or max_new_tokens, or raise the positions"
-                )
-            longest = max(longest, length)
-        return longest
+            refuse_long(f"data.{name}: the prompt of {clip}", length, sampling, max_positions=positions)
 
     def _reference(self) -> FrozenReference:
         """The frozen start, once the policy has its start weights; gives it adapters, freezes what is not trained."""
@@ -270,11 +262,9 @@ class Assembly:
         """What makes the rollouts that are trained on; ValueError if it cannot do what they need."""
         rollout = self.config.rollout
         rate = self.config.data.train_ds.sample_rate
-        engine = build_backend(
+        return build_backend(
             rollout, self.config.model, self.policy, self.tokenizer, sample_rate=rate, directory=self.directory.path
         )
-        check_length(self.policy.max_positions, rollout, longest_prompt=self.longest_prompt)
-        return engine
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:
         """For validation and test, which look at policies of this process, whatever engine makes the rollouts."""

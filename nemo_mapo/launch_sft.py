@@ -77,7 +77,7 @@ class SupervisedAssembly(Assembly):
     def _targets(self) -> TargetRows:
         return TargetRows(self.config.data.target, self.config.rewards.template, self.tokenizer)
 
-    def _check_positions(self) -> int:
+    def _check_positions(self) -> None:
         for name, split in splits_of(self.config):
             check_targets(
                 self._dataloader(self.finite(split)),
@@ -86,7 +86,7 @@ class SupervisedAssembly(Assembly):
                 limit=None if split.check_cuts is None else split.check_cuts * split.num_sources,
                 name=f"data.{name}",
             )
-        return super()._check_positions()
+        super()._check_positions()
 
     def _reference(self) -> FrozenReference:
         return prepare_for_targets(self.policy, self.config, self.tokenizer, batching=self.batching)

@@ -52,6 +52,24 @@ def as_plain(config: Any) -> dict[str, Any]:
     return plain
 
 
+def differences(before: dict[str, Any], now: dict[str, Any], *, free: Collection[str]) -> list[str]:
+    """What two configs say differently, `key: this then, that now`, but for `free` keys and what lies below them."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{one}.") for one in free)
+    ]
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 _REQUIRED = "${required:}"
 """Our mark for what the user has to give in place of a default; Hydra's own, ???, does not displace one."""
 OmegaConf.register_new_resolver("required", lambda: "???", replace=True)

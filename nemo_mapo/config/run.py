@@ -39,6 +39,11 @@ class SamplingConfig:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}")
 
+    @property
+    def greedy(self) -> "SamplingConfig":
+        """The same lengths, and always the likeliest token."""
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+
 
 @config_class
 class RolloutConfig:

@@ -9,6 +9,7 @@ from typing import Any
 from nemo_mapo.data.manifests import load_cuts
 from nemo_mapo.data.splits import SPLITS, manifest_path
 from nemo_mapo.embedded.synthetic_text import TASKS
+from nemo_mapo.files import write_text
 
 BENCHMARK_FILE = "benchmark/test.json"
 """In a folder of its own: an importer of the questions must not take it for more of them."""
@@ -26,12 +27,7 @@ def export_questions(corpus: Path, output: Path) -> list[Path]:
     texts = {BENCHMARK_FILE: json.dumps([_benchmark_item(row) for row in questions["test"]], indent=1)}
     for task, (split, rows) in product(TASKS, questions.items()):
         texts[f"{task}/{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows if row["task"] == task)
-    for name, text in texts.items():
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        partial = output / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output / name)
-    return [output / name for name in texts]
+    return [write_text(output / name, text) for name, text in texts.items()]
 
 
 def _questions(manifest: Path) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -33,7 +32,7 @@ from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Prompt, Row
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
-from nemo_mapo.training.optimizer import MainWeightAdamW, wrap_data_parallel
+from nemo_mapo.training.optimizer import MainWeightAdamW, cosine, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import hide_clips, supervised_gradient
@@ -151,7 +150,7 @@ def _trained(
 def _cosine_with_warmup(progress: float) -> float:
     if progress < _WARMUP_SHARE:
         return (progress + 1e-3) / _WARMUP_SHARE
-    return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
+    return cosine((progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE))
 
 
 class _BatchMaker:

@@ -129,7 +129,7 @@ class Evaluator:
         self.batches = data_parallel_share(tuple(batches)) if self.shared_out else tuple(batches)
         self.detailed = detailed
         self.rewards = rewards
-        self.sampling = replace(sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+        self.sampling = sampling.greedy
         self.special = special
         self.reference = reference
 

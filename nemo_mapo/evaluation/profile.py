@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nemo_mapo.objective.temporal import part_of_token
+
 NUM_BINS = 20
 """Enough to see where attention falls off, few enough to be smooth on a few hundred completions."""
 _DIGITS = 5
@@ -23,11 +25,7 @@ class PositionProfile:
 
     def add(self, mask: Bool[Tensor, "batch time"], signals: dict[str, Float[Tensor, "batch time"]]) -> None:
         """Count the tokens that `mask` keeps."""
-        lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
-        # The middle of a token, (2 t + 1) / (2 T) with t from 0, decides where it belongs.
-        middle = 2 * torch.arange(mask.shape[1]) + 1
-        bins = (middle * NUM_BINS // (2 * lengths))[mask]
-        thirds = (middle * 3 // (2 * lengths))[mask]
+        bins, thirds = (part_of_token(mask, parts)[mask] for parts in (NUM_BINS, 3))
         self.third_counts.index_add_(0, thirds, torch.ones_like(thirds, dtype=torch.float64))
         self.third_mass.index_add_(0, thirds, signals["audio_mass_max"][mask].double())
         self.count.index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.objective.surrogate import Surrogate
-from nemo_mapo.objective.temporal import token_positions
+from nemo_mapo.objective.temporal import part_of_token
 from nemo_mapo.objective.weights import Weights, omega_or_ones
 from nemo_mapo.types import Metric, ObjectiveInputs
 
@@ -121,13 +121,11 @@ def _audio_mass_metrics(inputs: ObjectiveInputs) -> dict[str, Metric]:
     if inputs.audio_mass is None:
         return {}
     kept = inputs.response_mask
-    # The middle of token t lies at (2 t - 1) / (2 T) of the completion; in whole numbers, so that thirds are exact.
-    middle = 2 * token_positions(kept) - 1
-    lengths = kept.sum(-1, keepdim=True)
+    third = part_of_token(kept, 3)
     return {
         "mapo/audio_mass": _mean(inputs.audio_mass, kept),
-        "mapo/audio_mass_early": _mean(inputs.audio_mass, kept & (3 * middle < 2 * lengths)),
-        "mapo/audio_mass_late": _mean(inputs.audio_mass, kept & (3 * middle > 4 * lengths)),
+        "mapo/audio_mass_early": _mean(inputs.audio_mass, kept & (third == 0)),
+        "mapo/audio_mass_late": _mean(inputs.audio_mass, kept & (third == 2)),
     }
 
 

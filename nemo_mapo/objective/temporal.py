@@ -17,6 +17,13 @@ def temporal_weight(
     return relative.pow(kappa).masked_fill(~response_mask, 0.0)
 
 
+def part_of_token(response_mask: Bool[Tensor, "batch time"], parts: int) -> Int[Tensor, "batch time"]:
+    """In which of so many equal parts of its completion each token lies, from 0: by its middle, (2 t - 1) / (2 T)."""
+    lengths = response_mask.sum(-1, keepdim=True).clamp(min=1)
+    # In whole numbers, so that borders are exact.
+    return (2 * token_positions(response_mask) - 1) * parts // (2 * lengths)
+
+
 def token_positions(response_mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
     """1 for a row's first completion token, T for its last; padding repeats its predecessor."""
     return response_mask.cumsum(-1)

@@ -58,7 +58,4 @@ def write_page(path: Path, template: str, *, title: str, subtitle: str = "", **v
     text = TEMPLATES.get_template(template).render(
         {"title": title, "subtitle": subtitle, "plotly_js": plotly_js, "refresh_seconds": None, **values}
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_text(path, text)

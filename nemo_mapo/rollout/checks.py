@@ -63,8 +63,22 @@ def refuse_impossible(
             f"got {seeds.dtype} of shape {tuple(seeds.shape)}"
         )
     worst = max(prompts, key=len)
-    if len(worst) + sampling.max_new_tokens > model.max_positions:
+    refuse_long(f"prompt {worst.id!r}", len(worst), sampling, max_positions=model.max_positions)
+
+
+def refuse_long(prompt: str, tokens: int, sampling: SamplingConfig, *, max_positions: int) -> None:
+    """ValueError, naming the options, if a prompt and the longest completion exceed the model's positions.
+
+    Args:
+        prompt: what the message calls it.
+        tokens: of the prompt, audio included.
+        sampling: says how long completions may become.
+        max_positions: of the model.
+    """
+    if tokens + sampling.max_new_tokens > max_positions:
         raise ValueError(
-            f"prompt {worst.id!r} of {len(worst)} tokens and rollout.sampling.max_new_tokens="
-            f"{sampling.max_new_tokens} exceed model.decoder.max_position_embeddings={model.max_positions}"
+            f"{prompt} has {tokens} tokens (audio included), which leaves no room for rollout.sampling.max_new_tokens="
+            f"{sampling.max_new_tokens} within model.decoder.max_position_embeddings={max_positions}: shorten the "
+            "clips (max_duration of the data, data.max_clip_seconds of an evaluation), lower max_new_tokens, or raise "
+            "the positions"
         )

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
-from nemo_mapo.config.run import RolloutConfig, SamplingConfig
+from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.console import Unavailable
 from nemo_mapo.rows import Completion, Prompt
 
@@ -103,18 +103,3 @@ class OverlappingBackend(RolloutBackend, Protocol):
         Weights must not be updated before `PendingCompletions.result` has returned.
         """
         ...
-
-
-def check_length(max_positions: int, config: RolloutConfig, *, longest_prompt: int) -> None:
-    """ValueError, naming the options, if the longest prompt and a completion exceed the model's positions.
-
-    Args:
-        max_positions: of the model.
-        config: says how long completions may become.
-        longest_prompt: tokens of the longest prompt.
-    """
-    if longest_prompt + config.sampling.max_new_tokens > max_positions:
-        raise ValueError(
-            f"model.decoder.max_position_embeddings={max_positions}: the longest prompt has {longest_prompt} tokens, "
-            f"and rollout.sampling.max_new_tokens={config.sampling.max_new_tokens}"
-        )

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.data.audio_tokens import with_audio_tokens
 from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.files import whole_directory
 from nemo_mapo.models.encoders import Encoder, load_weights
 from nemo_mapo.models.hf.checkpoint import model_without_storage
 from nemo_mapo.models.hf.convert import (
@@ -24,7 +25,6 @@ from nemo_mapo.models.hf.convert import (
     TRAINER_STATE,
     check_copies,
     checked,
-    finished_or_gone,
     write_model_config,
 )
 from nemo_mapo.models.hf.files import ModelFiles, side_files
@@ -88,7 +88,7 @@ def assemble(encoder: Encoder, decoder: Path, output: Path, *, seed: int) -> Ass
         tensor = _read(sources[name], files)
         return with_rows(tensor, vocab_size_of(model), new_ids) if name in ROWS_PER_TOKEN else tensor
 
-    with finished_or_gone(output) as folder:
+    with whole_directory(output) as folder:
         _write_side_files(decoder, folder, model, tokenizer, f"{encoder.source.name} and {decoder.name}")
         (folder / CHECKPOINT).mkdir()
         save_streamed(state, read, folder / CHECKPOINT)

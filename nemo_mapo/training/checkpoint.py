@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from nemo_mapo.checksums import CHECKSUMS, checksums_of, damage, files_to_sum, write_checksums
+from nemo_mapo.files import UNFINISHED, flush
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.untrusted import checkpoint_reader, refuse_code
 from nemo_mapo.processes import is_main_rank
@@ -25,7 +25,6 @@ from nemo_mapo.training.room import no_room_in
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "trainer_state.json"
-_UNFINISHED = ".unfinished"
 _STEP_PREFIX = "step_"
 
 
@@ -95,11 +94,11 @@ class CheckpointStore:
         return sorted(
             path
             for path in self.directory.iterdir()
-            if path.name.startswith(_STEP_PREFIX) and not path.name.endswith(_UNFINISHED)
+            if path.name.startswith(_STEP_PREFIX) and not path.name.endswith(UNFINISHED)
         )
 
     def _remove_unfinished(self) -> None:
-        for path in self.directory.glob(f"*{_UNFINISHED}"):
+        for path in self.directory.glob(f"*{UNFINISHED}"):
             shutil.rmtree(path)
 
 
@@ -113,7 +112,7 @@ def write_checkpoint(
     Raises:
         NoRoomLeft: the disk is full; what had been written of this checkpoint is removed.
     """
-    unfinished = final.with_name(final.name + _UNFINISHED)
+    unfinished = final.with_name(final.name + UNFINISHED)
     if is_main_rank():
         if unfinished.exists():
             shutil.rmtree(unfinished)
@@ -133,10 +132,10 @@ def write_checkpoint(
         if is_main_rank():
             write_checksums(unfinished, of_all)
             for path in unfinished.iterdir():
-                _flush(path)
-            _flush(unfinished)
+                flush(path)
+            flush(unfinished)
             unfinished.rename(final)
-            _flush(final.parent)
+            flush(final.parent)
     dist.barrier()
 
 
@@ -159,7 +158,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError: if it is not a whole nemo-mapo checkpoint, or holds what could run code (`refuse_code`).
     """
     state_file = path / _STATE_FILE
-    if path.name.endswith(_UNFINISHED) or not state_file.is_file():
+    if path.name.endswith(UNFINISHED) or not state_file.is_file():
         raise ValueError(
             f"{path} is not a complete nemo-mapo checkpoint (no {_STATE_FILE}); "
             "point to a directory such as RUN/checkpoints/step_000100"
@@ -247,14 +246,6 @@ def load_checkpoint(
 
 def _remove(checkpoint: Path) -> None:
     """Take the final name away first: a directory with that name stays whole to the last."""
-    unfinished = checkpoint.with_name(checkpoint.name + _UNFINISHED)
+    unfinished = checkpoint.with_name(checkpoint.name + UNFINISHED)
     checkpoint.rename(unfinished)
     shutil.rmtree(unfinished)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -114,7 +114,12 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
         return config.lr
     progress = (step - sched.warmup_steps) / max(1, total_steps - sched.warmup_steps)
     floor = sched.min_lr / config.lr
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return config.lr * (floor + (1 - floor) * cosine(progress))
+
+
+def cosine(progress: float) -> float:
+    """From 1 to 0 along half a period while `progress` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class MainWeightAdamW:
@@ -276,8 +281,8 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 def global_gradient_norm(parameters: dict[str, nn.Parameter]) -> Tensor:
     """2-norm of the whole model's gradient, each weight counted once however many ranks hold it; equal on all ranks."""
     counted = [p for p in parameters.values() if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)]
-    dense = _norm([gradient_of(p) for p in counted if not _is_expert(p)])
-    experts = _norm([gradient_of(p) for p in counted if _is_expert(p)])
+    dense = _norm([gradient_of(p) for p in counted if not is_expert(p)])
+    experts = _norm([gradient_of(p) for p in counted if is_expert(p)])
     dense = _norm_over_ranks(dense, parallel_state.get_model_parallel_group())
     experts = _norm_over_ranks(experts, parallel_state.get_expert_tensor_model_pipeline_parallel_group())
     return torch.linalg.vector_norm(torch.stack([dense, experts])) if experts > 0 or experts.isnan() else dense
@@ -295,7 +300,7 @@ def _norm_over_ranks(norm: Tensor, group: dist.ProcessGroup) -> Tensor:
     return squared.sqrt()
 
 
-def _is_expert(parameter: nn.Parameter) -> bool:
+def is_expert(parameter: nn.Parameter) -> bool:
     """Whether Megatron keeps it out of the dense data-parallel reduction: `allreduce` is False on experts only."""
     return not vars(parameter).get("allreduce", True)
 

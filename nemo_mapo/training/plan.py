@@ -16,6 +16,7 @@ from nemo_mapo.config.precision import PrecisionConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora, freeze, is_adapter
+from nemo_mapo.training.optimizer import is_expert
 from nemo_mapo.training.plan_activations import (
     MicroBatch,
     kv_cache_bytes,
@@ -162,11 +163,6 @@ def _count(config: RunConfig, model: AudioLLM, start: int) -> StaticMemory:
 def parameter_bytes(parameters: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> int:
     """Size of some weights."""
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-
-
-def is_expert(parameter: nn.Parameter) -> bool:
-    """Whether its gradient is summed over fewer ranks: Megatron says so on the experts' weights."""
-    return not vars(parameter).get("allreduce", True)
 
 
 def data_parallel_ranks(parameter: nn.Parameter) -> int:

@@ -7,15 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.files import write_text
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.reports.report import write_report
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    replacement = path.with_suffix(".rewritten")
-    replacement.write_text(text)
-    replacement.replace(path)
 
 
 class JsonLines:
@@ -52,7 +46,7 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines(keepends=True) if _is_kept(line, step)]
-        replace_text(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
 
 def _is_kept(line: str, step: int) -> bool:

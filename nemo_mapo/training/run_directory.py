@@ -13,13 +13,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from nemo_mapo import __version__
-from nemo_mapo.config.load import ConfigError, as_plain
+from nemo_mapo.config.load import ConfigError, as_plain, differences
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.start import used_directory
 from nemo_mapo.config.yaml_files import read_recorded
+from nemo_mapo.files import write_text
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.rewards.templates import prompt_wording
-from nemo_mapo.training.records import JsonLines, replace_text
+from nemo_mapo.training.records import JsonLines
 
 _LOOPS = ("trainer.mapo", "trainer.sft")
 _LENGTH = tuple(f"{loop}.{name}" for loop in _LOOPS for name in ("max_epochs", "max_steps"))
@@ -116,7 +117,7 @@ class RunDirectory:
         """Write run.json whole or not at all."""
         if not is_main_rank():
             return
-        replace_text(self.summary, json.dumps(facts, indent=2) + "\n")
+        write_text(self.summary, json.dumps(facts, indent=2) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after its last checkpoint, and what was said of its end."""
@@ -152,7 +153,7 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
                 f"{where} holds a run with another config, so it cannot be resumed; set these back or choose another "
                 "directory:\n" + "\n".join(f"  {line}" for line in changed)
             )
-    replace_text(directory.config, yaml.safe_dump(recorded_config(config), sort_keys=False))
+    write_text(directory.config, yaml.safe_dump(recorded_config(config), sort_keys=False))
     return directory
 
 
@@ -165,22 +166,9 @@ def recorded_config(config: RunConfig) -> dict[str, Any]:
 
 def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: bool = False) -> list[str]:
     """What differs between two configs and decides what is learned, a line each; `length_too` adds the run's length."""
-    old, new = _flat(before), _flat(now)
-    length_too = length_too or old.get("model.optim.sched.name") == "cosine"
+    length_too = length_too or before["model"]["optim"]["sched"]["name"] == "cosine"
     free = [key for key in _MAY_CHANGE if not (length_too and key in _LENGTH)]
-    return [
-        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(tuple(free))
-    ]
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
+    return differences(before, now, free=free)
 
 
 def commit() -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nemo_mapo.data.audio_tokens import SALM_TEMPLATES, with_salm_tokens
 from nemo_mapo.data.tokenizer import SALM_AUDIO, load_tokenizer
+from nemo_mapo.files import whole_directory
 from nemo_mapo.models.hf.checkpoint import CheckpointTensors, model_without_storage
 from nemo_mapo.models.hf.config import read_json
 from nemo_mapo.models.hf.convert import (
@@ -19,7 +20,6 @@ from nemo_mapo.models.hf.convert import (
     Converted,
     check_copies,
     checked,
-    finished_or_gone,
     write_model_config,
 )
 from nemo_mapo.models.hf.files import SINGLE, side_files, write_shards
@@ -62,7 +62,7 @@ def import_salm(source: Path, llm: Path, output: Path) -> Converted:
         tensor = sources[name].layout.fuse([files.read(theirs) for theirs in sources[name].theirs])
         return with_rows(tensor, vocab_size_of(model), beyond) if beyond and name in ROWS_PER_TOKEN else tensor
 
-    with finished_or_gone(output) as folder:
+    with whole_directory(output) as folder:
         for origin, target in ((source, folder / ORIGINAL), (llm, folder / ORIGINAL / LLM)):
             target.mkdir()
             for path in side_files(origin):
@@ -122,7 +122,7 @@ def export_salm(
         return found
 
     theirs = [salm_name(name) for source in sources.values() for name in source.theirs]
-    with finished_or_gone(output) as folder:
+    with whole_directory(output) as folder:
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         written = write_shards(folder, {SINGLE: theirs}, read)
     return Converted(tensors=written, left_aside=0, has_perception=True)

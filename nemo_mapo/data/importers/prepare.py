@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from nemo_mapo.data.importers.report import Report, SplitFigures
 from nemo_mapo.data.importers.tokenizer_training import own_tokenizer
 from nemo_mapo.data.manifests import parse_example
 from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
+from nemo_mapo.files import whole_directory
 
 REPORT_NAME = "prepare_report.json"
 
@@ -79,15 +78,7 @@ def prepare(
         ValueError: `output` is there already, the corpus is not laid out as it should be, a line is wrong (unless such
             lines are skipped), audio has another sample rate or several channels, or no question is left.
     """
-    output = output.absolute()
-    if output.exists():
-        raise ValueError(f"{output} exists: choose another output directory, or delete it")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"{output}: cannot write there ({error.strerror})") from error
-    try:
+    with whole_directory(output.absolute()) as partial:
         report = Report(importer.name)
         store = AudioStore(partial, sample_rate=options.sample_rate, resample=options.resample)
         desk = _Desk(store, report, options, group_by=source.group_by)
@@ -103,9 +94,6 @@ def prepare(
         if options.tokenizer is not None:
             made = own_tokenizer(options.tokenizer, _texts(placed), vocabulary=options.vocabulary)
             made.save_pretrained(str(tokenizer_path(partial)))
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from nemo_mapo.config.load import differences
 from nemo_mapo.config.yaml_files import read_recorded
 from nemo_mapo.evaluation.benchmarks.items import Benchmark
 from nemo_mapo.evaluation.benchmarks.predictions import COMPLETION, Prediction, read_predictions
 from nemo_mapo.evaluation.benchmarks.tables import Results
-from nemo_mapo.training.records import JsonLines, replace_text
+from nemo_mapo.files import write_text
+from nemo_mapo.training.records import JsonLines
 
 _MAY_CHANGE = ("output_dir", "num_threads", "rollout.batch_size", "judge", "statistics", "benchmark.closed_rule")
 """Keys that have no part in what the model answers."""
@@ -49,7 +51,7 @@ class EvaluationDirectory:
             raise ValueError(f"output_dir={self.path}: cannot write there ({error.strerror})") from error
         try:
             self._check(settings)
-            replace_text(self.settings, yaml.safe_dump(settings, sort_keys=False))
+            write_text(self.settings, yaml.safe_dump(settings, sort_keys=False))
             yield
         finally:
             lock.release()
@@ -60,7 +62,7 @@ class EvaluationDirectory:
             return {}
         whole, newline, tail = self.predictions.read_text().rpartition("\n")
         if tail:
-            replace_text(self.predictions, whole + newline)
+            write_text(self.predictions, whole + newline)
         return read_predictions(self.predictions, benchmark, field=COMPLETION)
 
     def append(self, predictions: Iterable[Prediction]) -> None:
@@ -70,38 +72,18 @@ class EvaluationDirectory:
     def write_results(self, results: Results) -> None:
         """Write results.json and results.md, each whole or not at all."""
         self.write_json("results.json", results.as_plain())
-        replace_text(self.path / "results.md", results.markdown())
+        write_text(self.path / "results.md", results.markdown())
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file whole or not at all."""
-        path = self.path / name
-        replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        return path
+        return write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _check(self, settings: dict[str, Any]) -> None:
         if not self.predictions.exists():
             return
         before = read_recorded(self.settings) if self.settings.exists() else {}
-        old, new = dict(_flat(before)), dict(_flat(settings))
-        changed = [
-            f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
+        if changed := differences(before, settings, free=_MAY_CHANGE):
             raise ValueError(
                 f"output_dir={self.path} holds predictions of another evaluation, so it cannot be continued; set these "
-                "back or choose another directory:\n" + "\n".join(changed)
+                "back or choose another directory:\n" + "\n".join(f"  {line}" for line in changed)
             )
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of everything that decides what the model answers."""
-    for key, value in section.items():
-        path = f"{prefix}{key}"
-        if path in _MAY_CHANGE:
-            continue
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}.")
-        else:
-            yield path, value

@@ -1,7 +1,7 @@
 """Items to problems: clips of any rate and channel count."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import soundfile
@@ -59,7 +59,7 @@ class BenchmarkPrompts:
             task=item.part,
         )
 
-    def check(self, items: Sequence[Item], *, longest_prompt: int) -> int:
+    def check(self, items: Sequence[Item], refuse_long: Callable[[str, int], None]) -> int:
         """Check every clip and prompt length from the headers, before anything is generated.
 
         Returns:
@@ -77,12 +77,7 @@ class BenchmarkPrompts:
                 length = len(self._encode(self.example(item), self._joined(samples)))
             except ValueError as error:
                 raise ValueError(f"item {item.id}: {error}") from error
-            if length > longest_prompt:
-                raise ValueError(
-                    f"item {item.id}: its prompt has {length} tokens, of which at most {longest_prompt} fit beside "
-                    "rollout.sampling.max_new_tokens within the model's positions; set data.max_clip_seconds to cut "
-                    "long clips, or lower max_new_tokens"
-                )
+            refuse_long(f"the prompt of item {item.id}", length)
         return cut
 
     def _encode(self, example: Example, num_samples: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate, named_choice
 from nemo_mapo.evaluation.benchmarks.tables import build_results
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.rewards.templates import prompt_wording
+from nemo_mapo.rollout.checks import refuse_long
 from nemo_mapo.rollout.factory import build_backend
-from nemo_mapo.rollout.protocol import RolloutBackend, check_length
+from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import recorded_wording
@@ -40,8 +42,8 @@ class Engine:
 
     backend: RolloutBackend
     prompts: BenchmarkPrompts
-    longest_prompt: int
-    """Tokens of a prompt that leave room for a completion."""
+    max_positions: int
+    """Tokens of a prompt and its completion, at most."""
 
 
 EngineFactory = Callable[[EvaluationConfig, Path], Engine]
@@ -83,7 +85,8 @@ def generate(
     remaining: Sequence[tuple[int, Item]], engine: Engine, config: EvaluationConfig, directory: EvaluationDirectory
 ) -> None:
     """Generate a response to each item (given with its number in the benchmark), and write them batch by batch."""
-    cut = engine.prompts.check([item for _, item in remaining], longest_prompt=engine.longest_prompt)
+    refuse = partial(refuse_long, sampling=config.rollout.sampling, max_positions=engine.max_positions)
+    cut = engine.prompts.check([item for _, item in remaining], refuse)
     if cut:
         logger.info(f"{cut} of {len(remaining)} items have a clip longer than data.max_clip_seconds; it is cut")
     size = config.rollout.batch_size
@@ -127,7 +130,6 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
         sample_rate=config.data.sample_rate,
         directory=Path(config.output_dir),
     )
-    check_length(model.max_positions, config.rollout, longest_prompt=1)
     backend.update_weights(0, policy_tensors(model))
     return Engine(
         backend=backend,
@@ -139,7 +141,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
             wording=prompt_wording(config.data.prompt, config.template),
             shuffle=config.shuffle_choices,
         ),
-        longest_prompt=model.max_positions - config.rollout.sampling.max_new_tokens,
+        max_positions=model.max_positions,
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -205,11 +205,10 @@ def add_causal(
 
 def asker(subject: Subject) -> Callable[..., list[Group]]:
     """Greedy answers to problems, with `deaf` tokens or without."""
-    greedy = replace(subject.sampling, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
     def ask(problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
         prompts, seeds = [problem.prompt for problem in problems], torch.zeros(len(problems), dtype=torch.int64)
-        drawn = subject.backend.generate(prompts, greedy, group_size=1, seeds=seeds, deaf=deaf)
+        drawn = subject.backend.generate(prompts, subject.sampling.greedy, group_size=1, seeds=seeds, deaf=deaf)
         return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
 
     return ask

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.objective.temporal import part_of_token
 from nemo_mapo.rewards.templates import Template, join_completion, split_completion
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Group, Prompt, Row
@@ -64,9 +65,10 @@ class Parts:
 
 
 def thirds(lengths: Int[Tensor, " row"]) -> Parts:
-    """First and last third; token t belongs to the third in which its middle (2 t + 1) / (2 T) lies."""
-    # The first t with 3 (2 t + 1) >= 2 T, and >= 4 T: rounded up.
-    return Parts(early_end=(2 * lengths + 2) // 6, late_from=(4 * lengths + 2) // 6)
+    """First and last third (`objective.temporal.part_of_token`)."""
+    written = response_mask(lengths, max([0, *lengths.tolist()]))
+    third = part_of_token(written, 3).masked_fill(~written, 2)
+    return Parts(early_end=(third == 0).sum(1), late_from=(third < 2).sum(1))
 
 
 def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mark: str) -> Parts:

@@ -1,19 +1,18 @@
 """Late-stage collapse: how much of the early attention on the audio is left at the end of a completion."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from nemo_mapo.objective.temporal import part_of_token
 
 
 def collapse_index(mass: Float[Tensor, "batch time"], written: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
     """c = 1 - (mean mass of the last third) / (mean mass of the first third); not finite where a third has no token, or
     the first no mass.
 
-    0: as much as at first; 1: nothing left; negative: more than at first. A token belongs to the third in which its
-    middle (2 t + 1) / (2 T), t from 0, lies.
+    0: as much as at first; 1: nothing left; negative: more than at first.
     """
-    lengths = written.sum(1, keepdim=True).clamp(min=1)
-    third = (2 * torch.arange(written.shape[1]) + 1) * 3 // (2 * lengths)
+    third = part_of_token(written, 3)
     early, late = (_mean(mass, written & (third == number)) for number in (0, 2))
     return 1 - late / early
 

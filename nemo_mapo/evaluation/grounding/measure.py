@@ -17,6 +17,7 @@ from nemo_mapo.evaluation.grounding.analyse import Found, Subject, add_causal, a
 from nemo_mapo.evaluation.grounding.causal import parts_of
 from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, refuse_several_clips, silenced
 from nemo_mapo.evaluation.grounding.run import OpenedRun, open_run
+from nemo_mapo.files import write_text
 from nemo_mapo.rewards.templates import extract_answer
 from nemo_mapo.rows import Group, completions_of, training_rows
 from nemo_mapo.training.policies import WarmStarter
@@ -28,13 +29,8 @@ def measure_run(
 ) -> Path:
     """Write RUN/evidence/<checkpoint>-<split>.json and return its path; arguments and errors as in `analyse_run`."""
     opened = open_run(run_dir, checkpoint, split=split, config=config, warm_starter=warm_starter)
-    results = measure(opened, config)
     written = run_dir / "evidence" / f"{opened.checkpoint}-{split}.json"
-    written.parent.mkdir(exist_ok=True)
-    unfinished = written.with_suffix(".json.partial")
-    unfinished.write_text(json.dumps(results), encoding="utf-8")
-    unfinished.replace(written)
-    return written
+    return write_text(written, json.dumps(measure(opened, config)))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from nemo_mapo.data.dataset import PromptDataset, build_dataloader, question_ids
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
+from nemo_mapo.files import write_text
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.reports.analyses import Analysis, comparable, read_analysis
 from nemo_mapo.reports.clips import write_clips
@@ -62,13 +63,8 @@ def analyse_run(
     results["items_in_split"] = opened.items_in_split
     for question, waveforms in clips.items():
         write_clips(run_dir, question, waveforms, dataset.sample_rate)
-    written = run_dir / "analysis" / f"{name}-{split}.json"
-    written.parent.mkdir(exist_ok=True)
-    partial = written.with_suffix(".json.partial")
-    partial.write_text(
-        json.dumps({"run": str(run_dir), "checkpoint": name, "split": split, **results}), encoding="utf-8"
-    )
-    partial.replace(written)
+    results = {"run": str(run_dir), "checkpoint": name, "split": split, **results}
+    written = write_text(run_dir / "analysis" / f"{name}-{split}.json", json.dumps(results))
     title = f"Grounding of {run_dir.name}, {name}, {split}"
     analyses = [*_start(written, split), read_analysis(written, name)]
     return write_grounding_page(analyses, written.with_suffix(".html"), title=title)

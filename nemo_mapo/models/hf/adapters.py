@@ -8,8 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from nemo_mapo.files import whole_directory
 from nemo_mapo.models.hf.checkpoint import CheckpointTensors
-from nemo_mapo.models.hf.convert import finished_or_gone
 from nemo_mapo.models.hf.files import ModelFiles
 from nemo_mapo.models.hf.models import read_model
 
@@ -56,7 +56,7 @@ def export_adapters(checkpoint: Path, original: Path, output: Path, *, lora_alph
             weights[f"base_model.model.{module}.lora_A.weight"] = a.clone()
             weights[f"base_model.model.{module}.lora_B.weight"] = part.contiguous()
     assert tensors.lora is not None, "an alpha is given"
-    with finished_or_gone(output) as folder:
+    with whole_directory(output) as folder:
         save_file(weights, str(folder / _WEIGHTS), metadata={"format": "pt"})
         config = _peft_config(modules, original, rank=tensors.lora.rank, alpha=lora_alpha)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")

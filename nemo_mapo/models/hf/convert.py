@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from nemo_mapo.files import whole_directory
 from nemo_mapo.models.hf.checkpoint import CheckpointTensors, model_without_storage
 from nemo_mapo.models.hf.files import SINGLE, ModelFiles, shard_layout, side_files, write_shards
 from nemo_mapo.models.hf.models import HfModel, read_model
@@ -59,7 +59,7 @@ def import_hf(source: Path, output: Path) -> Converted:
     check_copies(model.weights, files)
     for name, found in sources.items():
         state[name] = checked(state[name], name, found, files)
-    with finished_or_gone(output) as folder:
+    with whole_directory(output) as folder:
         _write_side_files(source, folder, model)
         (folder / CHECKPOINT).mkdir()
 
@@ -109,7 +109,7 @@ def export_hf(
         weights.sources(tensors.names, files.tensors)
     layout = _layout(tensors, sources, files)
     reader = _ShardReader(tensors, sources, files, dtype, copies=weights.copies())
-    with finished_or_gone(output) as folder:
+    with whole_directory(output) as folder:
         for path in side_files(original):
             shutil.copy2(path, folder / path.name)
         written = write_shards(folder, layout, reader.read)
@@ -250,20 +250,3 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
     if tokenizer.chat_template is None and legacy.is_file():
         tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
     tokenizer.save_pretrained(str(folder))
-
-
-@contextmanager
-def finished_or_gone(output: Path) -> Iterator[Path]:
-    """A folder that gets the name `output` when all went well, and is removed otherwise."""
-    if output.exists():
-        raise ValueError(f"{output} is there already; remove it or name another directory")
-    folder = output.with_name(output.name + ".unfinished")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.rename(output)
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder)

@@ -1,7 +1,6 @@
 """The policy's weights in the names that vLLM loads, and an update of them as a directory."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_mapo.config.model import ModelConfig
+from nemo_mapo.files import UNFINISHED, flush, whole_directory
 from nemo_mapo.models.hf.weights import WeightMap
 from nemo_mapo.models.lora import is_adapter
 from nemo_mapo.models.qwen_omni.weights import ENCODER_RULES
@@ -24,7 +24,6 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 
 KEPT_UPDATES: Final = 2
 """Directories left in place: a server may still be reading the one before the newest."""
-_UNFINISHED = ".unfinished"
 _NAMES = "names.json"
 
 
@@ -82,18 +81,17 @@ def write_update(directory: Path, version: int, tensors: NamedTensors, *, bucket
         WeightsError: it cannot be written.
     """
     final = directory / f"version_{version:08d}_{uuid.uuid4().hex[:12]}"
-    unfinished = final.with_name(final.name + _UNFINISHED)
     try:
-        unfinished.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         names: dict[str, list[str]] = {}
-        for number, bucket in enumerate(buckets(tensors, max_bytes=bucket_bytes, keep=_on_cpu)):
-            file = f"model-{number:05d}.safetensors"
-            save_file(bucket, unfinished / file, metadata={"format": "pt"})
-            names[file] = list(bucket)
-            _flush(unfinished / file)
-        (unfinished / _NAMES).write_text(json.dumps(names, indent=2))
-        unfinished.rename(final)
-        _flush(directory)
+        with whole_directory(final) as unfinished:
+            for number, bucket in enumerate(buckets(tensors, max_bytes=bucket_bytes, keep=_on_cpu)):
+                file = f"model-{number:05d}.safetensors"
+                save_file(bucket, unfinished / file, metadata={"format": "pt"})
+                names[file] = list(bucket)
+                flush(unfinished / file)
+            (unfinished / _NAMES).write_text(json.dumps(names, indent=2))
+        flush(directory)
         _remove_old(directory, newest=final)
     except OSError as error:
         raise WeightsError(f"version {version} cannot be written: {error}") from error
@@ -139,20 +137,12 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _remove_old(directory: Path, *, newest: Path) -> None:
     """Remove updates before the last ones, and what a trainer that died left half written."""
     found = [path for path in directory.glob("version_*") if path.is_dir() and path != newest]
     whole = sorted(
-        (path for path in found if not path.name.endswith(_UNFINISHED)), key=lambda path: path.stat().st_mtime
+        (path for path in found if not path.name.endswith(UNFINISHED)), key=lambda path: path.stat().st_mtime
     )
-    half = [path for path in found if path.name.endswith(_UNFINISHED)]
+    half = [path for path in found if path.name.endswith(UNFINISHED)]
     for path in [*half, *whole[: len(whole) - (KEPT_UPDATES - 1)]]:
         shutil.rmtree(path)

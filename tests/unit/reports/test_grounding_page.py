@@ -92,7 +92,7 @@ def write(tmp_path):
 def test_the_page_is_made_again_from_the_file_to_the_last_byte(write, tmp_path):
     pages = [write_grounding_page([write("a")], tmp_path / name, title="Grounding") for name in ("1.html", "2.html")]
     assert pages[0].read_bytes() == pages[1].read_bytes()
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_the_page_says_which_checkpoint_answered_and_what_each_mask_cost(write, tmp_path):

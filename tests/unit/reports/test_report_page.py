@@ -68,7 +68,7 @@ def test_the_page_is_one_well_formed_file_that_refers_to_nothing_else(page):
     assert found.refs
     assert all(ref.startswith("#") and ref[1:] in found.ids for ref in found.refs)
     assert not {"link", "img", "iframe"} & set(found.tags)
-    assert list(page.parent.glob("*.partial")) == []
+    assert list(page.parent.glob("*.unfinished")) == []
 
 
 def test_the_page_has_every_chart_with_a_caption_and_words_for_screen_readers(page):

@@ -1,13 +1,17 @@
 """Clips of any kind become mono waveforms of one rate, and questions become prompts."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from nemo_mapo.config.evaluation import EvaluationDataConfig
+from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.evaluation.benchmarks.prompts import BenchmarkPrompts, shown_choices
+from nemo_mapo.rollout.checks import refuse_long
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.types import Wording
 from tests.unit.evaluation.benchmarks.published import loaded, mmau_pro_record, mmau_record
@@ -36,6 +40,11 @@ def prompts(root, *, shuffle=None, **options):
         wording=WORDING,
         shuffle=shuffle,
     )
+
+
+def refuse(most):
+    """The check of lengths for prompts of so many tokens at most."""
+    return partial(refuse_long, sampling=SamplingConfig(max_new_tokens=20), max_positions=most + 20)
 
 
 def items_of(tmp_path, *records, layout="mmau_pro"):
@@ -92,9 +101,9 @@ def test_several_clips_are_given_one_by_one_unless_they_are_to_be_joined(tmp_pat
     ]
     span = ["<|audio_start|>", "<|audio_end|>"]
     assert marks == [span[0], *["<|audio|>"] * 10, span[1], span[0], *["<|audio|>"] * 5, span[1]]
-    assert prompts(tmp_path).check(items, longest_prompt=len(batch[0].prompt)) == 0
-    with pytest.raises(ValueError, match=r"item a: its prompt has"):
-        prompts(tmp_path).check(items, longest_prompt=len(batch[0].prompt) - 1)
+    assert prompts(tmp_path).check(items, refuse(len(batch[0].prompt))) == 0
+    with pytest.raises(ValueError, match=r"the prompt of item a has"):
+        prompts(tmp_path).check(items, refuse(len(batch[0].prompt) - 1))
 
 
 def test_long_clips_are_cut_and_counted(tmp_path):
@@ -102,7 +111,7 @@ def test_long_clips_are_cut_and_counted(tmp_path):
     tone(tmp_path / "data" / "b.wav", seconds=0.5)
     items = items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b"))
     cutting = prompts(tmp_path, max_clip_seconds=1.0)
-    assert cutting.check(items, longest_prompt=100) == 1
+    assert cutting.check(items, refuse(100)) == 1
     batch = cutting(items)
     assert [len(problem.prompt.clips[0]) for problem in batch] == [RATE, RATE // 2]
     assert torch.allclose(batch[0].prompt.clips[0], torch.tensor(wave[:RATE], dtype=torch.float32), atol=1e-4)
@@ -113,9 +122,9 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_generated(tmp_pa
     tone(tmp_path / "data" / "b.wav", seconds=5.0)
     items = items_of(tmp_path, mmau_pro_record("a"), mmau_pro_record("b"))
     longest = [len(prompts(tmp_path)([item])[0].prompt) for item in items]
-    assert prompts(tmp_path).check(items, longest_prompt=longest[1]) == 0
-    with pytest.raises(ValueError, match=rf"item b: its prompt has {longest[1]} tokens.*max_clip_seconds"):
-        prompts(tmp_path).check(items, longest_prompt=longest[1] - 1)
+    assert prompts(tmp_path).check(items, refuse(longest[1])) == 0
+    with pytest.raises(ValueError, match=rf"the prompt of item b has {longest[1]} tokens.*max_clip_seconds"):
+        prompts(tmp_path).check(items, refuse(longest[1] - 1))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no audio"])
@@ -124,7 +133,7 @@ def test_a_clip_that_cannot_be_read_is_named(tmp_path, content):
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "a.wav").write_bytes(content)
     with pytest.raises(ValueError, match=r"item a: audio .*a\.wav cannot be read.*benchmark\.audio_root"):
-        prompts(tmp_path).check(items_of(tmp_path, mmau_pro_record("a")), longest_prompt=100)
+        prompts(tmp_path).check(items_of(tmp_path, mmau_pro_record("a")), refuse(100))
 
 
 def test_choices_are_shown_in_an_order_of_their_own_per_item_and_seed(tmp_path):
