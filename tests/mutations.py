@@ -151,6 +151,13 @@ FAULTS = (
         tests=("tests/unit/data/test_dataset.py", "-k", "cannot_take"),
     ),
     Fault(
+        name="rows: signals of packed rows stand in the order of the packs",
+        file="nemo_mapo/data/sequences.py",
+        right="        whole[..., rows, : values.shape[-1]] = values\n",
+        wrong="        whole[..., : values.shape[-2], : values.shape[-1]] = values\n",
+        tests=("tests/unit/training/test_sequences.py", "-k", "order_of_the_batch"),
+    ),
+    Fault(
         name="checkpoints: a flipped bit is loaded",
         file="nemo_mapo/checksums.py",
         right="        if checksum(directory / name) != expected:\n",

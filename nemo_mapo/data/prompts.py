@@ -1,14 +1,12 @@
-"""Chat layout: question and audio placeholders as token ids, and the same rows without any trace of the audio."""
+"""Chat layout: question and audio placeholders as token ids, and the same prompt without any trace of the audio."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.data.plain_text import control_tokens_in, encode_plain
@@ -32,16 +30,6 @@ _PREFILL_TOKENS = 24
 """Most tokens that a reasoning tag at the end of a prompt takes, its closing tag and line ends included."""
 
 
-class WithoutAudio(NamedTuple):
-    """Rows from which the audio span was dropped."""
-
-    tokens: Int[Tensor, "batch shorter"]
-    """Right-padded with the pad id to the longest row."""
-    lengths: Int[Tensor, " batch"]
-    removed: Int[Tensor, " batch"]
-    """Tokens that each row lost: its old length minus its new one."""
-
-
 def encode_prompt(
     example: Example, num_audio_tokens: int | Sequence[int], tokenizer: PreTrainedTokenizerBase, wording: Wording
 ) -> list[int]:
@@ -50,7 +38,7 @@ def encode_prompt(
     A tokenizer with a chat template (Qwen's) lays the turn out by it; else it is
     `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`. A question without choices
     ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model, which
-    is also what `drop_audio_span` leaves of the prompt with audio. The instruction of `wording` follows the question
+    is also what `without_audio` leaves of the prompt with audio. The instruction of `wording` follows the question
     on a line of its own. Question, choices and instruction are text throughout, whatever control tokens they spell.
 
     Raises:
@@ -160,34 +148,3 @@ def without_audio(prompt: Prompt, special: SpecialTokens) -> Prompt:
     """The prompt without its audio span and markers: what a text-only model reads."""
     ids = torch.tensor([special.audio_id, special.audio_start_id, special.audio_end_id])
     return replace(prompt, token_ids=prompt.token_ids[~torch.isin(prompt.token_ids, ids)], clips=())
-
-
-def drop_audio_span(
-    tokens: Int[Tensor, "batch time"],
-    lengths: Int[Tensor, " batch"],
-    special: SpecialTokens,
-    *,
-    prompt_lengths: Int[Tensor, " batch"] | None = None,
-) -> WithoutAudio:
-    """Take audio placeholders and their start and end markers out of right-padded rows, closing the gap.
-
-    Works on prompts and on prompt + completion rows. Give `prompt_lengths` for the latter: then only the prompt is
-    cleaned, and an audio token that the policy happened to sample stays, so completions keep their length.
-    """
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
-    inside = positions < lengths[:, None]
-    audio_ids = torch.tensor(
-        [special.audio_id, special.audio_start_id, special.audio_end_id], dtype=tokens.dtype, device=tokens.device
-    )
-    dropped = inside & torch.isin(tokens, audio_ids)
-    if prompt_lengths is not None:
-        dropped &= positions < prompt_lengths[:, None]
-    removed = dropped.sum(dim=1)
-    kept = inside & ~dropped
-    new_lengths = lengths - removed
-    width = int(new_lengths.max()) if len(lengths) else 0
-    # A stable sort by "not kept" moves the kept tokens of each row to its front, in order.
-    order = torch.argsort((~kept).to(torch.int8), dim=1, stable=True)[:, :width]
-    front = tokens.gather(1, order)
-    padding = positions[:width] >= new_lengths[:, None]
-    return WithoutAudio(tokens=front.masked_fill(padding, special.pad_id), lengths=new_lengths, removed=removed)

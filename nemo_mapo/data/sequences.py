@@ -4,7 +4,7 @@ A row holds the prompt at 0..P-1 and the completion y_1..y_T at P..P+T-1. Everyt
 (log-probability, entropies, attention query) is read at the position that predicts it, P+t-2 for y_t.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rows import Prompt, Row
 from nemo_mapo.types import AudioBatch, RolloutBatch, TokenBatch
 
@@ -207,6 +208,26 @@ def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
     return RolloutBatch(sequences=sequences, **signals)
 
 
+def rows_together(parts: Iterable[tuple[Rows, Shaped[Tensor, "*any part time"]]], num_rows: int) -> Tensor:
+    """Right-padded values of some rows each as those of all rows, `[..., num_rows, longest]`, filled up with 0.
+
+    rows_together([([0, 2], torch.ones(2, 3)), ([1], torch.ones(1, 5))], 3)  # [3, 5]
+    """
+    found = list(parts)
+    first = found[0][1]
+    longest = max(values.shape[-1] for _, values in found)
+    whole: Tensor = first.new_zeros(*first.shape[:-2], num_rows, longest)
+    for rows, values in found:
+        whole[..., rows, : values.shape[-1]] = values
+    return whole
+
+
+def completion_tokens(sequences: TokenBatch) -> list[Int[Tensor, "_"]]:
+    """The tokens of each completion, without padding."""
+    bounds = zip(sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist(), strict=True)
+    return [row[prompt : prompt + length] for row, (prompt, length) in zip(sequences.tokens, bounds, strict=True)]
+
+
 def without_audio(sequences: TokenBatch) -> TokenBatch:
     """The same tokens with no clip behind their placeholders."""
     return TokenBatch(
@@ -215,6 +236,45 @@ def without_audio(sequences: TokenBatch) -> TokenBatch:
         completion_lengths=sequences.completion_lengths,
         audio=AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64)),
         audio_row=torch.full_like(sequences.audio_row, -1),
+    )
+
+
+def drop_audio(sequences: TokenBatch, special: SpecialTokens) -> TokenBatch:
+    """Rows whose prompts have neither placeholders nor markers of audio; completions follow them and stay as they are,
+    audio tokens that the policy happened to sample included."""
+    tokens, column = sequences.tokens, torch.arange(sequences.tokens.shape[1], device=sequences.tokens.device)
+    audio_ids = torch.tensor([special.audio_id, special.audio_start_id, special.audio_end_id], device=tokens.device)
+    dropped = torch.isin(tokens, audio_ids) & (column < sequences.prompt_lengths[:, None])
+    ends = sequences.prompt_lengths + sequences.completion_lengths
+    kept = (column < ends[:, None]) & ~dropped
+    return TokenBatch(
+        tokens=padded([row[keep] for row, keep in zip(tokens, kept, strict=True)], special.pad_id),
+        prompt_lengths=sequences.prompt_lengths - dropped.sum(1),
+        completion_lengths=sequences.completion_lengths,
+        audio=sequences.audio,
+        audio_row=torch.full_like(sequences.audio_row, -1),
+    )
+
+
+def hide_clips(
+    sequences: TokenBatch, special: SpecialTokens, *, text_only: Bool[Tensor, " batch"], silent: Bool[Tensor, " batch"]
+) -> TokenBatch:
+    """The same rows, some without their audio span (as the text-only reference reads them), some hearing silence.
+
+    Each row has clips of its own; all stay in the batch, because which ones are encoded together decides the last bits.
+    """
+    clips = sequences.audio_row[silent]
+    text = drop_audio(sequences, special)
+    tokens = sequences.tokens.masked_fill(text_only[:, None], special.pad_id)
+    tokens[text_only, : text.tokens.shape[1]] = text.tokens[text_only]
+    return TokenBatch(
+        tokens=tokens,
+        prompt_lengths=torch.where(text_only, text.prompt_lengths, sequences.prompt_lengths),
+        completion_lengths=sequences.completion_lengths,
+        audio=AudioBatch(
+            waveforms=sequences.audio.waveforms.index_fill(0, clips[clips >= 0], 0.0), lengths=sequences.audio.lengths
+        ),
+        audio_row=sequences.audio_row.masked_fill(text_only.view(-1, *[1] * (sequences.audio_row.dim() - 1)), -1),
     )
 
 

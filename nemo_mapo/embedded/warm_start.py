@@ -23,7 +23,7 @@ from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.dataset import load_waveform
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import completion_tokens, hide_clips, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
 from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
@@ -35,7 +35,7 @@ from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import MainWeightAdamW, cosine, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy
 from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.training.supervised import hide_clips, supervised_gradient
+from nemo_mapo.training.supervised import supervised_gradient
 from nemo_mapo.types import TokenBatch, Wording
 
 _RECIPE_VERSION = 3
@@ -191,12 +191,7 @@ class _BatchMaker:
         count = round(stage.batch_size * stage.only_late_share)
         if count == 0:
             return None
-        prompts, lengths = rows.prompt_lengths.tolist(), rows.completion_lengths.tolist()
-        completions = [
-            tokens[prompt : prompt + length]
-            for tokens, prompt, length in zip(rows.tokens.tolist(), prompts, lengths, strict=True)
-        ]
-        parts = after_text(completions, self.tokenizer, ".")
+        parts = after_text([tokens.tolist() for tokens in completion_tokens(rows)], self.tokenizer, ".")
         hearing = torch.arange(stage.batch_size) < stage.batch_size - count
         deaf = parts.deaf(ONLY_LATE, ())
         return replace(deaf, end=deaf.end.masked_fill(hearing, 0), text_rows=~hearing)

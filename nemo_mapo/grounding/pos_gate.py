@@ -5,10 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
 from nemo_mapo.grounding.surface import Surface, SurfaceReader, Tokenizer
 from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger, default_tagger
 from nemo_mapo.grounding.words import sentences_of
@@ -27,10 +23,10 @@ class GateResult:
 
 
 class GateBatch(NamedTuple):
-    """The gates of a batch of completions."""
+    """The gates of several completions."""
 
-    gate: Bool[Tensor, "batch time"]
-    """Right-padded with False, on the CPU."""
+    gates: list[tuple[bool, ...]]
+    """Of each completion, True on the tokens of a substantive word."""
     fallbacks: dict[str, int]
     """Completions that fell back, by reason; reasons that did not occur are left out."""
 
@@ -73,33 +69,15 @@ def gate_batch(
     tokenizer: Tokenizer,
     tags: Collection[str],
     tagger: Tagger,
-    width: int | None = None,
     words: Collection[str] = (),
 ) -> GateBatch:
-    """Gate a batch of completions (see `pos_token_gate`) and pad the gates to one width.
-
-    Args:
-        completions: token ids of each completion, of different lengths.
-        tokenizer: a Hugging Face tokenizer.
-        tags: universal tags that count as substantive.
-        tagger: from `build_tagger`.
-        width: time axis of the result; None is the longest completion.
-        words: substantive whatever their tag, in any case.
-
-    Raises:
-        ValueError: bad `tags`, or a completion longer than `width`.
-    """
+    """Gate several completions (see `pos_token_gate`); ValueError for bad `tags`."""
     substantive = _checked_tags(tags)
     reader = SurfaceReader(tokenizer)
     chosen = _Substantive(tags=substantive, words=_folded(words))
     results = [_gate(completion, reader, tokenizer, chosen, tagger) for completion in completions]
-    longest = max((len(result.gate) for result in results), default=0)
-    if width is not None and width < longest:
-        raise ValueError(f"width={width} is shorter than the longest completion ({longest} tokens)")
-    gate = torch.zeros(len(results), longest if width is None else width, dtype=torch.bool)
-    for row, result in enumerate(results):
-        gate[row, : len(result.gate)] = torch.tensor(result.gate, dtype=torch.bool)
-    return GateBatch(gate, dict(Counter(result.fallback for result in results if result.fallback is not None)))
+    fallbacks = Counter(result.fallback for result in results if result.fallback is not None)
+    return GateBatch([result.gate for result in results], dict(fallbacks))
 
 
 class _Substantive(NamedTuple):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nemo_mapo.config.objective import Signal
-from nemo_mapo.data.sequences import by_completion, response_mask, select_rows
+from nemo_mapo.data.sequences import Rows, by_completion, response_mask, rows_together, select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
 from nemo_mapo.objective.divergence import divergence
@@ -46,12 +46,12 @@ def audio_contrast(
     if kind == "log_ratio":
         ratio: Tensor = log_probs - reference.text_log_probs(sequences)
         return ratio.masked_fill(~response_mask(sequences.completion_lengths, ratio.shape[1]), 0.0)
-    found = torch.zeros_like(log_probs)
-    for rows in batching.split(sequences):
+
+    def of_part(rows: Rows) -> Tensor:
         part = select_rows(sequences, rows).to(policy.device)
-        values = _divergences(policy, reference, part, kind, batching)
-        found[rows, : values.shape[1]] = values.cpu()
-    return found
+        return _divergences(policy, reference, part, kind, batching).cpu()
+
+    return rows_together(((rows, of_part(rows)) for rows in batching.split(sequences)), len(log_probs))
 
 
 def _divergences(

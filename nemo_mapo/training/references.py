@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nemo_mapo.data.prompts import drop_audio_span
-from nemo_mapo.data.sequences import without_audio
+from nemo_mapo.data.sequences import drop_audio, without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import adapters_off, is_adapter
@@ -117,16 +116,3 @@ class OwnReference(FrozenReference):
         """The policy itself, adapters and all, without gradient."""
         with torch.no_grad():
             yield self.model
-
-
-def drop_audio(sequences: TokenBatch, special: SpecialTokens) -> TokenBatch:
-    """Rows without audio placeholders and markers; completions keep their length and follow their prompts."""
-    lengths = sequences.prompt_lengths + sequences.completion_lengths
-    text = drop_audio_span(sequences.tokens, lengths, special, prompt_lengths=sequences.prompt_lengths)
-    return TokenBatch(
-        tokens=text.tokens,
-        prompt_lengths=sequences.prompt_lengths - text.removed,
-        completion_lengths=sequences.completion_lengths,
-        audio=sequences.audio,
-        audio_row=torch.full_like(sequences.audio_row, -1),
-    )

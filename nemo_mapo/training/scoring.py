@@ -189,7 +189,7 @@ class RolloutScorer:
         whole, fallbacks = gate_batch(
             ids, self.tokenizer, self.objective.pos_tags, self.tagger, words=self.objective.gate_words
         )
-        gate = padded([row[len(start) : len(row_ids)] for row, start, row_ids in zip(whole, begun, ids, strict=True)])
+        gate = padded([torch.tensor(row[len(start) :]) for row, start in zip(whole, begun, strict=True)])
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
         metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)
         metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)

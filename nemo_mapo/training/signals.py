@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nemo_mapo.attention.session import Deafness, HeadReduction
 from nemo_mapo.config.model import ModelConfig
@@ -16,9 +15,12 @@ from nemo_mapo.data.sequences import (
     Rows,
     at_predicting_positions,
     by_completion,
+    completion_tokens,
     next_tokens,
     packed_row,
+    padded,
     row_slices,
+    rows_together,
     same_prompt_as_before,
     select_rows,
     shared_row,
@@ -192,22 +194,19 @@ def token_signals_in_parts(
     With `drawing` the log-probs of the distribution that it draws from are among them. The tokens of `deaf` are
     predicted without attention to the audio.
     """
-    num_rows, num_tokens = len(sequences.prompt_lengths), int(sequences.completion_lengths.max())
-    log_probs = torch.zeros(num_rows, num_tokens)
-    entropy = torch.zeros(num_rows, num_tokens)
-    mass = None if head_reduction is None else torch.zeros(num_rows, num_tokens)
-    drawn = None if drawing is None else torch.zeros(num_rows, num_tokens)
-    for rows in batching.split(sequences):
-        part = select_rows(sequences, rows)
-        deaf_part = None if deaf is None else deaf.of(rows)
-        signals = _without_gradient(model, part, head_reduction, batching, drawing, deaf_part)
-        width = signals[0].shape[1]
-        log_probs[rows, :width], entropy[rows, :width] = signals[0], signals[1]
-        if mass is not None:
-            mass[rows, :width] = signals[2]
-        if drawn is not None:
-            drawn[rows, :width] = signals[-1]
-    return TokenSignals(log_probs=log_probs, entropy_nats=entropy, audio_mass=mass, drawn_log_probs=drawn)
+
+    def of_part(rows: Rows) -> Float[Tensor, "signal part time"]:
+        part, deaf_part = select_rows(sequences, rows), None if deaf is None else deaf.of(rows)
+        return _without_gradient(model, part, head_reduction, batching, drawing, deaf_part)
+
+    parts = ((rows, of_part(rows)) for rows in batching.split(sequences))
+    signals = rows_together(parts, len(sequences.prompt_lengths))
+    return TokenSignals(
+        log_probs=signals[0],
+        entropy_nats=signals[1],
+        audio_mass=None if head_reduction is None else signals[2],
+        drawn_log_probs=None if drawing is None else signals[-1],
+    )
 
 
 def _without_gradient(
@@ -254,10 +253,4 @@ def _drawn(
     firsts = _of_completions(numbers, inputs, sequences)[:, 0].long().tolist()
     in_one_row = inputs.packed_lengths is not None
     places = [(0 if in_one_row else row, first) for row, first in enumerate(firsts)]
-    completions = [
-        sequences.tokens[row, prompt : prompt + length]
-        for row, (prompt, length) in enumerate(
-            zip(sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist(), strict=True)
-        )
-    ]
-    return pad_sequence(drawn_log_probs(model, output.logits, completions, places, drawing), batch_first=True)
+    return padded(drawn_log_probs(model, output.logits, completion_tokens(sequences), places, drawing))

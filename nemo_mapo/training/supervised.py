@@ -5,20 +5,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_mapo.data.sequences import select_rows
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.ranks import gather_metrics, gather_over_data_parallel
 from nemo_mapo.rollout.deaf import DeafTokens
-from nemo_mapo.training.references import drop_audio
 from nemo_mapo.training.signals import MicroBatching, ModelInputs, deafness, read_signals, token_signals_in_parts
-from nemo_mapo.types import AudioBatch, Metric, TokenBatch, merge_metrics
+from nemo_mapo.types import Metric, TokenBatch, merge_metrics
 
 
 def supervised_gradient(
@@ -84,24 +81,3 @@ def mean_negative_log_likelihood(policy: AudioLLM, batches: Iterable[TokenBatch]
         tokens += int(sequences.completion_lengths.sum())
     parts = gather_over_data_parallel((total, tokens))
     return sum(total for total, _ in parts) / sum(tokens for _, tokens in parts)
-
-
-def hide_clips(
-    sequences: TokenBatch, special: SpecialTokens, *, text_only: Bool[Tensor, " batch"], silent: Bool[Tensor, " batch"]
-) -> TokenBatch:
-    """The same rows, some without their audio span (as the text-only reference reads them), some hearing silence."""
-    clips = sequences.audio_row[silent]
-    waveforms = sequences.audio.waveforms.index_fill(0, clips[clips >= 0], 0.0)
-    audio = AudioBatch(waveforms=waveforms, lengths=sequences.audio.lengths)
-    if not text_only.any():
-        return TokenBatch(**{**vars(sequences), "audio": audio})
-    text = drop_audio(sequences, special)
-    width = sequences.tokens.shape[1] - text.tokens.shape[1]
-    text_tokens = torch.nn.functional.pad(text.tokens, (0, width), value=special.pad_id)
-    return TokenBatch(
-        tokens=torch.where(text_only[:, None], text_tokens, sequences.tokens),
-        prompt_lengths=torch.where(text_only, text.prompt_lengths, sequences.prompt_lengths),
-        completion_lengths=sequences.completion_lengths,
-        audio=audio,
-        audio_row=sequences.audio_row.masked_fill(text_only.view(-1, *[1] * (sequences.audio_row.dim() - 1)), -1),
-    )

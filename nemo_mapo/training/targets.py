@@ -8,11 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.config.data import TARGET_FIELDS, TargetConfig
 from nemo_mapo.data.plain_text import control_tokens_in
 from nemo_mapo.data.prompts import prefill
-from nemo_mapo.data.sequences import token_batch
+from nemo_mapo.data.sequences import hide_clips, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rewards.templates import Template, has_tags, join_completion, opening_tag, split_completion
 from nemo_mapo.rows import Problem, Row
-from nemo_mapo.training.supervised import hide_clips
 from nemo_mapo.types import Example, TokenBatch
 
 

@@ -29,7 +29,7 @@ from transformers import Qwen2_5OmniForConditionalGeneration, Qwen3OmniMoeForCon
 
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.prompts import drop_audio_span
+from nemo_mapo.data.prompts import without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.adapters import export_adapters
@@ -37,6 +37,7 @@ from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL, export_hf, import_
 from nemo_mapo.models.lora import add_lora, merged_state_dict
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Prompt
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.checkpoint import write_checkpoint
 
@@ -139,10 +140,8 @@ def test_a_clip_within_one_window_needs_no_care_in_transformers(pair: Pair, samp
 
 def test_the_text_only_reference_is_the_model_given_the_text_alone(pair: Pair) -> None:
     ids, _ = row(pair.hf.family, 4, clip(TAIL), 5)
-    dropped = drop_audio_span(
-        torch.tensor([ids]), torch.tensor([len(ids)]), SpecialTokens.from_tokenizer(tiny_tokenizer())
-    )
-    text = dropped.tokens[0].tolist()
+    heard = Prompt(id="one", token_ids=torch.tensor(ids))
+    text = without_audio(heard, SpecialTokens.from_tokenizer(tiny_tokenizer())).token_ids.tolist()
     assert len(text) == 9 < len(ids)
     assert difference(our_logits(pair.ours, [(text, [])]), hf_logits(pair.hf, [(text, [])])) <= TOLERANCE
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nemo_mapo.attention.core import SDPACoreAttention
-from nemo_mapo.data.sequences import response_mask, row_slices, select_rows
+from nemo_mapo.data.sequences import response_mask, row_slices, rows_together, select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.types import TokenBatch
 
@@ -36,16 +36,16 @@ def listen(policy: AudioLLM, sequences: TokenBatch, *, rows_at_a_time: int) -> L
         ValueError: the model is cut over ranks, or its attention is not torch's.
     """
     _refuse_unsupported(policy)
+    num_rows = len(sequences.prompt_lengths)
     parts = [
-        _listen_to(policy, select_rows(sequences, rows).to(policy.device))
-        for rows in row_slices(len(sequences.prompt_lengths), rows_at_a_time)
+        (rows, _listen_to(policy, select_rows(sequences, rows).to(policy.device)))
+        for rows in row_slices(num_rows, rows_at_a_time)
     ]
-    time = max(part.mass.shape[-1] for part in parts)
-    frames = max(part.frames.shape[-1] for part in parts)
+    mass = rows_together(((rows, part.mass.movedim(0, 2)) for rows, part in parts), num_rows)
     return Listening(
-        mass=torch.cat([_widened(part.mass, time) for part in parts]),
-        frames=torch.cat([_widened(part.frames, frames) for part in parts]),
-        num_frames=torch.cat([part.num_frames for part in parts]),
+        mass=mass.movedim(2, 0),
+        frames=rows_together(((rows, part.frames) for rows, part in parts), num_rows),
+        num_frames=torch.cat([part.num_frames for _, part in parts]),
     )
 
 
@@ -120,7 +120,3 @@ def _refuse_unsupported(policy: AudioLLM) -> None:
         )
     if not _core_attentions(policy):
         raise ValueError("the analysis reads the weights of torch's attention: set model.attention_backend=sdpa")
-
-
-def _widened(values: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(values, (0, width - values.shape[-1]))

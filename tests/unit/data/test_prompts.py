@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from nemo_mapo.data.prompts import drop_audio_span, encode_prompt
+from nemo_mapo.data.prompts import encode_prompt, without_audio
+from nemo_mapo.data.sequences import drop_audio, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
-from nemo_mapo.types import Example, Wording
+from nemo_mapo.rows import Prompt, Row
+from nemo_mapo.types import Example, TokenBatch, Wording
 
 TOKENIZER = build_tokenizer()
 SPECIAL = SpecialTokens.from_tokenizer(TOKENIZER)
@@ -13,10 +15,13 @@ EXAMPLE = Example(
 )
 
 
-def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows)) + 2
-    tokens = torch.tensor([row + [SPECIAL.pad_id] * (width - len(row)) for row in rows])
-    return tokens, torch.tensor([len(row) for row in rows])
+def dropped(prompts: list[list[int]], completions: list[list[int]]) -> TokenBatch:
+    """Rows of these prompts and completions, without the audio of the prompts."""
+    rows = [
+        Row(prompt=Prompt(id="clip", token_ids=torch.tensor(prompt)), token_ids=torch.tensor(ids, dtype=torch.int64))
+        for prompt, ids in zip(prompts, completions, strict=True)
+    ]
+    return drop_audio(token_batch(rows, pad_id=SPECIAL.pad_id), SPECIAL)
 
 
 def test_a_prompt_is_laid_out_as_documented():
@@ -37,51 +42,34 @@ def test_a_prompt_without_audio_has_no_markers():
     )
 
 
-def test_dropping_the_span_gives_the_prompt_of_a_text_only_model():
-    rows = [encode_prompt(EXAMPLE, count, TOKENIZER, Wording()) for count in (5, 1, 9)]
-    text_only = encode_prompt(EXAMPLE, 0, TOKENIZER, Wording())
-    tokens, lengths, removed = drop_audio_span(*padded(rows), SPECIAL)
-    assert tokens.tolist() == [text_only] * 3
-    assert lengths.tolist() == [len(text_only)] * 3
-    assert removed.tolist() == [7, 3, 11]
+@pytest.mark.parametrize("count", [5, 1, 9])
+def test_dropping_the_span_gives_the_prompt_of_a_text_only_model(count):
+    heard = Prompt(id="clip", token_ids=torch.tensor(encode_prompt(EXAMPLE, count, TOKENIZER, Wording())))
+    assert without_audio(heard, SPECIAL).token_ids.tolist() == encode_prompt(EXAMPLE, 0, TOKENIZER, Wording())
 
 
-def test_completions_of_different_length_keep_their_tokens_and_are_padded_anew():
+def test_completions_of_different_length_keep_their_tokens_and_are_padded_again():
     text_only = encode_prompt(EXAMPLE, 0, TOKENIZER, Wording())
     completions = [[9, 8, SPECIAL.end_id], [7], []]
-    rows = [encode_prompt(EXAMPLE, n, TOKENIZER, Wording()) + y for n, y in zip((2, 6, 4), completions, strict=True)]
-    tokens, lengths, removed = drop_audio_span(*padded(rows), SPECIAL)
-    for row, length, completion in zip(tokens.tolist(), lengths.tolist(), completions, strict=True):
+    rows = dropped([encode_prompt(EXAMPLE, count, TOKENIZER, Wording()) for count in (2, 6, 4)], completions)
+    assert rows.prompt_lengths.tolist() == [len(text_only)] * 3
+    for row, completion in zip(rows.tokens.tolist(), completions, strict=True):
+        length = len(text_only) + len(completion)
         assert row[:length] == text_only + completion
         assert set(row[length:]) <= {SPECIAL.pad_id}
-    assert tokens.shape == (3, len(text_only) + 3)
-    assert removed.tolist() == [4, 8, 6]
+    assert rows.tokens.shape == (3, len(text_only) + 3)
 
 
 def test_an_audio_token_that_the_policy_sampled_stays_in_its_completion():
-    prompt = encode_prompt(EXAMPLE, 2, TOKENIZER, Wording())
-    row = [*prompt, 9, SPECIAL.audio_id, 8]
-    tokens, lengths = padded([row])
-    kept, new_lengths, removed = drop_audio_span(tokens, lengths, SPECIAL, prompt_lengths=torch.tensor([len(prompt)]))
-    assert kept[0].tolist()[-3:] == [9, SPECIAL.audio_id, 8]
-    assert int(lengths[0] - new_lengths[0]) == int(removed[0]) == 4
+    rows = dropped([encode_prompt(EXAMPLE, 2, TOKENIZER, Wording())], [[9, SPECIAL.audio_id, 8]])
+    assert rows.tokens[0].tolist()[-3:] == [9, SPECIAL.audio_id, 8]
+    assert rows.completion_lengths.tolist() == [3]
 
 
 def test_lengths_and_not_pad_ids_say_where_a_row_ends():
-    tokens = torch.tensor([[SPECIAL.audio_id, SPECIAL.pad_id, 30, SPECIAL.audio_id, 31]])
-    kept, lengths, removed = drop_audio_span(tokens, torch.tensor([3]), SPECIAL)
-    assert kept.tolist() == [[SPECIAL.pad_id, 30]]
-    assert lengths.tolist() == [2] and removed.tolist() == [1]
-
-
-def test_no_rows_and_rows_without_audio_pass():
-    tokens, lengths, removed = drop_audio_span(
-        torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), SPECIAL
-    )
-    assert tokens.shape == (0, 0) and lengths.shape == removed.shape == (0,)
-    plain = torch.tensor([[30, 31, 32]])
-    kept, lengths, removed = drop_audio_span(plain, torch.tensor([3]), SPECIAL)
-    assert torch.equal(kept, plain) and lengths.tolist() == [3] and removed.tolist() == [0]
+    rows = dropped([[SPECIAL.audio_id, SPECIAL.pad_id, 30], [30, 31, 32]], [[31], [33, 34]])
+    assert rows.tokens.tolist() == [[SPECIAL.pad_id, 30, 31, SPECIAL.pad_id, SPECIAL.pad_id], [30, 31, 32, 33, 34]]
+    assert rows.prompt_lengths.tolist() == [2, 3]
 
 
 def test_the_instruction_follows_the_question_with_and_without_the_clip():

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
 
-from nemo_mapo.data.prompts import drop_audio_span, encode_prompt, shown_prompt
+from nemo_mapo.data.prompts import encode_prompt, shown_prompt, without_audio
 from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
+from nemo_mapo.rows import Prompt
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.types import Example, Wording
 
@@ -95,10 +96,9 @@ def test_a_prompt_is_what_the_models_processor_makes_of_it(tokenizer: PreTrained
 
 
 def test_dropping_the_span_leaves_the_prompt_of_the_text_alone(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = torch.tensor([encode_prompt(EXAMPLE, 4, tokenizer, Wording())])
-    dropped = drop_audio_span(ids, torch.tensor([ids.shape[1]]), SpecialTokens.from_tokenizer(tokenizer))
+    heard = Prompt(id="one", token_ids=torch.tensor(encode_prompt(EXAMPLE, 4, tokenizer, Wording())))
     alone = encode_prompt(EXAMPLE, 0, tokenizer, Wording())
-    assert dropped.tokens[0].tolist() == alone
+    assert without_audio(heard, SpecialTokens.from_tokenizer(tokenizer)).token_ids.tolist() == alone
     assert "what is loud ? choices: deep, high." in tokenizer.decode(alone)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.objective import ObjectiveConfig
@@ -181,20 +180,12 @@ def test_tags_that_are_not_universal_are_refused(byte_level: PreTrainedTokenizer
         pos_token_gate([0], byte_level, tags, CHAIN)
 
 
-def test_a_batch_is_its_rows_padded_with_false_and_counts_fallbacks(byte_level: PreTrainedTokenizerBase):
+def test_a_batch_is_its_rows_and_counts_fallbacks(byte_level: PreTrainedTokenizerBase):
     rows = [encode(byte_level, text) for text in ("a loud bell rings", "of the", "bell", "and it")]
-    gate, fallbacks = gate_batch(rows, byte_level, TAGS, CHAIN, width=40)
-    assert (gate.shape, gate.dtype) == ((4, 40), torch.bool)
+    gates, fallbacks = gate_batch(rows, byte_level, TAGS, CHAIN)
+    assert gates == [pos_token_gate(ids, byte_level, TAGS, CHAIN).gate for ids in rows]
     assert fallbacks == {"no_substantive_token": 2}
-    for row, ids in zip(gate, rows, strict=True):
-        assert tuple(row[: len(ids)].tolist()) == pos_token_gate(ids, byte_level, TAGS, CHAIN).gate
-        assert not row[len(ids) :].any()
-
-
-def test_a_batch_refuses_a_width_below_its_longest_row(byte_level: PreTrainedTokenizerBase):
-    with pytest.raises(ValueError, match="width=1"):
-        gate_batch([encode(byte_level, "a loud bell")], byte_level, TAGS, CHAIN, width=1)
-    assert gate_batch([], byte_level, TAGS, CHAIN).gate.shape == (0, 0)
+    assert gate_batch([], byte_level, TAGS, CHAIN) == ([], {})
 
 
 def test_a_rollout_batch_is_gated_in_a_fraction_of_a_second(byte_level: PreTrainedTokenizerBase):

@@ -7,6 +7,7 @@ from nemo_mapo.data.sequences import (
     audio_of,
     left_padded,
     next_tokens,
+    rows_together,
     select_rows,
     token_batch,
 )
@@ -102,3 +103,8 @@ def test_selected_rows_carry_only_their_own_clips():
     assert last.audio.waveforms.shape[0] == 1
     assert last.audio_row.tolist() == [0]
     assert torch.equal(last.audio.waveforms[0], sequences.audio.waveforms[1])
+
+
+def test_values_of_some_rows_each_are_put_together_in_the_order_of_the_batch():
+    parts = [([2, 0], torch.tensor([[[5.0, 6.0], [1.0, 2.0]]])), (slice(1, 2), torch.tensor([[[7.0, 8.0, 9.0]]]))]
+    assert rows_together(parts, 3).tolist() == [[[1.0, 2.0, 0.0], [7.0, 8.0, 9.0], [5.0, 6.0, 0.0]]]

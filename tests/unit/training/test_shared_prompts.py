@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from nemo_mapo.data.sequences import by_completion, select_rows, shared_row, token_batch, without_audio
+from nemo_mapo.data.sequences import by_completion, drop_audio, select_rows, shared_row, token_batch, without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rows import training_rows
 from nemo_mapo.testing.layouts import hard_groups
 from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm
 from nemo_mapo.training.packing import pack_shared_rows
-from nemo_mapo.training.references import drop_audio
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.types import AudioBatch, TokenBatch
 
