@@ -66,7 +66,6 @@ def train(name: str, run_dir: Path, url: str, arguments: argparse.Namespace) -> 
         f"exp_manager.explicit_log_dir={run_dir}",
         "exp_manager.create_tensorboard_logger=false",
         "rollout=vllm",
-        "rollout.vllm.launch=false",
         f"rollout.vllm.urls=[{url}]",
         f"rollout.sampling.min_new_tokens={length}",
         f"rollout.sampling.max_new_tokens={length}",

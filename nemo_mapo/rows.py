@@ -36,13 +36,6 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def is_as(self, other: "Prompt") -> bool:
-        """Whether the model reads the same: equal tokens about the very same clips."""
-        if self is other:
-            return True
-        same_clips = len(self.clips) == len(other.clips) and all(map(_is, self.clips, other.clips))
-        return same_clips and torch.equal(self.token_ids, other.token_ids)
-
     def silenced(self) -> "Prompt":
         """Every clip replaced by silence of its length."""
         return replace(self, clips=tuple(torch.zeros_like(clip) for clip in self.clips))
@@ -122,7 +115,3 @@ def training_rows(groups: Sequence[Group]) -> list[Row]:
 def completions_of(groups: Sequence[Group]) -> list[Completion]:
     """All completions, group after group."""
     return [one for group in groups for one in group.completions]
-
-
-def _is(one: Tensor, other: Tensor) -> bool:
-    return one is other

@@ -38,6 +38,7 @@ HABITS: Final[dict[str, str]] = {
     "model.hidden_size": "use model.decoder.hidden_size",
     "model.num_attention_heads": "use model.decoder.num_attention_heads",
     "model.activations_checkpoint_granularity": "use model.decoder.recompute_granularity",
+    "rollout.vllm.launch": "leave it out: a server is started here unless rollout.vllm.urls names servers",
     "data.train_ds.num_workers": "audio is read in the training process",
     "data.train_ds.batch_duration": "use data.train_ds.batch_size with bucket_duration_bins, or model.packed_tokens",
 }

@@ -57,10 +57,3 @@ class PrecisionConfig:
         """
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: value for name, value in dataclasses.asdict(self).items() if value != defaults[name]}
-
-    @property
-    def token_multiple(self) -> int:
-        """What the tokens of a micro-batch, per tensor-parallel rank, must be a multiple of (FP8 matrix units)."""
-        if self.fp8 is None:
-            return 1
-        return 32 if self.fp8_recipe == "mxfp8" else 16

@@ -49,78 +49,71 @@ class JudgeConfig:
 
 
 @config_class
-class AccuracyTerm:
+class _Term:
+    weight: Weight
+    """Factor in the sum; at 0 it is not computed."""
+    asks_judge: ClassVar[bool] = False
+
+
+@config_class
+class AccuracyTerm(_Term):
     """The extracted answer is the right choice, exactly."""
 
     type: Literal["accuracy"] = "accuracy"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
-    asks_judge: ClassVar[bool] = False
 
 
 @config_class
-class FormatTerm:
+class FormatTerm(_Term):
     """The completion follows the template."""
 
     type: Literal["format"] = "format"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
-    asks_judge: ClassVar[bool] = False
 
 
 @config_class
-class ConsistencyTerm:
+class ConsistencyTerm(_Term):
     """The reasoning is complete and concludes what is answered."""
 
     type: Literal["consistency"] = "consistency"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
     decided_by: Literal["rule", "model"] = "rule"
     """A rule for templated text, or the judge."""
     conditional_on_correct: Flag = False
     """Ask the judge only where the answer is right; elsewhere it is 0."""
 
     @property
-    def asks_judge(self) -> bool:
+    def asks_judge(self) -> bool:  # type: ignore[override]
         """Whether it is a judge's verdict."""
         return self.decided_by == "model"
 
 
 @config_class
-class ReviewedAnswerTerm:
+class ReviewedAnswerTerm(_Term):
     """MPAR2 (arXiv 2603.02266): right, with a bonus for a sound review, divided by 1 + bonus."""
 
     type: Literal["reviewed_answer"] = "reviewed_answer"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
     review_bonus: Weight
     """b in answer * (1 + b * review); not published."""
     asks_judge: ClassVar[bool] = True
 
 
 @config_class
-class PerceptionTerm:
+class PerceptionTerm(_Term):
     """MPAR2: the perception agrees with the clip's caption, as the judge sees it."""
 
     type: Literal["perception"] = "perception"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
     asks_judge: ClassVar[bool] = True
 
 
 @config_class
-class ReasoningStepsTerm:
+class ReasoningStepsTerm(_Term):
     """MPAR2: the sub-questions are answered from the perception, as the judge sees it."""
 
     type: Literal["reasoning_steps"] = "reasoning_steps"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
     step_floor: OpenFraction
     """Least score of a reasoning step inside the geometric mean; not published."""
     step_share: Fraction
@@ -129,18 +122,15 @@ class ReasoningStepsTerm:
 
 
 @config_class
-class CustomTerm:
+class CustomTerm(_Term):
     """A function of yours, imported when the run starts (docs/rewards.md)."""
 
     type: Literal["custom"] = "custom"
     """Which reward."""
-    weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
     path: str
     """Module and function, e.g. my_pkg.rewards:length."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function, besides the completions."""
-    asks_judge: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         module, colon, function = self.path.partition(":")

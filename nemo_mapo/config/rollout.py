@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from nemo_mapo.config.base import config_class
-from nemo_mapo.config.fields import Count, Flag, PathText, Port, Positive, Seconds, Variable
+from nemo_mapo.config.fields import Count, Flag, PathText, Port, Positive, Seconds, Url, Variable
 
 if TYPE_CHECKING:
     from nemo_mapo.config.model import ModelConfig
@@ -17,17 +17,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class VllmConfig:
     """vLLM (`rollout.backend: vllm`), on this machine or elsewhere."""
 
-    launch: Flag = True
-    """Start a server beside the trainer, watch it and stop it; false asks those of `urls`."""
-    urls: tuple[str, ...] = ()
-    """Servers that examples/serve_vllm.py started, e.g. http://node7:8000; a batch's prompts are shared out, and go to
-    another when one fails."""
+    urls: tuple[Url, ...] = ()
+    """Servers that examples/serve_vllm.py started, e.g. http://node7:8000; a batch's prompts are distributed over them,
+    and go to another when one fails. Without any, a server is started beside the trainer, watched and stopped."""
     python: PathText = ".venv-vllm/bin/python"
     """Interpreter of the environment that has vLLM, to start servers with; `make vllm` builds this one."""
     host: str = "127.0.0.1"
     """Address that examples/serve_vllm.py listens at."""
     port: Port = 8000
-    """Its port; `launch` takes a free one."""
+    """Its port; a server that is started beside the trainer takes a free one."""
     serve_args: tuple[str | int | float, ...] = ()
     """Further arguments of `vllm serve`, e.g. ["--tensor-parallel-size", "4"]."""
     start_seconds: Seconds = 900.0
@@ -35,7 +33,7 @@ class VllmConfig:
     original: PathText | None = None
     """Hugging Face directory of a Qwen Omni model, or what examples/import_hf.py keeps of it (OUTPUT/original)."""
     api_key_variable: Variable = "VLLM_API_KEY"
-    """Environment variable that holds the servers' key, if they want one; `launch` makes up a key of its own."""
+    """Environment variable that holds the servers' key, if they want one; a server started here gets one of its own."""
     timeout_seconds: Seconds = 600.0
     """Of one request, and of each step of a weight update."""
     max_attempts: Count = 8
@@ -52,15 +50,6 @@ class VllmConfig:
     bucket_megabytes: Positive = 512.0
     """Weights are written in files, or sent in pieces, of about this size."""
 
-    def __post_init__(self) -> None:
-        if self.launch == bool(self.urls):
-            raise ValueError(
-                f"launch={str(self.launch).lower()} with urls={list(self.urls)}: leave urls empty to have a server "
-                "started here, or set launch=false and name the servers, e.g. urls=[http://127.0.0.1:8000]"
-            )
-        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
-            raise ValueError(f"urls={wrong} must start with http:// or https://")
-
     @property
     def bucket_bytes(self) -> int:
         """`bucket_megabytes` in bytes."""
@@ -68,11 +57,11 @@ class VllmConfig:
 
     def check(self, run: "RunConfig") -> None:
         """ValueError if servers could not be reached, or be given what they need."""
-        if self.launch and run.trainer.num_nodes > 1:
+        if not self.urls and run.trainer.num_nodes > 1:
             raise ValueError(
-                f"rollout.vllm.launch=true with trainer.num_nodes={run.trainer.num_nodes}: a server that is started "
-                "here listens to this machine alone; start servers with examples/serve_vllm.py and set "
-                "rollout.vllm.launch=false rollout.vllm.urls=[http://HOST:8000]"
+                f"rollout.vllm.urls=[] with trainer.num_nodes={run.trainer.num_nodes}: a server that is started here "
+                "listens to this machine alone; start servers with examples/serve_vllm.py and set "
+                "rollout.vllm.urls=[http://HOST:8000]"
             )
         if self.weight_sync == "nccl" and run.trainer.accelerator != "gpu":
             raise ValueError(

@@ -112,7 +112,7 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
         )
     if encoder is not None and not Path(encoder).is_file():
         yield f"model.perception.restore_from_path={encoder}: no such file{_siblings(encoder)}"
-    if vllm is not None and vllm.launch and shutil.which(vllm.python) is None:
+    if vllm is not None and not vllm.urls and shutil.which(vllm.python) is None:
         yield f"rollout.vllm.python={vllm.python}: no such interpreter; `make vllm` builds an environment with vLLM"
     if vllm is not None and vllm.original is not None and not Path(vllm.original).is_dir():
         yield f"rollout.vllm.original={vllm.original}: no such directory{_siblings(vllm.original)}"

@@ -9,14 +9,6 @@ from transformers import PreTrainedTokenizerBase
 _LIKE_CONTROL = re.compile(r"<\|.*\|>")
 
 
-def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that mean something other than their letters: special tokens, and added ones of the form `<|...|>`.
-
-    Reasoning tags such as `<think>` are tokens too, and none of these: completions spell them.
-    """
-    return frozenset(_control_tokens(tokenizer, len(tokenizer)))
-
-
 def control_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The control tokens that `text` would become if it were tokenised as it is; mostly none."""
     names = _control_tokens(tokenizer, len(tokenizer))
@@ -54,7 +46,11 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, split: bool = Fals
 
 @lru_cache(maxsize=8)
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
-    """By id; `size` is that of the tokenizer, which may grow."""
+    """What means something other than its letters, by id: special tokens, and added ones of the form `<|...|>`.
+
+    Reasoning tags such as `<think>` are not among them: completions spell them. `size` is that of the tokenizer, which
+    may grow.
+    """
     named = tokenizer.special_tokens_map
     unknown = named.pop("unk_token", None)
     others = {name for value in named.values() for name in ([value] if isinstance(value, str) else value)}

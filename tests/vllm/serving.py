@@ -128,7 +128,6 @@ def asking(backend: VllmRollout, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         *MODEL,
         "rollout=vllm",
         "rollout.sampling.max_new_tokens=8",
-        "rollout.vllm.launch=false",
         f"rollout.vllm.urls=[{process.url}]",
         "rollout.vllm.max_attempts=3",
         "rollout.vllm.pause_seconds=0.05",

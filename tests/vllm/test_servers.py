@@ -70,7 +70,7 @@ def client(
     process = backend.fleet._process
     assert process is not None
     monkeypatch.setenv("VLLM_API_KEY", process.key)
-    config = rollout_config(sync_dir, launch=False, urls=urls or (url_of(backend),), **changes)
+    config = rollout_config(sync_dir, urls=urls or (url_of(backend),), **changes)
     return build_vllm(config, EMBEDDED, policy, TOKENIZER, sample_rate=SAMPLE_RATE, directory=sync_dir)
 
 
@@ -267,7 +267,7 @@ def test_a_delay_of_two_seconds_changes_nothing(
 def test_a_wrong_key_is_refused_at_once(
     shared: VllmRollout, start: AudioLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = rollout_config(tmp_path, launch=False, urls=(url_of(shared),))
+    config = rollout_config(tmp_path, urls=(url_of(shared),))
     for key in ("wrong", ""):
         monkeypatch.setenv("VLLM_API_KEY", key)
         with pytest.raises(ValueError, match=r"status 401.*VLLM_API_KEY \(rollout.vllm.api_key_variable\)"):

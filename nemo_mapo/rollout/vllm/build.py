@@ -46,7 +46,7 @@ def build_vllm(
         audio_id = SpecialTokens.from_tokenizer(tokenizer).audio_id
         way_in = NativeAudio(MODEL_NAME, audio_id=audio_id, sample_rate=sample_rate)
     process = None
-    if settings.launch and is_main_rank():
+    if not settings.urls and is_main_rank():
         process = _launch(config, model_config, policy, tokenizer, directory)
     launched = from_main_rank(None if process is None else (process.url, process.key))
     key = os.environ.get(settings.api_key_variable) or None
@@ -60,7 +60,7 @@ def build_vllm(
         process=process,
         transfer=_transfer(settings, policy) if settings.weight_sync == "nccl" and is_main_rank() else None,
     )
-    if not settings.launch and is_main_rank():
+    if settings.urls and is_main_rank():
         fleet.wait_for_a_server()
     return VllmRollout(
         fleet,

@@ -49,11 +49,3 @@ def test_what_is_set_reaches_megatron_by_name() -> None:
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PrecisionConfig(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "multiple"),
-    [({}, 1), ({"fp8": "hybrid"}, 16), ({"fp8": "e4m3", "fp8_recipe": "mxfp8"}, 32)],
-)
-def test_fp8_wants_token_counts_in_multiples(options: dict[str, Any], multiple: int) -> None:
-    assert PrecisionConfig(**options).token_multiple == multiple

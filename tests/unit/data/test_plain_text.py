@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from nemo_mapo.config.data import TargetConfig
-from nemo_mapo.data.plain_text import control_ids, control_tokens_in, encode_plain
+from nemo_mapo.data.plain_text import _control_tokens, control_tokens_in, encode_plain
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
@@ -74,6 +74,10 @@ MAKERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {"embedded": build_to
 @pytest.fixture(scope="module", params=MAKERS)
 def tokenizer(request) -> PreTrainedTokenizerFast:
     return MAKERS[request.param]()
+
+
+def control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    return set(_control_tokens(tokenizer, len(tokenizer)))
 
 
 def control_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:
