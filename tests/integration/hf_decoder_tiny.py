@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from nemo_mapo.testing.tiny import tiny_tokenizer
 
 MAX_POSITIONS = 1024
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -30,24 +30,25 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 CONFIGS: dict[str, PretrainedConfig] = {
-    "llama 3": LlamaConfig(**_SHAPE, head_dim=16, rope_scaling=LLAMA3, rms_norm_eps=1e-5),
+    "llama 3": LlamaConfig(**SHAPE, head_dim=16, rope_scaling=LLAMA3, rms_norm_eps=1e-5),
     "llama, linear rope, one key head, tied": LlamaConfig(
-        **_SHAPE | {"num_key_value_heads": 1},
+        **SHAPE | {"num_key_value_heads": 1},
         rope_scaling={"rope_type": "linear", "factor": 4.0},
         tie_word_embeddings=True,
     ),
-    "qwen 2": Qwen2Config(**_SHAPE | {"rope_theta": 1000000.0}, tie_word_embeddings=True),
-    "qwen 3": Qwen3Config(**_SHAPE | {"num_key_value_heads": 4}, head_dim=16),
+    "qwen 2": Qwen2Config(**SHAPE | {"rope_theta": 1000000.0}, tie_word_embeddings=True),
+    "qwen 3": Qwen3Config(**SHAPE | {"num_key_value_heads": 4}, head_dim=16),
     "qwen 3 with experts": Qwen3MoeConfig(
-        **_SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True
+        **SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True
     ),
 }
 """Between them every layout of heads, norms, biases, head and rotary embedding."""
 
 
-def save_tiny_decoder(directory: Path, name: str, *, dtype: torch.dtype = torch.float32) -> TinyHf:
-    """Make the model of a config and save it in several shards, with its tokenizer."""
-    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+def save_tiny_decoder(directory: Path, config: str | PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> TinyHf:
+    """Make the model of a config (or of the one of that name) and save it in several shards, with its tokenizer."""
+    config = CONFIGS[config] if isinstance(config, str) else config
+    model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
     for parameter_name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator) * SPREAD
@@ -55,4 +56,4 @@ def save_tiny_decoder(directory: Path, name: str, *, dtype: torch.dtype = torch.
     model.tie_weights()
     model.save_pretrained(directory, max_shard_size="20KB")
     tiny_tokenizer().save_pretrained(str(directory))
-    return TinyHf(family=CONFIGS[name].model_type, directory=directory, thinker=model.eval())
+    return TinyHf(family=config.model_type, directory=directory, thinker=model.eval())

@@ -1,18 +1,29 @@
-"""What users bring from outside of the repository: a corpus that was tarred for NeMo, and a reward in a package."""
+"""What users bring from outside of the repository: a tarred corpus of NeMo's, and the recipes of CONTRIBUTING.md."""
 
+import importlib
 import io
 import json
+import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from integration.hf_decoder_tiny import SHAPE, save_tiny_decoder
+from integration.qwen_omni_tiny import hf_logits, imported_model, our_logits, row
+from transformers import MistralConfig
 
 from nemo_mapo.data.manifests import load_cuts
 from nemo_mapo.data.splits import manifest_path
 from nemo_mapo.launch import run
-from tests.integration.tiny_run import metrics, write_tiny_corpus
+from nemo_mapo.models.hf.convert import import_hf
+from nemo_mapo.models.hf.models import DECODERS, read_model
+from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.training.sources import RolloutSource
+from tests.integration.tiny_run import ROOT, command, environment, metrics, write_tiny_corpus
 from tests.integration.trainers import config_of, fit, trainer_of
 
 pytestmark = pytest.mark.integration
@@ -25,19 +36,29 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package outside of the repository with a reward in it, as CONTRIBUTING says."""
-    (tmp_path / "my_pkg").mkdir()
-    (tmp_path / "my_pkg" / "__init__.py").write_text("")
-    (tmp_path / "my_pkg" / "rewards.py").write_text(
+    """Writes a module of a package outside of the repository, which can then be imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(module, source):
+        (tmp_path / "my_pkg").mkdir(exist_ok=True)
+        (tmp_path / "my_pkg" / "__init__.py").touch()
+        (tmp_path / "my_pkg" / f"{module}.py").write_text(source)
+
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_pkg"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def reward(package):
+    """A reward, as CONTRIBUTING says."""
+    package(
+        "rewards",
         "import zlib\n"
         "def checksum(samples, *, modulus):\n"
         "    texts = (f'{sample.example.id} {sample.text} {sample.num_tokens}' for sample in samples)\n"
-        "    return [zlib.crc32(text.encode()) % modulus / modulus for text in texts]\n"
+        "    return [zlib.crc32(text.encode()) % modulus / modulus for text in texts]\n",
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    for name in ("my_pkg", "my_pkg.rewards"):
-        sys.modules.pop(name, None)
 
 
 def tarred(corpus, directory):
@@ -64,7 +85,7 @@ def tarred(corpus, directory):
 OWN = "rewards.terms.own={type: custom, path: my_pkg.rewards:checksum, weight: 0.5, arguments: {modulus: 10}}"
 
 
-def test_a_tarred_corpus_trains_with_a_users_reward_and_goes_on_where_it_was_stopped(corpus, tmp_path, package):
+def test_a_tarred_corpus_trains_with_a_users_reward_and_goes_on_where_it_was_stopped(corpus, tmp_path, reward):
     items = [{"type": "group", "input_cfg": [tarred(corpus, tmp_path)]}]
     (tmp_path / "items.yaml").write_text(yaml.safe_dump(items))
     overrides = [f"data.train_ds.input_cfg={tmp_path}/items.yaml", OWN, "objective.advantages=per_reward"]
@@ -104,7 +125,84 @@ def test_a_reward_that_cannot_be_imported_ends_the_run_before_anything_is_made(c
 
 
 def test_a_reward_that_raises_ends_the_run_and_is_named(corpus, tmp_path, package):
-    (tmp_path / "my_pkg" / "rewards.py").write_text("def checksum(samples, *, modulus): return samples[0].no_such\n")
+    package("rewards", "def checksum(samples, *, modulus): return samples[0].no_such\n")
     trainer = trainer_of(corpus, tmp_path / "run", OWN)
     with pytest.raises(ValueError, match=r"rewards\.terms\.own \(my_pkg\.rewards:checksum\) raised AttributeError"):
         fit(trainer)
+
+
+def test_a_source_of_ones_own_wraps_that_of_the_trainer(corpus, tmp_path, package):
+    package(
+        "sources",
+        "from dataclasses import replace\n"
+        "class Shortest:\n"
+        "    '''Gives the group with the shortest completions in place of all others.'''\n"
+        "    def __init__(self, inner):\n"
+        "        self.inner = inner\n"
+        "        self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict\n"
+        "        self.close = inner.close\n"
+        "    def next(self, step, *, version):\n"
+        "        drawn = self.inner.next(step, version=version)\n"
+        "        shortest = min(drawn.groups, key=lambda group: sum(map(len, group.completions)))\n"
+        "        metrics = drawn.metrics | {'rollout/shortest': float(sum(map(len, shortest.completions)))}\n"
+        "        return replace(drawn, groups=[shortest] * len(drawn.groups), metrics=metrics)\n",
+    )
+    trainer = trainer_of(corpus, tmp_path / "run")
+    trainer.source = importlib.import_module("my_pkg.sources").Shortest(trainer.source)
+    assert isinstance(trainer.source, RolloutSource) and fit(trainer)
+    for record in metrics(tmp_path / "run"):
+        assert record["rollout/completion_tokens"] == pytest.approx(record["rollout/shortest"] / 2)
+
+
+def test_a_family_of_decoders_of_ones_own_computes_what_transformers_does(tmp_path, package):
+    package(
+        "families",
+        "from nemo_mapo.models.hf.models import DECODERS, DecoderFamily\n"
+        "DECODERS['mistral'] = DecoderFamily('MistralConfig')\n",
+    )
+    install_cpu_host()
+    initialize_parallel()
+    config = MistralConfig(**SHAPE, sliding_window=None)
+    hf = save_tiny_decoder(tmp_path / "original", config)
+    with pytest.raises(ValueError, match="model_type='mistral'"):
+        read_model(hf.directory)
+    importlib.import_module("my_pkg.families")
+    try:
+        import_hf(hf.directory, tmp_path / "imported")
+        rows = [row("qwen2_5_omni", length, seed=length) for length in (5, 40)]
+        found, wanted = our_logits(imported_model(tmp_path / "imported"), rows), hf_logits(hf, rows)
+        assert all(torch.allclose(ours, theirs, atol=1e-4) for ours, theirs in zip(found, wanted, strict=True))
+    finally:
+        del DECODERS["mistral"]
+
+
+SIGNAL = {
+    "types.py": (
+        '    text_only_log_probs: Float[Tensor, "batch time"] | None = None\n',
+        '    surprise: Float[Tensor, "batch time"] | None = None\n',
+    ),
+    "training/scoring.py": ("            audio_signal=signal,\n", "            surprise=-signals.log_probs,\n"),
+    "objective/metrics.py": (
+        '        "train/entropy_nats": _mean(inputs.entropy_nats, kept),\n',
+        '        "train/surprise": _mean(inputs.surprise, kept),\n',
+    ),
+}
+"""By file: a line, and what a new signal adds before or after it."""
+
+
+def test_a_signal_takes_a_line_where_it_is_declared_one_where_it_is_made_and_one_where_it_is_read(corpus, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "nemo_mapo", copy / "nemo_mapo", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (line, added) in SIGNAL.items():
+        path = copy / "nemo_mapo" / name
+        source = path.read_text()
+        assert source.count(line) == 1, f"{name} has changed: {line!r}"
+        path.write_text(source.replace(line, added + line))
+    asked = command(
+        corpus, tmp_path / "run", "trainer.mapo.max_steps=2", "model.packed_tokens=512", "data.test_ds=null"
+    )
+    # An interpreter of its own, because the package is another.
+    done = subprocess.run(asked, env=environment(PYTHONPATH=str(copy)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steps = [record for record in metrics(tmp_path / "run") if "train/surprise" in record]
+    assert len(steps) == 2 and all(record["train/surprise"] > 0 for record in steps)

@@ -32,21 +32,24 @@ class HfModel:
         return ("perception.", "language_model.") if self.has_perception else ("language_model.",)
 
 
-class _Decoder(NamedTuple):
-    """A family of text LLMs."""
+class DecoderFamily(NamedTuple):
+    """A family of text LLMs: `DecoderFamily("Qwen2Config", add_qkv_bias=True)`."""
 
     config_class: str
+    """Of transformers; has the defaults of what a config.json leaves out."""
     qk_layernorm: bool = False
+    """Whether queries and keys are normalised per head."""
     add_qkv_bias: bool = False
+    """Whether queries, keys and values have biases."""
 
 
-DECODERS: Final = {
-    "llama": _Decoder("LlamaConfig"),
-    "qwen2": _Decoder("Qwen2Config", add_qkv_bias=True),
-    "qwen3": _Decoder("Qwen3Config", qk_layernorm=True),
-    "qwen3_moe": _Decoder("Qwen3MoeConfig", qk_layernorm=True),
+DECODERS: Final[dict[str, DecoderFamily]] = {
+    "llama": DecoderFamily("LlamaConfig"),
+    "qwen2": DecoderFamily("Qwen2Config", add_qkv_bias=True),
+    "qwen3": DecoderFamily("Qwen3Config", qk_layernorm=True),
+    "qwen3_moe": DecoderFamily("Qwen3MoeConfig", qk_layernorm=True),
 }
-"""Text LLMs by the model_type of their config.json."""
+"""Text LLMs by the model_type of their config.json; a package may add its own."""
 
 
 def read_model(directory: Path) -> HfModel:
