@@ -63,7 +63,7 @@ def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path} is no list of checksums: {error!r}"
     if not known:
-        return f"{path} has checksums of another kind than {_ALGORITHM}"
+        return f"{path} has checksums other than {_ALGORITHM}"
     for name, (size, _) in sorted(sums.items()):
         if not (directory / name).is_file():
             return f"{directory / name} is missing"

@@ -134,11 +134,11 @@ def check_packages(installed: Versions, supported: Mapping[str, SpecifierSet], t
     others = 0
     for name, wanted in supported.items():
         found = installed.get(name)
-        mend = f"pip install '{name}{wanted}'" + (" -c constraints.txt" if name in tested else "")
+        fix = f"pip install '{name}{wanted}'" + (" -c constraints.txt" if name in tested else "")
         if found is None:
-            yield Finding(verdict="wrong", subject=name, detail=f"not installed: {mend}")
+            yield Finding(verdict="wrong", subject=name, detail=f"not installed: {fix}")
         elif not supports(wanted, found):
-            yield Finding(verdict="wrong", subject=name, detail=f"{found}: needs {wanted}: {mend}")
+            yield Finding(verdict="wrong", subject=name, detail=f"{found}: needs {wanted}: {fix}")
         elif name in STACK:
             also = f"; tested with {tested[name]}" if name in tested else ""
             yield Finding(verdict="OK", subject=name, detail=f"{found} (needs {wanted or 'any'}{also})")
@@ -185,7 +185,7 @@ def check_gpu(cuda: str | None) -> Finding:
         return Finding(verdict="wrong", subject="gpu", detail=problem)
     if answer.returncode != 0:
         said = (answer.stderr or answer.stdout).strip().splitlines()
-        problem = f"{GPU_QUERY[0]}: {said[0] if said else 'failed'}; mend the driver, or start the container with GPUs"
+        problem = f"{GPU_QUERY[0]}: {said[0] if said else 'failed'}; fix the driver, or start the container with GPUs"
         return Finding(verdict="wrong", subject="gpu", detail=problem)
     devices = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if not devices:
@@ -223,7 +223,7 @@ def check_writable(path: Path) -> Finding:
         with tempfile.TemporaryFile(dir=existing):
             free_gb = shutil.disk_usage(existing).free / 1e9
     except OSError as error:
-        problem = f"{existing}: {error.strerror}; choose another place, or mend its rights"
+        problem = f"{existing}: {error.strerror}; choose another place, or correct its permissions"
         return Finding(verdict="wrong", subject=subject, detail=problem)
     return Finding(verdict="OK", subject=subject, detail=f"{free_gb:.0f} GB free")
 
@@ -312,7 +312,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m nemo_mapo.doctor",
         description="Check versions, GPU, optional libraries, data and paths. Each line is OK, missing (with what it "
-        "costs) or wrong (with how to mend it). The exit status is 1 if anything is wrong.",
+        "costs) or wrong (with how to fix it). The exit status is 1 if anything is wrong.",
     )
     parser.add_argument(
         "--writable", type=Path, action="append", metavar="DIR", help=f"folder to write to (default {WRITABLE})"

@@ -145,7 +145,7 @@ class ObjectiveInputs(Remembered):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure that adds up over micro-batches and ranks: mean = total / weight, or a maximum."""
+    """A metric that adds up over micro-batches and ranks: mean = total / weight, or a maximum."""
 
     total: Tensor
     weight: Tensor
@@ -154,7 +154,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class LossOutput:
-    """What a loss returns: a scalar that autograd follows and detached figures."""
+    """What a loss returns: a scalar that autograd follows, and detached metrics."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Metric]

@@ -154,7 +154,7 @@ class AttentionSession:
     ) -> Float[Tensor, "batch query"]:
         """Mean over target layers of the max (or mean) over heads: the paper's a_t.
 
-        `head_group` holds the ranks that share out the heads of a layer (tensor parallelism); the reduction spans them.
+        `head_group` holds the ranks over which heads are sharded (tensor parallelism); the reduction spans them.
         RuntimeError when a target layer did not report, ValueError for an unknown reduction.
         """
         layers = torch.stack(list(self.layer_head_masses().values()))

@@ -65,7 +65,7 @@ class DatasetConfig:
     phases: tuple[PhaseConfig, ...] = ()
     """A curriculum in place of `input_cfg`: one phase after the other, each for its number of steps."""
     infinite: Flag = False
-    """Draw for ever, from each item of `input_cfg` as often as its weight says; needs trainer.mapo.max_steps. false: an
+    """Draw forever, from each item of `input_cfg` as often as its weight says; needs trainer.mapo.max_steps. false: an
     epoch is one pass over all items (weights say how early an item is drawn), and epochs follow each other."""
     bucket_duration_bins: Annotated[tuple[Seconds, ...], Field(min_length=1)] | None = None
     """Borders of duration buckets, seconds, ascending: a batch holds clips of one bucket, so little is padded. Its size

@@ -41,7 +41,7 @@ class EvaluationDataConfig:
     sample_rate: Count = 16000
     """Hz; clips of another rate are resampled, channels are averaged."""
     max_clip_seconds: Seconds | None = None
-    """Longer clips are cut to their beginning, and counted in the results; null reads them whole."""
+    """Longer clips are truncated and counted in the results; null reads them whole."""
     clip_gap_seconds: SecondsOrZero | None = None
     """Join the clips of an item that has several, in published order, with this silence between them; null gives them
     to the model one by one."""
@@ -64,7 +64,7 @@ class EvaluationConfig:
     """The whole config of `examples/evaluate.py`."""
 
     output_dir: PathText = "runs/evaluation"
-    """Where predictions and results are written; an evaluation that was cut off goes on from what is there."""
+    """Where predictions and results are written; an interrupted evaluation continues from what is there."""
     seed: Seed = 0
     """Of sampling, where rollout.sampling.temperature is not 0."""
     shuffle_choices: OrderSeed | None = None

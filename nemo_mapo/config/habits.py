@@ -20,7 +20,7 @@ HABITS: Final[dict[str, str]] = {
     "exp_manager.version": "a run directory has no versions: choose another exp_manager.name",
     "exp_manager.create_checkpoint_callback": "use trainer.mapo.save_interval (0 is never)",
     "exp_manager.checkpoint_callback_params": "use trainer.mapo.save_interval and trainer.mapo.keep_checkpoints",
-    "exp_manager.resume_ignore_no_checkpoint": "resume_if_exists=true starts anew if there is no checkpoint",
+    "exp_manager.resume_ignore_no_checkpoint": "resume_if_exists=true starts afresh if there is no checkpoint",
     "exp_manager.max_time_per_run": "use trainer.mapo.max_time_per_run=DD:HH:MM:SS",
     "model.restore_from_path": "use pretrained_checkpoint.restore_from_path",
     "model.pretrained_checkpoint": "use pretrained_checkpoint.restore_from_path",

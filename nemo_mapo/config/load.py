@@ -1,6 +1,6 @@
 """From what Hydra composed, or a file that was recorded, to a typed config; DictConfig stops here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf

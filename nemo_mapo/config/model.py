@@ -229,17 +229,17 @@ class ModelConfig:
     shared_prompts: Flag = True
     """Read a prompt once for all of its completions in a forward pass; false reads it again for each."""
     tensor_model_parallel_size: Count = 1
-    """Ranks that share out heads, feed-forward columns and vocabulary."""
+    """Ranks over which heads, feed-forward columns and vocabulary are sharded."""
     sequence_parallel: Flag = False
-    """Share out norms and residuals over the tensor-parallel ranks, by position."""
+    """Shard norms and residuals over the tensor-parallel ranks, by position."""
     pipeline_model_parallel_size: Count = 1
     """Stages; all target layers must lie on the last one."""
     expert_model_parallel_size: Count = 1
-    """Data-parallel ranks that share out the experts of a layer."""
+    """Data-parallel ranks over which the experts of a layer are sharded."""
     context_parallel_size: Count = 1
     """Only 1 is supported."""
     attention_backend: Literal["sdpa", "transformer_engine"] = "sdpa"
-    """torch's attention, or Transformer Engine's linears, norms and attention (GPU; has not been run yet)."""
+    """torch's attention, or Transformer Engine's linears, norms and attention (GPU; docs/status.md)."""
     precision: PrecisionConfig = PrecisionConfig()
     lora: LoraConfig | None = None
     """Train low-rank adapters; with them off the policy is its own reference. null trains the decoder's weights."""
@@ -349,7 +349,7 @@ class ModelConfig:
         if self.packed_tokens is not None:
             raise ValueError(
                 f"packed_tokens={self.packed_tokens} with expert_model_parallel_size={ranks}: ranks would run unequal "
-                "numbers of micro-batches and wait for each other for ever; set one of them to null or 1"
+                "numbers of micro-batches and wait for each other forever; set one of them to null or 1"
             )
 
     @property

@@ -96,7 +96,7 @@ class TrtllmConfig:
     unload_engine_train: Flag = True
     """Unload the engine while the policy is trained; false keeps it in GPU memory beside the policy."""
     max_prompt_embedding_table_size: Count = 16384
-    """Audio tokens of the clips in one engine batch, at most; batches are cut to fit."""
+    """Audio tokens of the clips in one engine batch, at most; batches are split to fit."""
     scoring_batch_size: Count = 8
     """Completions of one pass of the policy over what the engine drew."""
 

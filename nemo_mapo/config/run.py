@@ -33,7 +33,7 @@ class SamplingConfig:
     min_new_tokens: CountOrZero = 0
     """The end-of-turn token is not drawn before this many tokens."""
     max_new_tokens: Count = 120
-    """Completions are cut here."""
+    """Completions are truncated here."""
 
     def __post_init__(self) -> None:
         if self.min_new_tokens > self.max_new_tokens:

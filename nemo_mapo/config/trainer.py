@@ -109,7 +109,7 @@ class TrainerConfig:
     devices: Annotated[Count, BeforeValidator(_started_here)] = 1
     """Processes per machine; start as many, e.g. with torchrun --nproc-per-node. `auto` or -1 is what was started."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    """`gpu` has not been run yet."""
+    """Where the run computes; docs/status.md says what has run on a GPU."""
     precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_our_precision)] = "fp32"
     """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them. Lightning's names are
     understood: 32 and 32-true are fp32, bf16-mixed is bf16."""

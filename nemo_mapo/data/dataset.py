@@ -214,7 +214,7 @@ def build_dataloader(
 ) -> PromptLoader:
     """Batch a split through NeMo's Lhotse dataloading; an epoch is one pass over all items of `input_cfg`.
 
-    Ranks get disjoint batches, equally many each; a remainder is shared out among them (or left out, with `drop_last`).
+    Ranks get disjoint batches, equally many each; a remainder is divided among them (or left out, with `drop_last`).
     Weights of `input_cfg` items set how early an item is drawn, or how often where the split is infinite; that has one
     epoch without end. With `only`, no question but those with these ids is read. Run `validate_manifest` first: here a
     manifest is taken to be sound.

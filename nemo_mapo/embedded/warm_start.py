@@ -135,14 +135,14 @@ def _trained(
             for _ in range(stage.steps):
                 optimizer.zero_grad()
                 rows = maker.batch(stage)
-                figures = supervised_gradient(
+                metrics = supervised_gradient(
                     wrapped, rows, MicroBatching(rows=stage.batch_size), deaf=maker.deaf(rows, stage)
                 )
                 lr = config.lr * _cosine_with_warmup(bar.n / total)
                 taken = optimizer.step(lr=lr, max_norm=_CLIP_NORM)
                 if taken.fault is not None:
                     raise FloatingPointError(f"warm start, step {bar.n}: the gradient of {taken.fault} is not finite")
-                bar.set_postfix(stage=stage.target, loss=f"{figures['train/loss']:.3f}", refresh=False)
+                bar.set_postfix(stage=stage.target, loss=f"{metrics['train/loss']:.3f}", refresh=False)
                 bar.update()
     return model
 

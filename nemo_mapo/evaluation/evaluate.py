@@ -1,4 +1,4 @@
-"""Held-out accuracy with and without ears, and how the model listens along its completions."""
+"""Held-out accuracy with and without the audio, and how the model listens along its completions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +48,7 @@ class Evaluation:
 
     accuracy: float
     accuracy_silent: float
-    """With every clip replaced by silence of the same length; chance when the task needs ears."""
+    """With every clip replaced by silence of the same length; chance if the task depends on the audio."""
     reward: float
     format: float
     """Share of completions that follow `rewards.template` in everything."""
@@ -70,7 +70,7 @@ class Evaluation:
         return float((self.accuracy * (1 - self.accuracy) / self.samples) ** 0.5)
 
     def metrics(self) -> dict[str, float]:
-        """Flat figures for metrics.jsonl."""
+        """Flat metrics for metrics.jsonl."""
         flat = {
             "val/accuracy": self.accuracy,
             "val/accuracy_silent": self.accuracy_silent,
@@ -124,7 +124,7 @@ class Evaluator:
         detailed: bool = False,
     ) -> None:
         """`detailed` also measures the mean over heads, which costs another pass."""
-        # Ranks that share out experts have to make the same calls.
+        # Ranks whose experts are sharded have to make the same calls.
         self.shared_out = not shares_experts()
         self.batches = data_parallel_share(tuple(batches)) if self.shared_out else tuple(batches)
         self.detailed = detailed
@@ -135,7 +135,7 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, policy: AudioLLM, backend: RolloutBackend, *, step: int, split: str) -> Evaluation:
-        """Evaluate; the policy is left in training mode as it was found. Data-parallel ranks share out the batches."""
+        """Evaluate, with the batches distributed over data-parallel ranks; the policy keeps its training mode."""
         was_training = policy.training
         policy.eval()
         found = _Found()

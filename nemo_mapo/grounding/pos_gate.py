@@ -76,7 +76,7 @@ def gate_batch(
     reader = SurfaceReader(tokenizer)
     chosen = _Substantive(tags=substantive, words=_folded(words))
     results = [_gate(completion, reader, tokenizer, chosen, tagger) for completion in completions]
-    fallbacks = Counter(result.fallback for result in results if result.fallback is not None)
+    fallbacks = Counter[str](result.fallback for result in results if result.fallback is not None)
     return GateBatch([result.gate for result in results], dict(fallbacks))
 
 

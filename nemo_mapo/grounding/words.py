@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 MARKUP = re.compile(r"</?\|?[A-Za-z_][\w.-]*\|?(?:>|$)")
-"""`<think>`, `</answer>`, `<|im_end|>`; at the end of a text also a tag that was cut off."""
+"""`<think>`, `</answer>`, `<|im_end|>`; at the end of a text also a truncated tag."""
 
 _UNIT = re.compile(
     r"""

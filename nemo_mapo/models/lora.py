@@ -41,12 +41,12 @@ class LoraLinear(nn.Module):
     """What the two kinds of adapted linear share: one of Megatron's linears, plus scale * B A.
 
     Activations cross the tensor-parallel ranks where they are `rank` wide. Under sequence parallelism each rank knows
-    the gradient of the uncut one of A and B from its own positions only; Megatron adds such gradients up at the end
+    the gradient of the unsharded one of A and B from its own positions only; Megatron adds such gradients up at the end
     of a step, as it does for norms.
     """
 
     cut: Literal["lora_a", "lora_b"]
-    """Which of A and B is cut over tensor-parallel ranks, like the weight; the other is whole on each."""
+    """Which of A and B is sharded over tensor-parallel ranks, like the weight; the other is whole on each."""
     cut_axis: int
     input_size: int
     output_size: int
@@ -58,7 +58,7 @@ class LoraLinear(nn.Module):
     lora_b: nn.Parameter
     scale: float
     gate_and_up: bool
-    """Whether the outputs are those of two matrices, each of them cut over the ranks (SwiGLU)."""
+    """Whether the outputs are those of two matrices, each of them sharded over the ranks (SwiGLU)."""
     adapter_on: bool
 
     def attach(self, config: LoraConfig, *, gate_and_up: bool, generator: torch.Generator) -> None:
@@ -110,9 +110,9 @@ class LoraLinear(nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Sequence[tuple[int, int, int]] = (), metadata: Any = None
     ) -> dict[str, Any]:
-        """Megatron's state of the linear, and the adapter cut the same way, for a checkpoint that any layout reads."""
+        """Megatron's state of the linear, and the adapter sharded alike, for a checkpoint that any layout reads."""
         state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
-        # Upstream takes parameters that it does not know for uncut ones.
+        # Upstream takes parameters that it does not know for unsharded ones.
         key = f"{prefix}{self.cut}"
         part = make_tp_sharded_tensor_for_checkpoint(
             self.get_parameter(self.cut), key, self.cut_axis, prepend_offsets=sharded_offsets
@@ -122,7 +122,7 @@ class LoraLinear(nn.Module):
 
 
 class LoraColumnParallelLinear(LoraLinear, ColumnParallelLinear):  # type: ignore[misc]
-    """Outputs cut over the ranks: A whole, B cut."""
+    """Outputs sharded over the ranks: A whole, B sharded."""
 
     cut, cut_axis = "lora_b", 0
 
@@ -136,7 +136,7 @@ class LoraColumnParallelLinear(LoraLinear, ColumnParallelLinear):  # type: ignor
 
 
 class LoraRowParallelLinear(LoraLinear, RowParallelLinear):  # type: ignore[misc]
-    """Inputs cut over the ranks: A cut, B whole."""
+    """Inputs sharded over the ranks: A sharded, B whole."""
 
     cut, cut_axis = "lora_a", 1
 

@@ -46,13 +46,13 @@ class _Part:
 
 
 def policy_tensors(policy: AudioLLM) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of the uncut policy's state, detached, one after the other.
+    """Names and tensors of the unsharded policy's state, detached, one after the other.
 
-    A model that is not cut over ranks gives its own tensors on every rank; nothing is copied or sent. Else this is a
-    collective: all ranks must run the iterator to its end, with unchanged weights. Rank 0 gets the tensors. For the
-    others the iterator is empty, and running it sends their parts. Beside its share of the model rank 0 has one whole
-    tensor in memory at a time (if the caller lets go of it before it asks for the next) and, where a tensor is cut
-    across its rows, one part of it; the others have nothing.
+    An unsharded model gives its own tensors on every rank; nothing is copied or sent. Else this is a collective: all
+    ranks must run the iterator to its end, with unchanged weights. Rank 0 gets the tensors. For the others the iterator
+    is empty, and running it sends their parts. Beside its share of the model rank 0 has one whole tensor in memory at a
+    time (if the caller lets go of it before it asks for the next) and, if a tensor is sharded across its rows, one part
+    of it; the others have nothing.
     """
     if not _is_cut(policy):
         for name, value in policy.state_dict().items():

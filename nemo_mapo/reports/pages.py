@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nemo_mapo.files import write_text
 from nemo_mapo.reports.charts import Chart, plotly_js
 
 TEMPLATES = Environment(

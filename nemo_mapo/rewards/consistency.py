@@ -1,4 +1,4 @@
-"""Consistency: does the thinking arrive at the answer that is given, without being cut off?"""
+"""Consistency: does the thinking arrive at the answer that is given, without being truncated?"""
 
 import re
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ _LARGEST_ANSWER_BYTES = 16 << 20
 
 
 class JudgeError(Unavailable):
-    """The server cannot be reached, refuses, or answers with something else than was asked for; nothing was scored."""
+    """The server cannot be reached, refuses, or does not answer what was asked; nothing was scored."""
 
 
 class JudgeUnreachable(JudgeError):

@@ -35,7 +35,7 @@ class RewardsUnavailable(Unavailable):
 class VerdictCache:
     """Replies by what was asked, in a file of JSON lines that may be shared by processes and runs.
 
-    Whole lines are appended; a line that was cut while it was written is passed over and asked for again.
+    Whole lines are appended; a line that was truncated while it was written is passed over and asked for again.
     """
 
     def __init__(self, path: Path) -> None:

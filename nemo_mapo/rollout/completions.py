@@ -12,7 +12,7 @@ from nemo_mapo.rows import Completion, Prompt
 
 
 class BadAnswer(RuntimeError):
-    """An engine answered with something else than was asked for."""
+    """An engine answered with something other than what was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

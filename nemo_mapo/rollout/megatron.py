@@ -85,7 +85,7 @@ class _Live:
 class MegatronRollout:
     """A `RolloutBackend` that samples from the training weights in place.
 
-    Each prompt is read once; its keys and values are shared out to the completions of its group. Prompts of unequal
+    Each prompt is read once; its keys and values serve all completions of its group. Prompts of unequal
     length are padded on the left. Finished rows leave the batch, and prompts that wait take their places.
     """
 
@@ -184,11 +184,11 @@ class MegatronRollout:
 
         All rows stand at one position of the cache. A prompt that takes the places of finished rows is read by itself,
         and its keys are turned to where it then ends; attention depends on distances only. When the cache has no room
-        for another whole completion, the rows in it are drawn to their ends, and the next round begins in it anew.
+        for another whole completion, the rows in it are drawn to their ends, and the next round begins with it empty.
         """
         waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
         together = self.batch_size // group_size
-        # Ranks that share out experts make the same calls, so none of them takes in prompts of its own.
+        # Ranks whose experts are sharded make the same calls, so none of them takes in prompts of its own.
         refills = len(waiting) > together and parallel_state.get_expert_model_parallel_world_size() == 1
         room = max(map(len, prompts)) + sampling.max_new_tokens * (2 if refills else 1)
         cache = SlotCache(min(together, len(waiting)) * group_size, room)

@@ -30,7 +30,7 @@ class RolloutBackend(Protocol):
         Args:
             version: number of the weights; `weight_version` once they are taken.
             tensors: all tensors of `AudioLLM.state_dict()`, whole, one after the other. An engine that reads the
-                training weights in place does not ask for them. Of a model that is cut over ranks rank 0 alone gets
+                training weights in place does not ask for them. Of a model that is sharded over ranks rank 0 alone gets
                 them, and an engine that asks has to run the iterator to its end on all ranks (`policy_tensors`).
 
         Raises:

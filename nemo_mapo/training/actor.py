@@ -110,7 +110,7 @@ class MapoActor:
             data_iterator=(select_batch(batch, rows) for rows in parts),
             model=[self.wrapped],
             num_microbatches=len(parts),
-            # Both are exchanged with the hidden states, because rows are cut to their longest.
+            # Both are exchanged with the hidden states, because padding ends at the longest row.
             seq_length=1,
             micro_batch_size=1,
             forward_only=forward_only,

@@ -219,7 +219,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load weights (and optimiser and torch's RNG state, when an optimiser is given); return the trainer's state.
 
-    The layout may be another one than that which wrote the checkpoint: every rank reads the parts it needs.
+    The layout may differ from that of the run that wrote it: every rank reads the parts it needs.
 
     Args:
         path: directory of the checkpoint.

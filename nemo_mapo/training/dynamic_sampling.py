@@ -131,7 +131,7 @@ def refill(first: Sequence[Group], *, places: Sequence[int], max_rounds: int, sc
     replaced = 0
     while open_places and rounds <= max_rounds:
         mine = [number for number, place in enumerate(open_places) if place in places]
-        # Ranks that share out experts, or ask servers together, make the same calls; a prompt to throw away fills up.
+        # Ranks whose experts are sharded, or that ask servers together, make the same calls: a spare prompt fills up.
         wanted = mine + [0] * (max(gather_over_data_parallel(len(mine))) - len(mine))
         found = sample(rounds, open_places, wanted)
         rewards, differ = score(found)

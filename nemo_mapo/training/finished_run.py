@@ -37,7 +37,7 @@ def recorded_wording(run_dir: Path) -> Wording | None:
     return load(data.get("prompt") if isinstance(data, dict) else None, Wording, under="data.prompt")
 
 
-def uncut(model: ModelConfig) -> ModelConfig:
+def unsharded(model: ModelConfig) -> ModelConfig:
     """The same model in one process, which loads a checkpoint of any layout."""
     return replace(
         model,

@@ -7,7 +7,7 @@ from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models.nemo_encoder import save_encoder
 from nemo_mapo.models.perception import NemoPerception
 from nemo_mapo.training.checkpoint import load_part
-from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, uncut
+from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, unsharded
 from nemo_mapo.training.policies import build_policy
 
 
@@ -30,7 +30,7 @@ def export_nemo_encoder(run_dir: Path, checkpoint: str | None, output: Path) -> 
             "into one"
         )
     path = find_checkpoint(run_dir, checkpoint)
-    policy = build_policy(replace(run, model=uncut(run.model)), load_tokenizer(run.data.tokenizer))
+    policy = build_policy(replace(run, model=unsharded(run.model)), load_tokenizer(run.data.tokenizer))
     load_part(path, policy, "perception")
     assert isinstance(policy.perception, NemoPerception)
     save_encoder(policy.perception, Path(asr), output)

@@ -1,4 +1,4 @@
-"""The optimiser, chosen by the machine, behind one small interface; its schedule; gradients of a split model."""
+"""The optimiser, chosen by the machine, behind one small interface; its schedule; gradients of a sharded model."""
 
 import logging
 import math
@@ -49,7 +49,7 @@ class PolicyOptimizer(Protocol):
         ...
 
     def sharded_state_dict(self, model_sharded: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
-        """State to save, or to load into, each tensor cut like its parameter."""
+        """State to save, or to load into, each tensor sharded like its parameter."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class MainWeightAdamW:
         return OptimizerStep(grad_norm=float(norm), fault=None)
 
     def sharded_state_dict(self, model_sharded: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
-        """Both moments (and main weights that are not the model's own), cut like their parameters; the step count."""
+        """Both moments and main weights beside the model's, sharded like their parameters; the step count."""
         if loading:
             self._start_state()
         names = list(self.parameters)
@@ -216,7 +216,7 @@ class MainWeightAdamW:
 
 
 class DistributedAdamW:
-    """Megatron's distributed optimiser, whose state is shared out over data-parallel ranks. Has not run: no GPU."""
+    """Megatron's distributed optimiser, whose state is sharded over data-parallel ranks; GPUs only."""
 
     def __init__(self, policy: DistributedDataParallel, config: OptimizerConfig) -> None:
         from megatron.core.optimizer import OptimizerConfig as MegatronConfig

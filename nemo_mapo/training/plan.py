@@ -81,7 +81,7 @@ class Plan:
     tokens_per_pass: int
     """Tokens of a micro-batch of one data-parallel rank."""
     left_out: tuple[str, ...]
-    """What the figures do not hold."""
+    """What the numbers leave out."""
 
 
 @contextmanager

@@ -69,14 +69,14 @@ class PromptStream:
             self._note_unreadable()
         return problems
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the metrics say about the data: only what the config makes interesting."""
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if len(self.phases) > 1:
-            figures["data/phase"] = float(self.phase + 1)
+            metrics["data/phase"] = float(self.phase + 1)
         if self.max_unreadable:
-            figures["data/unreadable_clips"] = float(len(self.unreadable))
-        return figures
+            metrics["data/unreadable_clips"] = float(len(self.unreadable))
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Phase, steps taken in it, epoch of it, batches consumed in that, and the clips that were replaced."""

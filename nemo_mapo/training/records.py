@@ -29,17 +29,17 @@ class JsonLines:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; a last line that was cut while it was written is passed over."""
+        """All whole records; a last line that was truncated while it was written is passed over."""
         if not self.path.exists():
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def last_step(self) -> int:
-        """The last recorded step; -1 where nothing is recorded."""
+        """The last recorded step; -1 if nothing is recorded."""
         return max((int(record["step"]) for record in self.read()), default=-1)
 
     def forget_after(self, step: int) -> None:
-        """Drop records later than `step`, and a last line that was cut while it was written.
+        """Drop records later than `step`, and a last line that was truncated while it was written.
 
         A resumed run writes those steps again.
         """
@@ -62,10 +62,10 @@ class JsonLinesLogger:
         self.file = file
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """One flat object a step, keys sorted.
+        """One flat object per step, keys sorted.
 
         Raises:
-            ValueError: naming a figure that is NaN or infinite.
+            ValueError: naming a metric that is NaN or infinite.
         """
         wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if wrong:

@@ -47,8 +47,8 @@ _MAY_CHANGE = (
     "rewards.judge.base_url",
 )
 """Keys that a resumed run may set differently: how long, how often, how fast and in which layout. (Another number of
-threads or another layout may change sums in their last bits; the length decides the learning rate where the schedule is
-a cosine, and is compared then.)"""
+threads or another layout may change sums in their last bits; the length decides the learning rate if the schedule is a
+cosine, and is compared then.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> JsonLines:
-        """One flat object a step."""
+        """One flat object per step."""
         return JsonLines(self.path / "metrics.jsonl")
 
     @property
@@ -79,7 +79,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Distributed checkpoints, one directory a step."""
+        """Distributed checkpoints, one directory per step."""
         return self.path / "checkpoints"
 
     @property
@@ -94,7 +94,7 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """Times, memory, test figures; written when the run ends."""
+        """Times, memory, test metrics; written when the run ends."""
         return self.path / "run.json"
 
     @contextmanager

@@ -106,7 +106,7 @@ def export_salm(
     model = with_vocabulary(salm, max(rows, len(tokenizer)))
     tensors = CheckpointTensors(checkpoint, model, lora_alpha=lora_alpha)
     sources = {name: model.weights.source(name) for name in tensors.names}
-    # Without its adapters, which NeMo would add anew.
+    # Without its adapters, which NeMo would add again.
     values.pop("lora", None)
 
     def read(names: list[str]) -> dict[str, Tensor]:

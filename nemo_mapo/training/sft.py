@@ -60,7 +60,7 @@ class SftTrainer(TrainingLoop):
             self.optimizer.zero_grad()
         self.step += 1
         self.consumed_samples += self.prompts.batch_size
-        metrics = reduced(history) | self.prompts.figures() | self.timings()
+        metrics = reduced(history) | self.prompts.metrics() | self.timings()
         metrics["timing/step_seconds"] = time.perf_counter() - started
         return metrics
 

@@ -115,7 +115,7 @@ class Requests:
 
     def metrics(self) -> dict[str, float]:
         """Of the data, as of the last request."""
-        return self.prompts.figures()
+        return self.prompts.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data."""

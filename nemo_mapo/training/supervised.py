@@ -63,7 +63,7 @@ def supervised_gradient(
         else ((select_rows(sequences, rows), None if deaf is None else deaf.of(rows)) for rows in parts),
         model=[wrapped],
         num_microbatches=len(parts),
-        # Both are exchanged with the hidden states, because rows are cut to their longest.
+        # Both are exchanged with the hidden states, because padding ends at the longest row.
         seq_length=1,
         micro_batch_size=1,
         forward_only=False,

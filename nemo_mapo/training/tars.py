@@ -81,7 +81,7 @@ def alignment(
     `rollout/tars_without_reference`.
 
     Raises:
-        ValueError: the model is cut so that no rank sees all layers and positions.
+        ValueError: the model is sharded so that no rank sees all layers and positions.
         RewardsUnavailable: the embedding model is out of reach.
     """
     speech, reference, without = _pairs(groups, accuracy)
@@ -94,7 +94,7 @@ def alignment(
         "rollout/accuracy_speech": float(right[modality == 0].mean()),
         "rollout/accuracy_text": float(right[modality == 1].mean()),
     }
-    # Ranks may share out the layers' experts: none can make this pass alone.
+    # The layers' experts may be sharded over ranks: none can make this pass alone.
     if config.representation > 0 and any_rank(bool(speech)):
         states = _states(policy, sequences, batching)
         cosines = torch.cosine_similarity(states[speech], states[reference], dim=-1).mean(-1)

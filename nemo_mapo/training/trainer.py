@@ -97,8 +97,8 @@ class MapoTrainer(TrainingLoop):
         limit = self.config.rollout.log_prob_alarm
         if nats > limit:
             logger.warning(
-                f"step {self.step}: log-probs of the rollout engine and of training differ by {nats:.3g} nats a token "
-                f"on average, more than rollout.log_prob_alarm={limit:g}"
+                f"step {self.step}: log-probs of the rollout engine and of training differ by {nats:.3g} nats per "
+                f"token on average, more than rollout.log_prob_alarm={limit:g}"
             )
 
     def _staleness(self, groups: Sequence[Group]) -> float:

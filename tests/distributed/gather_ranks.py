@@ -31,7 +31,7 @@ def loaded(layout: Layout, base: ModelConfig, start: str) -> AudioLLM:
     return model
 
 
-def uncut_state(layout: Layout, base: ModelConfig, start: str) -> dict[str, Tensor]:
+def unsharded_state(layout: Layout, base: ModelConfig, start: str) -> dict[str, Tensor]:
     """In one process: all tensors of the model's state."""
     state = loaded(layout, base, start).state_dict()
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.gather_ranks import Gathered, gathered, served, uncut_state
+from distributed.gather_ranks import Gathered, gathered, served, unsharded_state
 
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig, NemoPerceptionConfig
@@ -96,8 +96,10 @@ def on_ranks(layout: Layout, model: ModelConfig, start: str) -> list[Gathered]:
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}, {layout.name}" for name, layout in CASES])
-def test_the_first_rank_gets_the_state_of_the_uncut_model(starts: dict[str, str], name: str, layout: Layout) -> None:
-    expected = uncut_state(Layout(dtype=layout.dtype), MODELS[name], starts[name])
+def test_the_first_rank_gets_the_state_of_the_unsharded_model(
+    starts: dict[str, str], name: str, layout: Layout
+) -> None:
+    expected = unsharded_state(Layout(dtype=layout.dtype), MODELS[name], starts[name])
     first, *others = on_ranks(layout, MODELS[name], starts[name])
     assert first.tensors.keys() == expected.keys()
     for key, value in expected.items():
@@ -115,7 +117,7 @@ def test_the_vocabulary_of_these_models_is_padded_where_it_is_cut() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_rank_of_a_model_that_is_not_cut_gives_its_own_tensors(starts: dict[str, str], ranks: int) -> None:
-    expected = uncut_state(Layout(), MODELS["tied"], starts["tied"])
+    expected = unsharded_state(Layout(), MODELS["tied"], starts["tied"])
     for rank in on_ranks(Layout(ranks=ranks), MODELS["tied"], starts["tied"]):
         assert list(rank.tensors) == list(expected)
         assert all(torch.equal(rank.tensors[name], value) for name, value in expected.items())

@@ -102,9 +102,9 @@ def test_phases_follow_each_other_for_their_numbers_of_steps(corpus, sources):
     assert share_of_train(first) == 0
     # Three batches are all of the first phase's clips: it went on with a second epoch.
     assert len(set(itertools.chain(*first[:3]))) == 12
-    assert prompts.figures() == {"data/phase": 1.0}
+    assert prompts.metrics() == {"data/phase": 1.0}
     assert share_of_train(drawn(prompts, 4)) > 0.4
-    assert prompts.figures() == {"data/phase": 2.0}
+    assert prompts.metrics() == {"data/phase": 2.0}
 
 
 BINS = (0.75, 1.25)
@@ -170,7 +170,7 @@ def test_a_clip_that_cannot_be_read_is_replaced_counted_and_remembered(damaged):
     batches = drawn(prompts, 2)
     assert all(len(batch) == BATCH for batch in batches)
     assert not broken & set(itertools.chain(*batches))
-    assert prompts.unreadable == broken and prompts.figures() == {"data/unreadable_clips": 2.0}
+    assert prompts.unreadable == broken and prompts.metrics() == {"data/unreadable_clips": 2.0}
     again = stream(path, input_cfg=(source,), max_unreadable=2)
     again.load_state_dict(prompts.state_dict())
     assert again.unreadable == broken

@@ -57,7 +57,7 @@ class EvaluationDirectory:
             lock.release()
 
     def read(self, benchmark: Benchmark) -> dict[str, Prediction]:
-        """The predictions so far; a line that was cut off while it was written is dropped."""
+        """The predictions so far; a line that was truncated while it was written is dropped."""
         if not self.predictions.exists():
             return {}
         whole, newline, tail = self.predictions.read_text().rpartition("\n")

@@ -20,7 +20,7 @@ class Prediction:
     id: str
     completion: str
     finished: bool = True
-    """Whether the model stopped by itself; False when it was cut at the length limit."""
+    """Whether the model stopped by itself; False if the length limit truncated it."""
     shown_choices: tuple[str, ...] | None = None
     """The choices in the order in which the model saw them, where letters count from; None is the published order."""
 

@@ -63,7 +63,7 @@ class BenchmarkPrompts:
         """Check every clip and prompt length from the headers, before anything is generated.
 
         Returns:
-            How many items have a clip that is cut to `max_clip_seconds`.
+            How many items have a clip that is truncated to `max_clip_seconds`.
 
         Raises:
             ValueError: naming the item whose clip is missing or unreadable, or whose prompt is too long.

@@ -88,7 +88,7 @@ def generate(
     refuse = partial(refuse_long, sampling=config.rollout.sampling, max_positions=engine.max_positions)
     cut = engine.prompts.check([item for _, item in remaining], refuse)
     if cut:
-        logger.info(f"{cut} of {len(remaining)} items have a clip longer than data.max_clip_seconds; it is cut")
+        logger.info(f"{cut} of {len(remaining)} items have a clip longer than data.max_clip_seconds; it is truncated")
     size = config.rollout.batch_size
     for start in tqdm(range(0, len(remaining), size), desc=config.benchmark.name, unit="batch"):
         batch = remaining[start : start + size]

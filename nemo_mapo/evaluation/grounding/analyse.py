@@ -1,4 +1,4 @@
-"""Grounding analysis of a checkpoint: where it listens, and how much of its score needs ears."""
+"""Grounding analysis of a checkpoint: where it listens, and how much of its score depends on the audio."""
 
 import math
 from collections import defaultdict
@@ -118,7 +118,7 @@ def analyse(
     """Analyse; returns what analysis.json holds (docs/grounding.md says what each metric is), and clips by question.
 
     Raises:
-        ValueError: the model is cut over ranks; a batch's clips cannot be exchanged.
+        ValueError: the model is sharded over ranks; a batch's clips cannot be exchanged.
     """
     found = Found()
     subject.policy.eval()

@@ -61,5 +61,5 @@ class Effects:
         return {"samples": config.bootstrap_samples, "seed": config.seed, "confidence": config.confidence}
 
 
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, DIGITS) for name, value in figures.items()}
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, DIGITS) for name, value in metrics.items()}

@@ -30,9 +30,9 @@ class LengthEffect:
     within_item: float | None
     """With each question's means taken away from its lengths and scores: difficulty cannot play a part."""
     within_item_finished: float | None
-    """The same among completions that came to an end: one cut off at the limit is long and wrong by construction."""
+    """The same among completions that came to an end: one truncated at the limit is long and wrong by construction."""
     cut_off: int
-    """Completions cut off at the limit."""
+    """Completions truncated at the limit."""
     bins: tuple[LengthBin, ...]
 
 

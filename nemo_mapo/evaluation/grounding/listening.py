@@ -33,7 +33,7 @@ def listen(policy: AudioLLM, sequences: TokenBatch, *, rows_at_a_time: int) -> L
     Memory is rows x heads x completion x row length for one layer at a time: for analyses, not for training.
 
     Raises:
-        ValueError: the model is cut over ranks, or its attention is not torch's.
+        ValueError: the model is sharded over ranks, or its attention is not torch's.
     """
     _refuse_unsupported(policy)
     num_rows = len(sequences.prompt_lengths)

@@ -25,7 +25,7 @@ from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Problem
 from nemo_mapo.training.checkpoint import load_checkpoint
-from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, uncut
+from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, unsharded
 from nemo_mapo.training.policies import WarmStarter, build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.signals import MicroBatching
 
@@ -126,7 +126,7 @@ def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
             f"{run_dir} was trained with model.attention_backend={run.model.attention_backend}, whose kernels do not "
             "give their weights away; the analysis supports runs with sdpa only"
         )
-    model = uncut(run.model)
+    model = unsharded(run.model)
     from_noise = run.warm_start is None and run.pretrained_checkpoint.restore_from_path is None
     if from_noise and model != run.model:
         raise ValueError(

@@ -48,7 +48,7 @@ class ModelFiles:
         """Read the headers of all shards.
 
         Raises:
-            ValueError: naming what is missing or damaged; weights in another format than safetensors are not read.
+            ValueError: naming what is missing or damaged; weights in formats other than safetensors are not read.
         """
         self.directory = directory
         self.tensors = {}

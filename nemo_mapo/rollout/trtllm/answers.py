@@ -69,7 +69,7 @@ def _problem(
 ) -> str | None:
     """What keeps a row from being a completion; None if nothing does."""
     if len(echoed) != len(prompt) or not torch.equal(echoed, prompt.long()):
-        return "it begins with another prompt than was asked"
+        return "it begins with a prompt other than the one that was asked"
     drawn = completion.tolist()
     if len(drawn) != end - len(prompt) or not 1 <= len(drawn) <= max_new_tokens:
         return f"{len(drawn)} tokens, its length says {end - len(prompt)} of at most {max_new_tokens}"

@@ -75,8 +75,8 @@ class TrtllmEngine(Protocol):
         Args:
             batch_input_ids: int32 prompts without padding; id vocab_size + r stands for row r of `prompt_table`.
             sampling: of all of them.
-            prompt_table: embeddings; None where no prompt has any.
-            prompt_tasks: "0,0,...", one a prompt: all share the one table.
+            prompt_table: embeddings; None if no prompt has any.
+            prompt_tasks: "0,0,...", one per prompt: all share the one table.
 
         Returns:
             `output_ids` `[batch, 1, time]`, prompts as they were given with their completions behind them, then
@@ -87,7 +87,7 @@ class TrtllmEngine(Protocol):
         ...
 
     def unload(self) -> None:
-        """Give the engine's device memory back until the next `update`; nothing where it is not loaded."""
+        """Give the engine's device memory back until the next `update`; nothing if it is not loaded."""
         ...
 
 

@@ -193,7 +193,7 @@ class Fleet:
                     reasons[server.url] = ended
                     break
             except WrongWeights as error:
-                # It was started anew, or someone else gave it weights.
+                # It was restarted, or someone else gave it weights.
                 reasons[server.url] = str(error)
                 self._bring_up_to_date(chosen, reasons)
             except Refused as error:
@@ -222,10 +222,12 @@ class Fleet:
                 completions, count=wanted.count, max_tokens=sampling.max_new_tokens, vocab_size=self._vocab_size
             )
         except (BadAnswer, KeyError, IndexError, TypeError, ValueError) as error:
-            raise RolloutUnavailable(f"{server.url} answered with something else than asked: {error!r}") from error
+            raise RolloutUnavailable(
+                f"{server.url} answered with something other than what was asked: {error!r}"
+            ) from error
         self._check_version(server, version)
         if server.updates != updates:
-            raise WrongWeights("the weights were put in anew while it generated")
+            raise WrongWeights("the weights were replaced while it generated")
         return completions
 
     def _check_version(self, server: VllmServer, version: str) -> None:
@@ -266,11 +268,11 @@ class Fleet:
                 self.usable = self.usable - {number}
 
     def _refuse_mismatch(self, server: VllmServer, nats: float) -> None:
-        """RolloutUnavailable for a server that serves something else than was sent."""
+        """RolloutUnavailable if a server does not serve what it was sent."""
         if not nats <= self._alarm:
             raise RolloutUnavailable(
-                f"{server.url}: log-probs of the probe differ from the policy's by {nats:.3g} nats a token, more than "
-                f"rollout.log_prob_alarm={self._alarm:g}: it does not serve the weights that it was sent"
+                f"{server.url}: log-probs of the probe differ from the policy's by {nats:.3g} nats per token, more "
+                f"than rollout.log_prob_alarm={self._alarm:g}: it does not serve the weights that it was sent"
             )
 
 

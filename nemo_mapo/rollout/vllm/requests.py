@@ -157,7 +157,7 @@ class NativeAudio:
 
 
 class WrongWeights(Exception):
-    """Completions of other weights than those asked for; they are thrown away."""
+    """Completions drawn from other weights; they are discarded."""
 
 
 def _sampling_fields(wanted: Wanted, *, arguments: str) -> Body:

@@ -1,7 +1,7 @@
 """Experts of a vLLM on a CPU that takes new weights (`--worker-extension-cls nemo_mapo_reload.Reload`).
 
 On a CPU vLLM packs the weights of experts when it builds the kernels of a layer. At a reload it keeps the kernels and
-does not pack, so that they read weights in another layout than theirs. This file is imported by vLLM, in its
+does not pack, so that they read weights in a layout that is not theirs. This file is imported by vLLM, in its
 environment, and imports nothing of ours.
 """
 
