@@ -36,7 +36,7 @@ class SupervisedAssembly(Assembly):
     supervised = True
 
     def test(self) -> dict[str, float]:
-        """Loss, and accuracy of greedy decoding where there are choices, on the test split."""
+        """Loss, and accuracy of greedy decoding if there are choices, on the test split."""
         assert self.config.data.test_ds is not None
         evaluator = self._evaluator(self.config.data.test_ds, detailed=True)
         loss = {"loss": self._loss(evaluator.batches)}

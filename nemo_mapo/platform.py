@@ -27,7 +27,7 @@ _RANK_TIMEOUT = timedelta(minutes=10)
 
 
 def hide_cuda_devices() -> None:
-    """Make this process, and those it starts, a CPU host even where there is a GPU.
+    """Make this process, and those it starts, a CPU host even if there is a GPU.
 
     Half of upstream would move to the GPU by itself. Call it before anything asks torch for devices: entry points do
     so first of all, unless they are to train there.
@@ -143,7 +143,7 @@ def _let_streams_stand_still() -> None:
 
 
 def _let_experts_count_on_the_cpu() -> None:
-    """The expert dispatcher turns its split sizes into numpy only where they come from a GPU."""
+    """The expert dispatcher turns its split sizes into numpy only if they come from a GPU."""
     import megatron.core.transformer.moe.token_dispatcher as dispatcher
 
     def as_counts(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -100,7 +100,7 @@ class Remembered:
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
-    """False where the completion was truncated at the length limit (overlong)."""
+    """False if the completion was truncated at the length limit (overlong)."""
     behaviour_log_probs: Float[Tensor, "batch time"] | None = None
     """log mu(y_t) under the distribution sampled from, nats; None is allowed without `behaviour_clip` only."""
     audio_signal: Float[Tensor, "batch time"] | None = None

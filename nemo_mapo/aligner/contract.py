@@ -1,6 +1,6 @@
 """What NeMo-Aligner's trainers ask of an actor and give to a loop, for a NeMo that it does not run with.
 
-`tests/unit/test_aligner.py` holds these against NeMo-Aligner's own, where that is installed.
+`tests/unit/test_aligner.py` holds these against NeMo-Aligner's own, if that is installed.
 """
 
 import time

@@ -60,7 +60,7 @@ class SDPACoreAttention(torch.nn.Module):
         attention_bias: None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Float[Tensor, "time_q *batch hidden"]:
-        """Attend, and report the audio mass to the session where it asks for it.
+        """Attend, and report the audio mass to the session if it asks for it.
 
         `attention_mask` holds segment ids of at least time_k keys, 0 on padding; or, with a third axis, the positions
         of a single row whose completions share their prompts (`shared_prompts`); None if causality alone is enough.

@@ -52,7 +52,7 @@ def audio_attention_mass(
       sees; padding queries see padding, so every row has a key and no mass is NaN.
     - `softmax_scale`: defaults to dim^-0.5.
 
-    The mass has the query's dtype, except that it is float32 where the query is bfloat16 or float16. There the kernel
+    The mass has the query's dtype, except that it is float32 if the query is bfloat16 or float16. There the kernel
     rounds weights and result to the narrow type: expect 2^-7 relative error in bfloat16, and values up to that above 1.
 
     Raises ValueError for a mask that is not bool, for shapes that do not fit, and for more causal queries than keys.

@@ -115,7 +115,7 @@ class AttentionSession:
 
     def audio_keys(self, time_k: int) -> Bool[Tensor, "batch time_k"]:
         """The audio-key mask of the active forward for its first `time_k` keys; ValueError if fewer are known."""
-        assert self._audio_key_mask is not None, "asked for audio keys where nothing is captured"
+        assert self._audio_key_mask is not None, "asked for audio keys when nothing is captured"
         if self._audio_key_mask.shape[1] < time_k:
             raise ValueError(
                 f"audio_key_mask covers {self._audio_key_mask.shape[1]} positions, attention has {time_k} keys"

@@ -92,7 +92,7 @@ class TECoreAttention(nn.Module):
         layout: Layout = "sbhd",
         engine: TransformerEngine | None = None,
     ) -> None:
-        """Take Megatron's arguments, the model's `session` and `layout`; `engine` is looked up where it is None."""
+        """Take Megatron's arguments, the model's `session` and `layout`; `engine` is looked up if it is None."""
         super().__init__()
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         # It refuses what neither backend can do.
@@ -129,12 +129,12 @@ class TECoreAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Float[Tensor, "time_q *batch hidden"]:
-        """Attend, and report the audio mass to the session where it asks for it.
+        """Attend, and report the audio mass to the session if it asks for it.
 
         With `packed_seq_params` (THD) the row holds whole sequences one after the other, and there is no batch axis.
         `attn_mask_type` carries nothing new: all rows are causal. In generation (segment ids of left-padded prompts in
         `attention_mask`, or a key cache) torch's attention runs instead. ValueError for those with gradient, for an
-        attention bias, and for packed rows where the module was built for unpacked ones.
+        attention bias, and for packed rows if the module was built for unpacked ones.
         """
         if attention_bias is not None:
             raise ValueError("attention_bias must be None")

@@ -23,7 +23,7 @@ class BenchmarkConfig:
     audio_root: PathText | None = None
     """Directory that the file's audio paths start from; null is the directory of the file."""
     fields: dict[str, str | None] = Field(default_factory=dict)
-    """Our name of a field to its key in the file, where that is not the published one; null leaves out its tables. With
+    """Our name of a field to its key in the file, if that is not the published one; null leaves out its tables. With
     `multiple_choice` also fields of yours to tabulate by."""
     keep_defective: Flag = False
     """Keep items whose answer is not among their choices in the denominator, instead of refusing the file."""

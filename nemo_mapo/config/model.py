@@ -147,7 +147,7 @@ class DecoderConfig:
     add_qkv_bias: Flag = False
     """Biases on the query, key and value projections (Qwen2.5)."""
     vocab_size: Count | None = None
-    """Rows of the embedding, where there are more than tokens (Qwen pads it); null is the tokenizer's length."""
+    """Rows of the embedding, if it has more than tokens (Qwen pads it); null is the tokenizer's length."""
     num_moe_experts: AtLeastTwo | None = None
     """Experts per layer; null is a dense decoder."""
     moe_router_topk: Count = 2

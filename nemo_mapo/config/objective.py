@@ -106,7 +106,7 @@ class ObjectiveConfig:
     keep_placeholders: Flag = False
     """Text reference keeps the audio positions (without audio embeddings) instead of dropping span and markers."""
     log_grounding: Flag = True
-    """Measure audio mass and differential entropy for the curves even where no term of the loss needs them."""
+    """Measure audio mass and differential entropy for the curves even if no term of the loss needs them."""
     pos_tags: Annotated[tuple[UniversalTag, ...], Field(min_length=1)] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
     """Universal part-of-speech tags that count as substantive."""
     gate_words: tuple[Annotated[str, Field(min_length=1)], ...] = ()

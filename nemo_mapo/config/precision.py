@@ -1,4 +1,4 @@
-"""FP8 in the linear layers (and, where it can be, in attention), in Megatron's names."""
+"""FP8 in the linear layers (and, if possible, in attention), in Megatron's names."""
 
 import dataclasses
 from typing import Any, Literal

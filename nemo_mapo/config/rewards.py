@@ -80,7 +80,7 @@ class ConsistencyTerm(_Term):
     decided_by: Literal["rule", "model"] = "rule"
     """A rule for templated text, or the judge."""
     conditional_on_correct: Flag = False
-    """Ask the judge only where the answer is right; elsewhere it is 0."""
+    """Ask the judge only if the answer is right; otherwise the reward is 0."""
 
     @property
     def asks_judge(self) -> bool:  # type: ignore[override]

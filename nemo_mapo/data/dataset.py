@@ -108,7 +108,7 @@ class PromptDataset(Dataset[list[Problem]]):
         return encode_prompt(example, counts, self.tokenizer, self.wording)
 
     def _read(self, batch: list[Cut], row: int) -> tuple[Cut, list[Float[Tensor, "_"]]]:
-        """The cut of a row and its audio; where that cannot be read, the next of the batch (cyclically) that can.
+        """The cut of a row and its audio; if that cannot be read, the next of the batch (cyclically) that can.
 
         Looks at the whole batch, not at this rank's rows: what stands in does not depend on the number of ranks.
         """
@@ -215,7 +215,7 @@ def build_dataloader(
     """Batch a split through NeMo's Lhotse dataloading; an epoch is one pass over all items of `input_cfg`.
 
     Ranks get disjoint batches, equally many each; a remainder is divided among them (or left out, with `drop_last`).
-    Weights of `input_cfg` items set how early an item is drawn, or how often where the split is infinite; that has one
+    Weights of `input_cfg` items set how early an item is drawn, or how often if the split is infinite; that has one
     epoch without end. With `only`, no question but those with these ids is read. Run `validate_manifest` first: here a
     manifest is taken to be sound.
     """

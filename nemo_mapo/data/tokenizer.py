@@ -64,7 +64,7 @@ SPECIAL_TOKENS = {
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
-    """The id of a token; None where the vocabulary has no such token. (`get_vocab` copies a large one each time.)"""
+    """The id of a token; None if the vocabulary has no such token. (`get_vocab` copies a large one each time.)"""
     found: int | None = tokenizer.convert_tokens_to_ids(token)
     return None if found == tokenizer.unk_token_id and token != tokenizer.unk_token else found
 

@@ -1,4 +1,4 @@
-"""The MAPO objective: pure tensor maths, `[batch, time]` tensors in, one scalar and its figures out."""
+"""The MAPO objective: pure tensor maths, `[batch, time]` tensors in, one scalar and its metrics out."""
 
 from nemo_mapo.objective.advantages import group_advantages
 from nemo_mapo.objective.attention_loss import attention_prefactor

@@ -41,7 +41,7 @@ def completion_scales(mean_dependency: Float[Tensor, " completions"], *, floor: 
     """Factor of each completion's advantage: from `floor` for the least dependent to what makes the mean 1.
 
     alpha_i = floor + n_i (1 - floor) / mean(n),  n_i = (S_i - min S) / (max S - min S), S_i the mean of S_t over
-    completion i. All are 1 where all S_i are equal.
+    completion i. All are 1 if all S_i are equal.
 
     Args:
         mean_dependency: S_i of every completion of the rollout batch, on all ranks: unlike in the authors' code,

@@ -187,7 +187,7 @@ def blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
 
 
 def rows_workspace(logits: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised rows of the vocabulary for so many positions, or for all where they are fewer.
+    """Uninitialised rows of the vocabulary for so many positions, or for all if they are fewer.
 
     One allocation serves all blocks: fresh pages for every block cost a CPU more than the arithmetic.
     """

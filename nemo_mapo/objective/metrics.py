@@ -1,4 +1,4 @@
-"""Figures that say what the objective did to one micro-batch."""
+"""Metrics that say what the objective did to one micro-batch."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from nemo_mapo.objective.weights import Weights, omega_or_ones
 from nemo_mapo.types import Metric, ObjectiveInputs
 
 SHORTEST_WITH_ENTROPY = 2
-"""A distribution over one token has entropy 0 out of 0: no figure."""
+"""A distribution over one token has entropy 0 out of 0: no metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def objective_metrics(
     - With behaviour weights, token means: `train/behaviour_weight`, `train/behaviour_clip_share` (capped ones).
     - Maxima: `train/ratio_max`, `mapo/mask_max`, `mapo/inverse_mask_max`.
 
-    Without an audio mass, or without weights, the figures that need them are left out.
+    Without an audio mass, or without weights, the metrics that need them are left out.
     """
     return {
         **_loss_metrics(inputs, cfg, terms),
@@ -154,7 +154,7 @@ def _mean(values: Tensor, kept: Bool[Tensor, "..."]) -> Metric:
 
 
 def _max(values: Tensor, kept: Bool[Tensor, "..."]) -> Metric:
-    """The greatest of values that are not negative; 0 where none is kept."""
+    """The greatest of values that are not negative; 0 if none is kept."""
     inside = values.detach().masked_fill(~kept, 0.0)
     greatest = inside.amax() if inside.numel() else inside.new_zeros(())
     return Metric(total=greatest, weight=kept.sum(), reduce="max")

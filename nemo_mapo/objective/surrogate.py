@@ -38,7 +38,7 @@ def clipped_surrogate(
     Args:
         log_probs: log pi(y_t) in nats, differentiable.
         old_log_probs: log pi_old(y_t) in nats.
-        advantages: A, one a row.
+        advantages: A, one per row.
         response_mask: True on completion tokens; nothing outside it enters values or gradients.
         clip_low: how far the ratio may fall below 1.
         clip_high: how far it may rise above 1; above `clip_low` this is DAPO's clip-higher.

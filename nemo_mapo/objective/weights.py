@@ -86,5 +86,5 @@ def token_weights(
 
 
 def omega_or_ones(weights: Weights, response_mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
-    """The relevance mask, or 1 on every completion token where there is none."""
+    """The relevance mask, or 1 on every completion token if there is none."""
     return weights.omega if weights.omega is not None else response_mask.to(weights.nu.dtype)

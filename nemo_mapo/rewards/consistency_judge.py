@@ -19,7 +19,7 @@ SYSTEM = (
 
 
 class JudgeConsistency:
-    """1 where the judge says YES, 0 where it says NO, None where it says nothing that can be read (r_cons).
+    """1 if the judge says YES, 0 if it says NO, None if it says nothing that can be read (r_cons).
 
     A completion whose reasoning is not closed or that gives no answer is 0 without asking: that is what the judge
     would be asked. With `conditional_on_correct` so is one with a wrong answer.

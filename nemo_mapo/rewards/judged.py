@@ -102,7 +102,7 @@ class Judge:
         self._remembered = remembered
 
     def ask(self, system: str, prompts: Sequence[str], parse: Callable[[str], Verdict | None]) -> list[Verdict | None]:
-        """A verdict for each prompt, in order; None where the judge is out of reach or `parse` finds no verdict.
+        """A verdict for each prompt, in order; None if the judge is out of reach or `parse` finds no verdict.
 
         Replies with a verdict are remembered; equal prompts are asked once. When more prompts in a row than are asked
         at a time have used up their attempts, the rest are given up: each would take as long.
@@ -161,7 +161,7 @@ def judge_of(config: JudgeConfig, cache_file: str | None) -> Judge:
 
 
 def yes_or_no(reply: str) -> bool | None:
-    """The verdict of a reply that says YES or NO, alone or with an explanation; None where it says neither, or both.
+    """The verdict of a reply that says YES or NO, alone or with an explanation; None if it says neither, or both.
 
     Bold, quotes and headings do not count. It is the word that the reply begins with, set off from what follows, or
     else the one that stands in it in capitals; the other one in capitals beside it makes it no verdict.

@@ -16,26 +16,21 @@ from nemo_mapo.rewards.templates import Mpar2Parts, mpar2_parts
 _NUMBER = "Reply with a single number from 0 to 1, such as 0.4, and nothing else."
 REVIEW_SYSTEM = (
     "You read a review that a listener wrote of their own reasoning. Reply YES if the review really checks the "
-    "reasoning "
-    "against what was perceived and ends in the answer that is given; NO if it only repeats it, contradicts it, or "
-    "checks "
-    "nothing. Reply with the single word YES or NO."
+    "reasoning against what was perceived and ends in the answer that is given; NO if it only repeats it, contradicts "
+    "it, or checks nothing. Reply with the single word YES or NO."
 )
 PERCEPTION_SYSTEM = (
-    "You compare what a listener claims to hear with a description of what is to be heard. Lower the score for "
-    "sounds that are "
-    "claimed and not there, for sources or an order that are wrong, for what matters and is left out, for claims that "
-    "contradict each other, and for padding. " + _NUMBER
+    "You compare what a listener claims to hear with a description of what is to be heard. Lower the score for sounds "
+    "that are claimed and not there, for sources or an order that are wrong, for what matters and is left out, for "
+    "claims that contradict each other, and for padding. " + _NUMBER
 )
 STEP_SYSTEM = (
     "You grade one step of a listener's reasoning: a sub-question and its answer. A good step is useful for the "
-    "question, and "
-    "its answer follows from what the listener perceived, which is all you may rely on. " + _NUMBER
+    "question, and its answer follows from what the listener perceived, which is all you may rely on. " + _NUMBER
 )
 WHOLE_SYSTEM = (
     "You grade a listener's reasoning as a whole: do its steps build on each other, rest on what was perceived, and "
-    "lead to "
-    "an answer of the question? " + _NUMBER
+    "lead to an answer of the question? " + _NUMBER
 )
 
 
@@ -48,7 +43,7 @@ class _Judged:
 
     @staticmethod
     def parts(sample: RewardSample) -> Mpar2Parts | None:
-        """The completion taken apart; None where it has not the structure."""
+        """The completion taken apart; None if it does not have the structure."""
         return mpar2_parts(sample.text) if sample.finished else None
 
 
@@ -62,7 +57,7 @@ class ReviewedAnswer(_Judged):
         self._bonus = term.review_bonus
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float | None]:
-        """Return one value a sample; None where there is no verdict."""
+        """Return one value per sample; None if there is no verdict."""
         bonus = self._bonus
         values: list[float | None] = [right / (1 + bonus) for right in self.right(samples)]
         asked = {row: parts for row, sample in enumerate(samples) if values[row] and (parts := self.parts(sample))}
@@ -81,7 +76,7 @@ class Perception(_Judged):
     name = "perception"
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float | None]:
-        """Return one value a sample; ValueError naming a question without a caption."""
+        """Return one value per sample; ValueError naming a question without a caption."""
         values: list[float | None] = [0.0] * len(samples)
         asked = {row: parts for row, sample in enumerate(samples) if (parts := self.parts(sample))}
         prompts = [
@@ -102,7 +97,7 @@ class ReasoningSteps(_Judged):
         self._floor, self._share = term.step_floor, term.step_share
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float | None]:
-        """Return one value a sample; None where any of its verdicts is missing."""
+        """Return one value per sample; None if any of its verdicts is missing."""
         values: list[float | None] = [0.0] * len(samples)
         asked = {row: parts for row, sample in enumerate(samples) if (parts := self.parts(sample))}
         steps = [(row, step) for row, parts in asked.items() for step in parts.steps]

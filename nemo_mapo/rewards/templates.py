@@ -84,7 +84,7 @@ class Mpar2Parts:
 
 
 def split_completion(text: str, template: Template) -> Completion | None:
-    """Take a completion apart, or return None where it departs from `template` in anything.
+    """Take a completion apart, or return None if it departs from `template` in anything.
 
     `<think>reasoning</think>answer`, `<think>reasoning</think><answer>answer</answer>`,
     `<reasoning>reasoning</reasoning><answer>answer</answer>` or that of `mpar2.py`:
@@ -120,7 +120,7 @@ def has_tags(text: str) -> bool:
 
 
 def mpar2_parts(text: str) -> Mpar2Parts | None:
-    """Take an MPAR2 completion apart, or return None where it departs from the template in anything.
+    """Take an MPAR2 completion apart, or return None if it departs from the template in anything.
 
     `<thinking><perception>...</perception><reasoning>Sub-question: ... Answer: ... (at least once)</reasoning>
     <review>...</review></thinking><answer>...</answer>`.
@@ -142,7 +142,7 @@ def mpar2_parts(text: str) -> Mpar2Parts | None:
 
 
 def closed_reasoning(text: str, template: Template) -> str | None:
-    """Return the reasoning, or None where it is not closed exactly once; the opening tag may be in the prompt."""
+    """Return the reasoning, or None if it is not closed exactly once; the opening tag may be in the prompt."""
     closing = _REASONING_TAGS[template][1]
     if text.count(closing) != 1:
         return None
@@ -180,7 +180,7 @@ def _between_answer_tags(text: str) -> str | None:
 
 
 def reasoning_words(text: str) -> int:
-    """Count the words of the reasoning in either template; up to the end of the text where it is not closed."""
+    """Count the words of the reasoning in either template; up to the end of the text if it is not closed."""
     opened = _OPENING.sub("", text, count=1)
     # MPAR2's <reasoning> stands inside its <thinking>, and its review belongs to the reasoning.
     end = r"</thinking>" if "<thinking>" in text else r"</(?:think|reasoning)>"

@@ -304,7 +304,7 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 
 def relative_figure(value: float, expected: float, scale: float) -> float:
-    """|value - expected| relative to the expected figure, or to `scale` where that is larger."""
+    """|value - expected| relative to the expected value, or to `scale` if that is larger."""
     return 0.0 if value == expected else abs(value - expected) / max(abs(expected), scale)
 
 

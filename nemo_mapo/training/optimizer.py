@@ -123,7 +123,7 @@ def cosine(progress: float) -> float:
 
 
 class MainWeightAdamW:
-    """AdamW on float32 main weights; the model's own where they are float32, copies beside narrower ones.
+    """AdamW on float32 main weights; the model's own if they are float32, copies beside narrower ones.
 
     Gradients are those of Megatron's buffers (float32). Vectors (norms, biases) have no weight decay,
     unless `decay_vectors` says so.

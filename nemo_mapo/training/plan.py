@@ -264,7 +264,7 @@ def _left_out(config: RunConfig, batch: MicroBatch) -> Iterator[str]:
 
 
 def too_large(plan: Plan, limits: PlanConfig) -> str | None:
-    """Why the plan does not fit a GPU, and what would make it smaller; None where it fits."""
+    """Why the plan does not fit a GPU, and what would make it smaller; None if it fits."""
     room = limits.gpu_memory_gb - limits.reserved_gb
     stage, worst = max(enumerate(plan.stages), key=lambda pair: pair[1].peak)
     if worst.peak / GB <= room:

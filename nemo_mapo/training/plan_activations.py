@@ -58,7 +58,7 @@ def stage_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
 
 
 def recompute_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
-    """What running a recomputed layer again takes for a moment, where no other layer's activations are larger."""
+    """What running a recomputed layer again takes for a moment, if no other layer's activations are larger."""
     if model.decoder.recompute_granularity != "full":
         return 0
     kept = model.decoder.num_layers // model.pipeline_model_parallel_size - model.recomputed_layers_per_stage[stage]

@@ -31,7 +31,7 @@ MODALITIES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """What TARS adds to the rewards; 0 for text-conditioned completions and where there is no reference."""
+    """What TARS adds to the rewards; 0 for text-conditioned completions and if there is no reference."""
 
     reward: Float[Tensor, " batch"]
     metrics: dict[str, float]

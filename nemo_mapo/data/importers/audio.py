@@ -1,4 +1,4 @@
-"""Audio of a corpus as manifests refer to it: checked once a file, and copied only where that was asked for."""
+"""Audio of a corpus as manifests refer to it: checked once per file, and copied only if that was asked for."""
 
 import hashlib
 import io

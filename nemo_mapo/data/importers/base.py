@@ -16,7 +16,7 @@ class Source:
     path: Path
     """The corpus's directory, or one file of it."""
     audio_dir: Path | None = None
-    """Directory of the audio, where it is not where the corpus has it."""
+    """Directory of the audio, if it is not where the corpus has it."""
     seed: int = 0
     """Of the distractors that are drawn for corpora without choices, and of splits."""
     group_by: str | None = None
@@ -63,7 +63,7 @@ class Question:
     """One multiple-choice question about one stretch of audio, before anything was checked."""
 
     where: str
-    """Place in the corpus, `file:line` where there are lines; error messages begin with it."""
+    """Place in the corpus, `file:line` if there are lines; error messages begin with it."""
     id: str
     audio: Path | bytes
     """An audio file, or the content of one."""

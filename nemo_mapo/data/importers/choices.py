@@ -33,7 +33,7 @@ def randomness(seed: int, name: str) -> random.Random:
 def draw(
     pool: Sequence[Option], count: int, generator: random.Random, allowed: Callable[[Option], bool]
 ) -> list[Option]:
-    """Up to `count` different places of `pool` in random order, only allowed ones; fewer where there are no more."""
+    """Up to `count` different places of `pool` in random order, only allowed ones; fewer if there are no more."""
     found: list[Option] = []
     tried: set[int] = set()
     while len(found) < count and len(tried) < len(pool):

@@ -53,5 +53,5 @@ def scoring_notes(config: BenchmarkConfig, judge: JudgeConfig, template: AnswerT
     model = f" by {judge.embedding_model}" if config.closed_rule == "embedding" else ""
     notes = [f"template: {template}; closed questions: {config.closed_rule} matching{model}"]
     if judge.model is not None:
-        notes.append(f"open-ended questions, where there are any, judged by {judge.model}")
+        notes.append(f"open-ended questions, if there are any, judged by {judge.model}")
     return notes

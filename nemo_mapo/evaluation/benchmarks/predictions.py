@@ -33,7 +33,7 @@ def read_predictions(path: Path, benchmark: Benchmark, *, field: str | None = No
     """Read predictions by item id, from a list of objects (.json), one object a line (.jsonl) or a table (.parquet).
 
     Args:
-        path: the file. Besides the id and the prediction, `finished` and `shown_choices` are read where they are there.
+        path: the file. Besides the id and the prediction, `finished` and `shown_choices` are read if present.
         benchmark: whose items the ids must name.
         field: key of the prediction; None is the one that the benchmark's own script reads.
 

@@ -180,7 +180,7 @@ def _write_submission(
     template: AnswerTemplate,
     directory: EvaluationDirectory,
 ) -> None:
-    """Write the published records with the named choices, or the answer's own words where it names none."""
+    """Write the published records with the named choices, or the answer's own words if it names none."""
     answers = {}
     unparsable = 0
     for item in benchmark.items:

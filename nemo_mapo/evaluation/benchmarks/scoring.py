@@ -95,7 +95,7 @@ class Scorer:
         Args:
             benchmark: its items are scored, all of them.
             template: what surrounds the answer in a completion.
-            judge: needed where there are open-ended questions.
+            judge: needed if there are open-ended questions.
             names_choice: the rule for closed questions.
             concurrency: closed questions asked of `names_choice` at a time.
 

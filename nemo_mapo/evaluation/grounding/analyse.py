@@ -346,5 +346,5 @@ def _layers(subject: Subject) -> tuple[int, ...]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """None where there is nothing to average."""
+    """None if there is nothing to average."""
     return round(sum(values) / len(values), DIGITS) if values else None

@@ -187,7 +187,7 @@ def _weight_names() -> set[str]:
 
 
 def _runner() -> Any:
-    """NeMo's loaded ModelRunner; None where none is loaded."""
+    """NeMo's loaded ModelRunner; None if none is loaded."""
     from nemo.export.trt_llm.tensorrt_llm_run import tensorrt_llm_worker_context
 
     return tensorrt_llm_worker_context.decoder
