@@ -8,8 +8,8 @@ from typing import get_args
 from nemo_mapo.config.evaluation import BenchmarkConfig, StatisticsConfig
 from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.evaluation.benchmarks.assemble import build_scorer, read_benchmark, scoring_notes
+from nemo_mapo.evaluation.benchmarks.layouts import LAYOUTS
 from nemo_mapo.evaluation.benchmarks.predictions import read_predictions
-from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
 from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate
 from nemo_mapo.evaluation.benchmarks.tables import build_results, comparison_markdown
 from nemo_mapo.rewards.judge import JudgeError

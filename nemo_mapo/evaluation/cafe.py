@@ -1,11 +1,11 @@
 """Perception accuracy and omission rate in the manner of CAFE (arXiv 2603.02266), from the counts of a judge."""
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.evaluation.benchmarks.records import named_records
 from nemo_mapo.http_client import decode_json
 from nemo_mapo.rewards.judged import Judge
 from nemo_mapo.statistics import score_interval
@@ -62,20 +62,12 @@ def read_reasoning(path: Path) -> Iterator[dict[str, str]]:
     """Completions of a JSON-lines file with the fields id, question, answer, caption, text.
 
     Raises:
-        ValueError: naming file, line and field: no JSON, a field that is missing or no text, an id used twice.
+        ValueError: naming file, item and field: no JSON, a field that is missing or no text, an id used twice.
     """
-    seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not a JSON line ({error})") from error
+    for where, record in named_records(path, "id"):
         for name in FIELDS:
-            if not isinstance(record, dict) or not isinstance(record.get(name), str) or not record[name].strip():
-                raise ValueError(f"{path}:{number}: field {name!r} is missing or no text")
-        if record["id"] in seen:
-            raise ValueError(f"{path}:{number}: id {record['id']!r} is used twice")
-        seen.add(record["id"])
+            if not isinstance(record.get(name), str) or not record[name].strip():
+                raise ValueError(f"{where}: field {name!r} is missing or no text")
         yield record
 
 

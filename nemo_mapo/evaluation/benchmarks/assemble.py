@@ -6,8 +6,8 @@ from nemo_mapo.config.evaluation import BenchmarkConfig
 from nemo_mapo.config.rewards import JudgeConfig
 from nemo_mapo.evaluation.benchmarks import own
 from nemo_mapo.evaluation.benchmarks.items import Benchmark, load_benchmark
+from nemo_mapo.evaluation.benchmarks.layouts import LAYOUTS
 from nemo_mapo.evaluation.benchmarks.open_ended import OpenEndedJudge
-from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
 from nemo_mapo.evaluation.benchmarks.scoring import AnswerTemplate, NamesChoice, NearestChoice, Scorer, named_choice
 from nemo_mapo.rewards.judge import OpenAIClient
 

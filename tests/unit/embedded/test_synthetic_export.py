@@ -11,7 +11,7 @@ from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.embedded.synthetic_export import BENCHMARK_FILE, export_questions
 from nemo_mapo.embedded.synthetic_text import TASKS
 from nemo_mapo.evaluation.benchmarks.items import load_benchmark
-from nemo_mapo.evaluation.benchmarks.mmau import LAYOUT
+from nemo_mapo.evaluation.benchmarks.layouts import LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_what_is_exported_is_imported_as_the_same_questions(corpus, tmp_path, ta
 
 def test_the_benchmark_asks_the_questions_of_the_test_split(corpus, tmp_path):
     export_questions(corpus, tmp_path)
-    benchmark = load_benchmark(tmp_path / BENCHMARK_FILE, LAYOUT)
+    benchmark = load_benchmark(tmp_path / BENCHMARK_FILE, LAYOUTS["mmau"])
     asked = {item.id: (item.question, item.choices, item.answer) for item in benchmark.items}
     expected = examples(manifest_path(corpus, "test"))
     assert asked == {example.id: (example.question, example.choices, example.answer) for example in expected}

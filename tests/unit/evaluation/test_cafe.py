@@ -85,5 +85,5 @@ def test_a_bad_line_is_named(tmp_path, line, said):
 def test_an_id_is_used_once(tmp_path):
     path = tmp_path / "reasoning.jsonl"
     path.write_text(2 * (json.dumps(record("a")) + "\n"))
-    with pytest.raises(ValueError, match="'a' is used twice"):
+    with pytest.raises(ValueError, match="'a', which item 1 has already"):
         list(read_reasoning(path))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_mapo.evaluation.benchmarks.items import Benchmark, load_benchmark
+from nemo_mapo.evaluation.benchmarks.layouts import LAYOUTS
 from nemo_mapo.evaluation.benchmarks.predictions import Prediction
-from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
 
 Record = dict[str, Any]
 

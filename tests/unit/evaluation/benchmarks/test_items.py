@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from nemo_mapo.evaluation.benchmarks.items import NO_GROUP, load_benchmark
-from nemo_mapo.evaluation.benchmarks.registry import LAYOUTS
+from nemo_mapo.evaluation.benchmarks.layouts import LAYOUTS
 from tests.unit.evaluation.benchmarks.published import (
     instruction_record,
     loaded,

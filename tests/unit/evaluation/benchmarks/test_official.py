@@ -5,8 +5,8 @@ import json
 import pytest
 
 from nemo_mapo.config.evaluation import StatisticsConfig
-from nemo_mapo.evaluation.benchmarks import mmar, mmau
 from nemo_mapo.evaluation.benchmarks.items import load_benchmark
+from nemo_mapo.evaluation.benchmarks.layouts import LAYOUTS
 from nemo_mapo.evaluation.benchmarks.official import official_string_match
 from nemo_mapo.evaluation.benchmarks.predictions import Prediction, read_predictions
 from nemo_mapo.evaluation.benchmarks.scoring import Scorer
@@ -47,7 +47,7 @@ def mmar_file(tmp_path, *choices):
 
 
 def test_an_empty_choice_as_published_is_left_out_and_counted(tmp_path) -> None:
-    benchmark = load_benchmark(mmar_file(tmp_path, ("Man", "Woman"), ("Woman", "", "Man")), mmar.LAYOUT)
+    benchmark = load_benchmark(mmar_file(tmp_path, ("Man", "Woman"), ("Woman", "", "Man")), LAYOUTS["mmar"])
     assert benchmark.items[1].slots == ("Woman", None, "Man") and benchmark.items[1].choices == ("Woman", "Man")
     assert benchmark.with_empty_choices == ("q1",)
     scores = Scorer(benchmark, template="none")({"q1": Prediction(id="q1", completion="C")})
@@ -57,7 +57,7 @@ def test_an_empty_choice_as_published_is_left_out_and_counted(tmp_path) -> None:
 
 
 def test_both_rules_are_shown_with_one_denominator(tmp_path) -> None:
-    benchmark = load_benchmark(mmar_file(tmp_path, *[("Man", "Woman")] * 4), mmar.LAYOUT)
+    benchmark = load_benchmark(mmar_file(tmp_path, *[("Man", "Woman")] * 4), LAYOUTS["mmar"])
     said = {"q0": "Man", "q1": "A", "q2": "not the man"}
     scores = Scorer(benchmark, template="none")(
         {name: Prediction(id=name, completion=text) for name, text in said.items()}
@@ -71,23 +71,23 @@ def test_both_rules_are_shown_with_one_denominator(tmp_path) -> None:
 
 def test_the_version_of_a_data_set_is_its_contents(tmp_path) -> None:
     path = mmar_file(tmp_path, ("Man", "Woman"))
-    unknown = load_benchmark(path, mmar.LAYOUT)
+    unknown = load_benchmark(path, LAYOUTS["mmar"])
     assert unknown.version.startswith("not a known publication (SHA-256 ")
-    known = mmar.LAYOUT.__class__(**{**vars(mmar.LAYOUT), "versions": {unknown.digest: "of 2026-02-16"}})
+    known = LAYOUTS["mmar"].__class__(**{**vars(LAYOUTS["mmar"]), "versions": {unknown.digest: "of 2026-02-16"}})
     assert load_benchmark(path, known).version == "of 2026-02-16"
-    assert all(len(digest) == 64 for layout in (mmar.LAYOUT, mmau.LAYOUT) for digest in layout.versions)
+    assert all(len(digest) == 64 for layout in (LAYOUTS["mmar"], LAYOUTS["mmau"]) for digest in layout.versions)
 
 
 @pytest.mark.parametrize("key", ["answer_prediction", "model_prediction"])
 def test_predictions_are_read_under_the_official_keys(tmp_path, key: str) -> None:
-    benchmark = load_benchmark(mmar_file(tmp_path, ("Man", "Woman")), mmar.LAYOUT)
+    benchmark = load_benchmark(mmar_file(tmp_path, ("Man", "Woman")), LAYOUTS["mmar"])
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps([{"id": "q0", key: "Man"}]))
     assert read_predictions(path, benchmark)["q0"].completion == "Man"
 
 
 def test_two_official_keys_in_one_file_are_refused(tmp_path) -> None:
-    benchmark = load_benchmark(mmar_file(tmp_path, ("Man", "Woman")), mmar.LAYOUT)
+    benchmark = load_benchmark(mmar_file(tmp_path, ("Man", "Woman")), LAYOUTS["mmar"])
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps([{"id": "q0", "answer_prediction": "Man", "model_prediction": "Woman"}]))
     with pytest.raises(ValueError, match="both 'answer_prediction' and 'model_prediction'"):
