@@ -73,12 +73,16 @@ def test_rules_name_known_kinds(rules):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{", "not a JSON line"), ("{}", "field 'id'"), (json.dumps({**record("a"), "caption": " "}), "field 'caption'")],
+    [
+        ("{", "jsonl:2: not a JSON line"),
+        ("{}", "jsonl: item 2: field 'id'"),
+        (json.dumps({**record("b"), "caption": " "}), r"jsonl: item 2 \(id 'b'\): field 'caption'"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):
     path = tmp_path / "reasoning.jsonl"
     path.write_text(json.dumps(record("a")) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=f"reasoning.jsonl:2: {said}"):
+    with pytest.raises(ValueError, match=f"reasoning.{said}"):
         list(read_reasoning(path))
 
 
