@@ -223,8 +223,8 @@ FAULTS = (
     Fault(
         name="templates: the gate is shifted by what the prompt has begun",
         file="nemo_mapo/training/scoring.py",
-        right="row[len(start) : len(row_ids)]",
-        wrong="row[: len(row_ids) - len(start)]",
+        right="row[len(start) :]",
+        wrong="row[: len(row) - len(start)]",
         tests=("tests/unit/data/test_reasoning_templates.py",),
     ),
     Fault(
