@@ -201,8 +201,8 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("rewards.terms.own={type: custom, path: a.b, weight: 1}", ["rewards.terms.own", "give module and function"]),
         # vLLM servers that could not be reached.
         ("rollout.backend=vllm", ["rollout", "needs a section vllm", "rollout=vllm"]),
-        (["rollout=vllm", "rollout.vllm.launch=false"], ["rollout.vllm.launch=false: unknown key", "leave it out"]),
-        (["rollout=vllm", "rollout.vllm.urls=[host:8000]"], ["rollout.vllm.urls[0]='host:8000'", "^https?://"]),
+        (["rollout=vllm", "rollout.vllm.launch=false"], ["rollout.vllm.launch=False: unknown key", "leave it out"]),
+        (["rollout=vllm", "rollout.vllm.urls=[host:8000]"], ["rollout.vllm.urls.0='host:8000'", "https?://"]),
         (
             ["rollout=vllm", "trainer.num_nodes=2", "model.micro_batch_size=16"],
             ["listens to this machine alone", "examples/serve_vllm.py"],
