@@ -117,6 +117,9 @@ def messages_reach_caplog() -> None:
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
+    # NeMo raises the level of whatever handlers it finds, pytest's too.
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
