@@ -261,14 +261,14 @@ def _manifest(draw: random.Random, records: list[dict[str, Any]]) -> bytes:
     changed = json.loads(json.dumps(records))
     for _ in range(draw.randint(1, 2)):
         holder = draw.choice(changed)
-        for name in ("recording", "sources", "custom"):
+        for name in ("recording", "sources", "supervisions", "custom"):
             inner = holder.get(name) if isinstance(holder, dict) else None
             if draw.random() < 0.4 and inner:
                 holder = inner[0] if isinstance(inner, list) else inner
         if isinstance(holder, dict) and holder:
-            key = draw.choice(sorted(holder))
+            key = draw.choice([*sorted(holder), "unknown"])
             if draw.random() < 0.25:
-                del holder[key]
+                holder.pop(key, None)
             else:
                 holder[key] = draw.choice(WRONG)
     content = "".join(json.dumps(record) + "\n" for record in changed).encode()
@@ -296,6 +296,9 @@ def _absurd_manifests(lhotse: list[dict[str, Any]], nemo: list[dict[str, Any]]) 
         )
     for wrong in (16000, 64000, True, -1):
         yield "lhotse", json.dumps(lhotse[0] | {"recording": lhotse[0]["recording"] | {"num_samples": wrong}}).encode()
+    for kind in ("MixedCut", "MultiCut", None):
+        yield "lhotse", json.dumps(lhotse[0] | {"type": kind}).encode()
+    yield "lhotse", json.dumps(lhotse[0] | lhotse[0]["custom"]).encode()
     longer = {"num_samples": 16000, "duration": 1.0}
     yield "lhotse", json.dumps(lhotse[0] | {"duration": 1.0, "recording": lhotse[0]["recording"] | longer}).encode()
 

@@ -95,6 +95,13 @@ FAULTS = (
         tests=("tests/unit/config/test_command_line.py",),
     ),
     Fault(
+        name="manifests: what Lhotse stumbles over goes unseen",
+        file="nemo_mapo/data/entries.py",
+        right="    _check_with_lhotse(record, where)\n",
+        wrong="",
+        tests=("tests/unit/data/test_manifests.py",),
+    ),
+    Fault(
         name="manifests: a file longer than its recording goes unseen",
         file="nemo_mapo/data/entries.py",
         right="abs(recorded - header.duration_seconds)",
@@ -418,8 +425,8 @@ FAULTS = (
     Fault(
         name="untrusted: a manifest may name a command",
         file="nemo_mapo/data/sources.py",
-        right="    if kind not in allowed:\n",
-        wrong="    if kind not in (*allowed, 'command'):\n",
+        right="str) or kind not in allowed:\n",
+        wrong="str) or kind not in (*allowed, 'command'):\n",
         tests=("tests/unit/test_untrusted.py", "-k", "manifest"),
     ),
     Fault(

@@ -3,16 +3,18 @@
 Audio paths in a manifest are absolute or relative to the manifest's own directory, never to the working directory.
 """
 
+import copy
 import gzip
 import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lhotse.audio import AudioLoadingError, info
+from lhotse.cut import MonoCut
 from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
 
 from nemo_mapo.data.sources import refuse_unsafe_path, refuse_unsafe_source
@@ -22,6 +24,8 @@ DURATION_TOLERANCE_SECONDS = 0.05
 
 LONGEST_SECONDS = 1e7
 """No clip is longer; larger numbers are mistakes."""
+
+_CUT_FIELDS = {"type", *(field.name for field in fields(MonoCut))}
 
 _FURTHER_CLIP = re.compile(r"audio_\d+")
 
@@ -134,7 +138,12 @@ def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archi
         raise ValueError(f"{place}: field 'id' is {name!r}: every cut needs a text id")
     where = f"{place}: cut {name}"
     recording, channel = record.get("recording"), record.get("channel")
-    if not isinstance(recording, dict) or not isinstance(channel, int) or isinstance(channel, bool):
+    if (
+        record.get("type") != "MonoCut"
+        or not isinstance(recording, dict)
+        or not isinstance(channel, int)
+        or isinstance(channel, bool)
+    ):
         raise ValueError(
             f"{where}: type {record.get('type')!r} with channel {channel!r} is not a cut of one channel of one "
             "recording: save mixed and multi-channel cuts as mono audio first (CutSet.save_audios)"
@@ -142,9 +151,7 @@ def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archi
     sources = _sources(recording, where, allowed={"file", "shar"} if in_archive else {"file"})
     files = [source["source"] for source in sources if source["type"] == "file"]
     _check_recording(recording, channel, sources, where)
-    spoken = record.get("supervisions")
-    if spoken is not None and not (isinstance(spoken, list) and all(isinstance(one, dict) for one in spoken)):
-        raise ValueError(f"{where}: field 'supervisions' is {spoken!r}: give a list, or leave it out")
+    _check_with_lhotse(record, where)
     first = Entry(
         where=where,
         id=name,
@@ -158,6 +165,19 @@ def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archi
         audio=manifest.parent / files[0] if files else None,
     )
     return replace(first, further=tuple(_further_entries(first, manifest, in_archive=in_archive)))
+
+
+def _check_with_lhotse(record: Mapping[str, Any], where: str) -> None:
+    """ValueError for what Lhotse's own reader stumbles over when the cut is drawn."""
+    if unknown := sorted(record.keys() - _CUT_FIELDS):
+        raise ValueError(
+            f"{where}: field {unknown[0]!r} is none of a Lhotse cut ({', '.join(sorted(_CUT_FIELDS))}): move it into "
+            "custom, where questions, choices and answers stand"
+        )
+    try:
+        MonoCut.from_dict(copy.deepcopy(dict(record)))
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{where}: Lhotse cannot read it ({error}): write the manifest with Lhotse") from error
 
 
 def _sources(recording: Mapping[str, Any], where: str, *, allowed: set[str]) -> list[dict[str, Any]]:
@@ -246,6 +266,11 @@ def _check_recording(recording: Mapping[str, Any], channel: int, sources: list[d
         raise ValueError(
             f"{where}: field 'num_samples' is {samples}, which at {rate} Hz is not the recording's duration of "
             f"{length} s: correct one of them"
+        )
+    if (changes := recording.get("transforms")) and any(source["type"] == "file" for source in sources):
+        raise ValueError(
+            f"{where}: field 'transforms' is {changes!r}, which changes the audio when it is read: save the changed "
+            "audio (CutSet.save_audios)"
         )
     listed = recording.get("channel_ids")
     if listed is not None and not (isinstance(listed, list) and all(type(one) is int for one in listed)):

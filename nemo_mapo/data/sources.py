@@ -28,7 +28,7 @@ def refuse_unsafe_source(source: Mapping[str, Any], where: str, *, allowed: Coll
         allowed: types that are read here.
     """
     kind = source.get("type")
-    if kind not in allowed:
+    if not isinstance(kind, str) or kind not in allowed:
         raise ValueError(
             f"{where}: audio source of type {kind!r}: only {', '.join(sorted(allowed))} is read here, because others "
             "run commands or reach the network; save the audio as files"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from nemo_mapo.reports.loading import Series
-from nemo_mapo.reports.theme import CARD, GRID, INK, MUTED, Colour
+from nemo_mapo.reports.theme import CARD, GRID, INK, MUTED, Colour, channels
 
 HEIGHT_PIXELS = 270
 
@@ -204,7 +204,7 @@ def bands(items: Sequence[Band], scale: Scale, levels: Sequence[Level] = ()) -> 
             traces.append(
                 _trace(item.label, item.steps, edge, item.colour, scale, width=0.0, silent=True)
                 | group
-                | ({"fill": fill, "opacity": BAND_OPACITY, "fillcolor": both(item.colour)} if fill else {})
+                | ({"fill": fill, "fillcolor": both(item.colour, BAND_OPACITY)} if fill else {})
             )
         mean = item.values.mean(axis=0)
         traces.append(_trace(item.label, item.steps, mean, item.colour, scale, markers=len(mean) == 1) | group)
@@ -220,9 +220,11 @@ def moving_mean(values: Float[NDArray[np.float64], " step"], window: int) -> Flo
     return np.asarray(sums / counts, dtype=np.float64)
 
 
-def both(colour: Colour) -> str:
+def both(colour: Colour, opacity: float = 1.0) -> str:
     """A colour as the page's script reads it."""
-    return f"{colour.light}|{colour.dark}"
+    if opacity == 1:
+        return f"{colour.light}|{colour.dark}"
+    return "|".join(f"rgba({','.join(map(str, channels(one)))},{opacity})" for one in colour)
 
 
 def numbers(values: Any) -> list[float | None]:
@@ -253,7 +255,7 @@ def value_axis(scale: Scale) -> dict[str, Any]:
     """The axis of the values."""
     axis = {**AXIS, "title": {"text": scale.label, "standoff": 8}}
     if scale.kind == "log":
-        return {**axis, "type": "log", "exponentformat": "power", "dtick": 1}
+        return {**axis, "type": "log", "dtick": 1}
     if scale.kind == "percent":
         axis["tickformat"] = ".1~%"
     if scale.bottom is not None and scale.top is not None:
@@ -270,6 +272,7 @@ AXIS: dict[str, Any] = {
     "linecolor": both(GRID),
     "zeroline": False,
     "automargin": True,
+    "exponentformat": "power",
     "tickfont": {"color": both(MUTED)},
 }
 DOTTED = {"dash": "dot", "width": 1.3, "color": both(MUTED)}
@@ -324,6 +327,7 @@ def _trace(
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
+        "cliponaxis": not markers,
         "name": label,
         "x": numbers(x),
         "y": numbers(y),

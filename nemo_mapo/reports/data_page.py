@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from nemo_mapo.reports.clips import data_uri, player_source
 from nemo_mapo.reports.pages import Card, write_page
-from nemo_mapo.reports.theme import MUTED
 
 WINDOW_SECONDS = 0.025
 HOP_SECONDS = 0.010
@@ -26,6 +25,8 @@ MAX_FRAMES = 1000
 
 FIGURE_SIZE_INCHES = (5.2, 1.9)
 PICTURE_DPI = 100
+PICTURE_TEXT = "#808080"
+"""Reads on a light and on a dark page (contrast about 4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,10 @@ def _picture_source(sample: ClipSample) -> str:
         vmax=0.0,
         extent=(0.0, len(sample.samples) / sample.sample_rate, 0.0, sample.sample_rate / 2000),
     )
-    axes.set_xlabel("s", fontsize=8, color=MUTED.light)
-    axes.set_ylabel("kHz", fontsize=8, color=MUTED.light)
-    axes.tick_params(labelsize=8, colors=MUTED.light)
+    axes.set_xlabel("s", fontsize=9, color=PICTURE_TEXT)
+    axes.set_ylabel("kHz", fontsize=9, color=PICTURE_TEXT)
+    axes.tick_params(labelsize=9, colors=PICTURE_TEXT)
     axes.spines[:].set_visible(False)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=PICTURE_DPI)
+    figure.savefig(file, format="png", dpi=PICTURE_DPI, transparent=True)
     return data_uri("image/png", file.getvalue())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ ROW_PIXELS = 38
 
 FRAME_PIXELS = 90
 """Height of what surrounds the rows: axis, its label, legend."""
+
+LABEL_CHARACTERS = 22
+"""Longer names of rows are wrapped: on a telephone they would leave no room for what is drawn."""
 
 SPREAD = 0.22
 """Seeds are drawn up to this far above and below their row's middle, so that equal values stay visible."""
@@ -169,7 +173,8 @@ def _estimate_trace(row: int, item: Group, digits: str) -> dict[str, Any]:
 
 
 def _rows_layout(rows: Sequence[str], scale: Scale) -> dict[str, Any]:
-    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": list(rows)}
+    texts = ["<br>".join(wrap(row, LABEL_CHARACTERS)) for row in rows]
+    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": texts}
     return BASE | {
         "hovermode": "closest",
         "xaxis": value_axis(scale),

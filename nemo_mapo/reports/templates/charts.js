@@ -6,7 +6,7 @@ const settings = {responsive: true, displaylogo: false, displayModeBar: bar, mod
 
 function draw(scheme, width) {
   for (const place of document.querySelectorAll(".chart")) {
-    const text = place.querySelector("script").textContent.replace(/(#\w{6})\|(#\w{6})/g, scheme);
+    const text = place.querySelector("script").textContent.replace(/(#\w{6}|rgba\([^)]*\))\|(#\w{6}|rgba\([^)]*\))/g, scheme);
     const chart = JSON.parse(text);
     // A finger that scrolls must not zoom.
     if (matchMedia("(pointer: coarse)").matches) chart.layout.dragmode = false;

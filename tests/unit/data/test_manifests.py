@@ -222,6 +222,23 @@ def test_a_cut_without_recording_is_refused(corpus):
     assert f":2: cut {cut}: type 'MonoCut' with channel 0 is not a cut of one channel" in refusal(lhotse(corpus))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": "Which?"}, "field 'question' is none of a Lhotse cut .*move it into custom"),
+        ({"num_features": 3}, "field 'num_features' is none of a Lhotse cut"),
+        ({"type": None}, "type None with channel 0 is not a cut of one channel"),
+        ({"type": "MixedCut"}, "type 'MixedCut' with channel 0 is not a cut of one channel"),
+        ({"supervisions": None}, "Lhotse cannot read it"),
+        ({"supervisions": [{"id": "a", "start": 0.0, "duration": 1.0}]}, "Lhotse cannot read it .*recording_id"),
+        ({"features": {}}, "Lhotse cannot read it"),
+    ],
+)
+def test_a_cut_that_lhotse_would_stumble_over_is_named(corpus, change, message):
+    cut = edit_cuts(corpus, lambda record: record.update(change))
+    assert re.search(rf":2: cut {cut}: .*{message}", refusal(lhotse(corpus)))
+
+
 def test_further_clips_are_checked_like_the_first(corpus):
     def add(record):
         record["custom"]["audio_2"] = json.loads(json.dumps(record["recording"]))
@@ -297,6 +314,9 @@ def test_a_file_that_is_longer_than_its_recording_is_found_before_it_is_read(cor
         ({"id": 3}, "field 'id' of the recording is 3"),
         ({"sources": [{"type": "file", "source": "x.flac", "channels": [1]}]}, "with the cut's channel 0"),
         ({"sources": [{"type": "file", "source": "x.flac"}]}, "field 'channels' is None"),
+        ({"sources": [{"type": [], "source": "x.flac", "channels": [0]}]}, "audio source of type "),
+        ({"transforms": [{"name": "Volume", "kwargs": {"factor": 2}}]}, "changes the audio when it is read"),
+        ({"speaker": "x"}, "Lhotse cannot read it .*speaker"),
     ],
 )
 def test_a_bad_field_of_a_recording_is_named(corpus, change, message):

@@ -54,13 +54,19 @@ CHARTS = {
 @pytest.mark.parametrize("name", CHARTS)
 def test_every_chart_is_a_valid_plotly_figure_in_both_schemes(name, scheme):
     # As the page's script reads it; the library's own schema refuses unknown properties and values.
-    text = re.sub(r"(#\w{6})\|(#\w{6})", scheme, CHARTS[name].json)
-    assert "|#" not in text
+    text = re.sub(r"(#\w{6}|rgba\([^)]*\))\|(#\w{6}|rgba\([^)]*\))", scheme, CHARTS[name].json)
+    assert "|#" not in text and "|rgba" not in text
     go.Figure(json.loads(text))
 
 
 def test_nothing_in_a_chart_can_end_its_script_element():
     assert "<" not in curves([line([1, 2], label="</script><script>alert(1)</script>")], SCALE).json
+
+
+def test_a_band_lets_the_curves_below_it_be_seen():
+    (filled,) = (trace for trace in CHARTS["bands"].traces if "fill" in trace)
+    light, dark = filled["fillcolor"].split("|")
+    assert light.startswith("rgba(0,158,115,0.") and dark.startswith("rgba(60,199,156,0.")
 
 
 def test_what_is_not_finite_is_a_gap():
