@@ -2,7 +2,6 @@
 
 import logging
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.records import JsonLinesLogger, LivePage
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.room import no_room_in
-from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_directory
+from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_directory, this_command
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching
@@ -96,7 +95,7 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
             "title": directory.path.name,
             "started": _clock(started),
             "commit": commit(),
-            "command": shlex.join(["python", *sys.orig_argv[1:]]),
+            "command": this_command(),
             **parts.trainer.facts(),
             "events": events,
         }

@@ -72,6 +72,7 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Flat metrics for metrics.jsonl."""
         flat = {
+            "val/questions": float(self.samples),
             "val/accuracy": self.accuracy,
             "val/accuracy_silent": self.accuracy_silent,
             "val/reward": self.reward,

@@ -70,6 +70,8 @@ class Line:
     label: str
     colour: Colour
     series: Series
+    ends: Float[NDArray[np.float64], "end step"] | None = None
+    """Lower and upper ends of the intervals of its values."""
     style: Literal["noisy", "measured"] = "noisy"
     """`noisy`: single steps faint, their moving mean strong. `measured`: a marker at each measured step."""
     dashed: bool = False
@@ -85,6 +87,8 @@ class Level:
 
     label: str
     value: float
+    below: bool = False
+    """Its name stands below it, where curves run above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +231,12 @@ def both(colour: Colour, opacity: float = 1.0) -> str:
     return "|".join(f"rgba({','.join(map(str, channels(one)))},{opacity})" for one in colour)
 
 
+def error_bars(values: Any, low: Any, high: Any, colour: Colour) -> dict[str, Any]:
+    """Intervals around values."""
+    return {"type": "data", "symmetric": False, "array": numbers(high - values), "arrayminus": numbers(values - low),
+            "color": both(colour), "thickness": 1.4, "width": 0}  # fmt: skip
+
+
 def numbers(values: Any) -> list[float | None]:
     """Values as JSON has them: short, None for what is not finite."""
     return [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in np.asarray(values).tolist()]
@@ -244,7 +254,7 @@ def layout_for(scale: Scale, levels: Sequence[Level] = (), *, x_title: str) -> d
         ],
         "annotations": [
             {"text": level.label, "xref": "paper", "x": 1, "y": level.value, "showarrow": False, "xanchor": "right",
-             "yanchor": "bottom", "font": {"size": 11, "color": both(MUTED)}}
+             "yanchor": "top" if level.below else "bottom", "font": {"size": 11, "color": both(MUTED)}}
             for level in levels
         ],
     }  # fmt: skip
@@ -293,7 +303,12 @@ def _line_traces(line: Line, scale: Scale, *, first: bool) -> list[Trace]:
     label = f"{line.label}, {line.overlay}" if line.overlay else line.label
     other = {"legendgroup": line.overlay, "showlegend": first, "name": line.overlay} if line.overlay else {}
     if line.style == "measured" or len(steps) == 1:
-        return [_trace(label, steps, values, line.colour, scale, dash=dash, markers=True) | other]
+        ends = (
+            {}
+            if line.ends is None or line.overlay
+            else {"error_y": error_bars(values, line.ends[0], line.ends[1], line.colour)}
+        )
+        return [_trace(label, steps, values, line.colour, scale, dash=dash, markers=True) | ends | other]
     window = max(1, round(SMOOTHING_SHARE * len(steps)))
     if window == 1:
         return [_trace(label, steps, values, line.colour, scale, dash=dash) | other]

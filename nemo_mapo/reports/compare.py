@@ -26,7 +26,7 @@ from nemo_mapo.reports.ablation import (
 )
 from nemo_mapo.reports.charts import SMOOTHING_SHARE, Band, Level, Scale, bands, moving_mean
 from nemo_mapo.reports.estimate_charts import Group, groups
-from nemo_mapo.reports.loading import series
+from nemo_mapo.reports.loading import recorded, series
 from nemo_mapo.reports.pages import Figure, write_page
 from nemo_mapo.reports.report import REPORT_FILE
 
@@ -92,12 +92,14 @@ def write_comparison(rows: Sequence[AblationRun], output_dir: Path, *, baseline:
     (output_dir / MARKDOWN_FILE).write_text(comparison_markdown(comparison), encoding="utf-8")
     points = [_points(comparison, number) for number in range(len(POINT_FIGURES))]
     curve_figures = [_curves(comparison, number) for number in range(len(CURVE_FIGURES))]
-    runs = sum(len(seeds) for seeds in comparison.variants.values())
+    runs = [files.run for seeds in comparison.variants.values() for files, _ in seeds.values()]
     return write_page(
         output_dir / HTML_FILE,
         "comparison.html",
         title="Ablation",
-        subtitle=f"{len(comparison.variants)} variants, {runs} runs",
+        subtitle=f"{len(comparison.variants)} variants, {len(runs)} runs",
+        commits=recorded(runs, "commit"),
+        commands=recorded(runs, "command"),
         summary=_table(summary_table(comparison), summary_note(comparison)),
         differences=_differences(comparison),
         baseline=comparison.baseline,
@@ -140,7 +142,7 @@ def _curves(comparison: Comparison, number: int) -> Figure | None:
     found = [band for variant in comparison.variants if (band := _band(comparison, variant, key)) is not None]
     if not found:
         return None
-    levels = [Level(label="chance", value=comparison.chance)] if key.startswith("val/accuracy") else ()
+    levels = [Level(label="chance", value=comparison.chance, below=True)] if key.startswith("val/accuracy") else ()
     return Figure(title=title, chart=bands(found, scale, levels), caption=caption)
 
 

@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from nemo_mapo.reports.charts import AXIS, BASE, DOTTED, Chart, Level, Scale, both, layout_for, numbers, value_axis
+from nemo_mapo.reports.charts import (
+    AXIS,
+    BASE,
+    DOTTED,
+    Chart,
+    Level,
+    Scale,
+    both,
+    error_bars,
+    layout_for,
+    numbers,
+    value_axis,
+)
 from nemo_mapo.reports.theme import CARD, INK, MASS, MUTED, Colour
 from nemo_mapo.statistics import Estimate
 
@@ -113,7 +125,7 @@ def points(
             {"type": "scatter", "mode": "lines+markers", "name": item.label, "showlegend": True,
              "x": numbers([point.x + shift for point in item.points]), "y": numbers(y),
              "line": {"color": both(item.colour), "width": 2}, "marker": {"size": 7, "color": both(item.colour)},
-             "error_y": _error(y, low, high, item.colour),
+             "error_y": error_bars(y, low, high, item.colour),
              "customdata": [[*pair] for pair in zip(numbers(low), numbers(high), strict=True)],
              "hovertemplate": f"{item.label}: %{{y:{digits}}}"
              f" [%{{customdata[0]:{digits}}}, %{{customdata[1]:{digits}}}]<extra></extra>"}
@@ -164,7 +176,7 @@ def _estimate_trace(row: int, item: Group, digits: str) -> dict[str, Any]:
     }  # fmt: skip
     if found.low is not None and found.high is not None:
         trace |= {
-            "error_x": _error(found.mean, np.array([found.low]), np.array([found.high]), item.colour),
+            "error_x": error_bars(found.mean, np.array([found.low]), np.array([found.high]), item.colour),
             "customdata": [numbers([found.low, found.high])],
             "hovertemplate": f"{item.label}: %{{x:{digits}}} "
             f"[%{{customdata[0]:{digits}}}, %{{customdata[1]:{digits}}}]<extra></extra>",
@@ -181,11 +193,6 @@ def _rows_layout(rows: Sequence[str], scale: Scale) -> dict[str, Any]:
         "yaxis": {**AXIS, **ticks, "range": [len(rows) - 0.5, -0.5], "showgrid": False,
                   "tickfont": {"color": both(INK)}},
     }  # fmt: skip
-
-
-def _error(y: Any, low: Any, high: Any, colour: Colour) -> dict[str, Any]:
-    return {"type": "data", "symmetric": False, "array": numbers(high - y), "arrayminus": numbers(y - low),
-            "color": both(colour), "thickness": 1.4, "width": 0}  # fmt: skip
 
 
 def _or_y(point: Point, name: str) -> float:

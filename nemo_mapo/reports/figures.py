@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
 
 from nemo_mapo.reports import theme
 from nemo_mapo.reports.charts import DASHES, Level, Line, Profile, Scale, curves, profiles, stacked
@@ -14,6 +16,7 @@ from nemo_mapo.reports.loading import Record, RunFiles, Series, is_number, secti
 from nemo_mapo.reports.outcome import chance_accuracy
 from nemo_mapo.reports.pages import Figure
 from nemo_mapo.reports.panels import PHASE_ORDER, Curve, Panel
+from nemo_mapo.statistics import share_interval
 
 
 def is_recorded(panel: Panel, files: RunFiles) -> bool:
@@ -108,12 +111,24 @@ def _line(curve: Curve, records: Sequence[Record], scale: Scale) -> Line:
         kept = found.values != 0
         found = Series(steps=found.steps[kept], values=np.abs(found.values[kept]))
     line = Line(label=curve.label, colour=curve.colour, series=found, dashed=curve.dashed)
-    return replace(line, style="measured") if curve.key.startswith("val/") else line
+    if not curve.key.startswith("val/"):
+        return line
+    ends = _intervals(found, series(records, "val/questions")) if curve.key.startswith("val/accuracy") else None
+    return replace(line, style="measured", ends=ends)
+
+
+def _intervals(shares: Series, questions: Series) -> Float[NDArray[np.float64], "end step"] | None:
+    """Wilson's intervals of accuracies over as many questions; None if it was not recorded how many."""
+    if not len(shares) or shares.steps.tolist() != questions.steps.tolist():
+        return None
+    pairs = zip(shares.values, questions.values, strict=True)
+    found = [share_interval(round(share * count), int(count)) for share, count in pairs]
+    return np.array([[one.low for one in found], [one.high for one in found]])
 
 
 def _levels(name: str, files: RunFiles) -> list[Level]:
     if name == "chance":
-        return [Level(label="chance", value=chance_accuracy(files.test or files.rollouts))]
+        return [Level(label="chance", value=chance_accuracy(files.test or files.rollouts), below=True)]
     value = section(files.config, "objective").get(name)
     return [Level(label="cap", value=float(value))] if name and is_number(value) else []
 

@@ -24,6 +24,7 @@ from nemo_mapo.reports.grounding_tables import (
     length_table,
     truth_table,
 )
+from nemo_mapo.reports.loading import recorded
 from nemo_mapo.reports.pages import Figure, write_page
 from nemo_mapo.reports.theme import LINE, MASS, RUNS, SILENT, Colour, tints
 from nemo_mapo.statistics import Estimate
@@ -49,6 +50,8 @@ def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str
         "grounding.html",
         title=title,
         subtitle=_asked(analyses[0]),
+        commits=recorded([one.results for one in analyses], "commit"),
+        commands=recorded([one.results for one in analyses], "command"),
         origins=[_origin(analysis) for analysis in analyses],
         sections=[*_listening_blocks(analyses), *_effect_blocks(analyses)],
         examples=_examples(analyses),

@@ -143,6 +143,11 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[Record]:
     return records
 
 
+def recorded(runs: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+    """What the runs say of `name`, e.g. their commits: each once, in order; those that say nothing are left out."""
+    return list(dict.fromkeys(str(run[name]) for run in runs if run.get(name)))
+
+
 def _check_metrics(path: Path, records: Sequence[Record]) -> None:
     for record in records:
         for key, value in record.items():

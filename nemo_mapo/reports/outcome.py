@@ -34,11 +34,11 @@ class Outcome:
 
     accuracy: Change
     accuracy_interval: Interval | None
-    """Of the accuracy at the end, over the questions of the test split."""
+    """Of the accuracy at the end, over its questions."""
     gain: Interval | None
-    """End minus start of the accuracy, paired over those questions."""
+    """End minus start of the accuracy, paired over the questions of the test split."""
     questions: int | None
-    """Of the test split."""
+    """That the accuracy at the end is of."""
     accuracy_silent: Change
     """Accuracy with the audio replaced by silence."""
     silent_interval: Interval | None
@@ -53,15 +53,15 @@ class Outcome:
 
 def outcome(files: RunFiles) -> Outcome:
     """Gather the figures: from the test split if measured there, else validation, else (mass, length) training."""
-    count = _number(section(files.run, "test"), "samples")
-    questions = None if count is None else int(count)
+    accuracy, silent = (_change(files, name, None) for name in ("accuracy", "accuracy_silent"))
+    questions = _questions(files, accuracy.source)
     return Outcome(
-        accuracy=_change(files, "accuracy", None),
-        accuracy_interval=_interval(files, "accuracy", questions),
+        accuracy=accuracy,
+        accuracy_interval=_interval(accuracy, questions),
         gain=question_difference(files.test, "correct", files.test, "start_correct"),
         questions=questions,
-        accuracy_silent=_change(files, "accuracy_silent", None),
-        silent_interval=_interval(files, "accuracy_silent", questions),
+        accuracy_silent=silent,
+        silent_interval=_interval(silent, questions),
         audio_mass_late=_change(files, "audio_mass_late", "mapo/audio_mass_late"),
         completion_tokens=_change(files, "completion_tokens", "rollout/completion_tokens"),
         reasoning_words=_change(files, "reasoning_words", "rollout/reasoning_words"),
@@ -118,8 +118,18 @@ def _change(files: RunFiles, name: str, training_key: str | None) -> Change:
     return Change(start=training.first(edge), end=training.last(edge), source="training")
 
 
-def _interval(files: RunFiles, name: str, questions: int | None) -> Interval | None:
-    share = _number(section(files.run, "test"), name)
+def _questions(files: RunFiles, source: str) -> int | None:
+    """How many questions the accuracy at the end is of."""
+    if source == "test":
+        count = _number(section(files.run, "test"), "samples")
+    else:
+        validated = series(files.metrics, "val/questions")
+        count = validated.last() if source == "validation" and len(validated) else None
+    return None if count is None else int(count)
+
+
+def _interval(change: Change, questions: int | None) -> Interval | None:
+    share = change.end
     return None if share is None or not questions else share_interval(round(share * questions), questions)
 
 

@@ -60,8 +60,8 @@ LEARNING = Section(
             ),
             scale=Scale(label="accuracy", kind="percent", bottom=0.0, top=1.0),
             caption="Blue should rise. Grey is the same model with the audio replaced by silence: it should stay "
-            "near the dotted chance line. Where grey rises with blue, the questions are being guessed, "
-            "not heard.",
+            "near the dotted chance line. Vertical lines are 95 % intervals over the questions. Where grey "
+            "rises with blue, the questions are being guessed, not heard.",
             level="chance",
         ),
         Panel(

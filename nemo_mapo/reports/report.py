@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_mapo.reports.figures import is_recorded, panel_figure, profile_figures, timing_figure
-from nemo_mapo.reports.loading import Record, RunFiles, load_run, section
+from nemo_mapo.reports.loading import Record, RunFiles, load_run, recorded, section
 from nemo_mapo.reports.outcome import Change, Outcome, outcome
 from nemo_mapo.reports.pages import Card, Figure, write_page
 from nemo_mapo.reports.panels import SPEED, Section, sections_of
@@ -49,7 +49,8 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
         title=str(files.run.get("title") or DEFAULT_TITLE),
         subtitle=_progress(files),
         refresh_seconds=None if files.run.get("finished") else REFRESH_SECONDS,
-        provenance={name: str(files.run.get(name) or "") for name in ("commit", "command")},
+        commits=recorded([files.run], "commit"),
+        commands=recorded([files.run], "command"),
         cards=_cards(found),
         findings=find_warnings(files.metrics, section(files.config, "objective"), chance=found.chance),
         checked=CHECKED_IN_WORDS,

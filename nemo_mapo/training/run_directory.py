@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -169,6 +171,11 @@ def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: b
     length_too = length_too or before["model"]["optim"]["sched"]["name"] == "cosine"
     free = [key for key in _MAY_CHANGE if not (length_too and key in _LENGTH)]
     return differences(before, now, free=free)
+
+
+def this_command() -> str:
+    """The command that started this process, as a shell takes it."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def commit() -> str:

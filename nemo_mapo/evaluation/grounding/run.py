@@ -27,6 +27,7 @@ from nemo_mapo.rows import Problem
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, unsharded
 from nemo_mapo.training.policies import WarmStarter, build_policy, freeze_start, load_start_weights
+from nemo_mapo.training.run_directory import commit, this_command
 from nemo_mapo.training.signals import MicroBatching
 
 START = "start"
@@ -63,7 +64,8 @@ def analyse_run(
     results["items_in_split"] = opened.items_in_split
     for question, waveforms in clips.items():
         write_clips(run_dir, question, waveforms, dataset.sample_rate)
-    results = {"run": str(run_dir), "checkpoint": name, "split": split, **results}
+    made = {"commit": commit(), "command": this_command()}
+    results = {"run": str(run_dir), "checkpoint": name, "split": split, **made, **results}
     written = write_text(run_dir / "analysis" / f"{name}-{split}.json", json.dumps(results))
     title = f"Grounding of {run_dir.name}, {name}, {split}"
     analyses = [*_start(written, split), read_analysis(written, name)]

@@ -82,6 +82,7 @@ class FakeRun:
 
     def _validation(self, progress: float) -> Record:
         return {
+            "val/questions": 150.0,
             "val/accuracy": 0.43 + self.gain * progress + self._noise(0.015),
             "val/accuracy_silent": 0.265 + self._noise(0.012),
             "val/reward": 2.6 + 0.8 * progress,

@@ -97,6 +97,13 @@ def test_intervals_reach_from_their_lower_to_their_upper_end():
     assert trace["error_y"]["arrayminus"] == pytest.approx([0.1, 0.0])
 
 
+def test_measured_accuracies_have_their_intervals():
+    drawn = line([0.0, 0.5], style="measured", ends=np.array([[0.0, 0.4], [0.1, 0.6]]))
+    (trace,) = curves([drawn], SHARE).traces
+    assert trace["error_y"]["array"] == pytest.approx([0.1, 0.1])
+    assert trace["error_y"]["arrayminus"] == pytest.approx([0.0, 0.1])
+
+
 def test_the_moving_mean_keeps_a_constant_and_averages_only_what_is_there():
     assert moving_mean(np.full(7, 3.0), 5) == pytest.approx(np.full(7, 3.0))
     assert moving_mean(np.array([0.0, 3.0, 6.0]), 3) == pytest.approx([1.5, 3.0, 4.5])

@@ -6,6 +6,7 @@ from nemo_mapo.reports.loading import load_run
 from nemo_mapo.reports.outcome import DEFAULT_CHANCE, chance_accuracy, outcome
 from nemo_mapo.reports.summary import duration, summary_lines
 from nemo_mapo.reports.theme import MISSING
+from nemo_mapo.statistics import share_interval
 
 
 def test_a_tested_run_is_summed_up_from_its_test_split(make_run, tmp_path):
@@ -43,6 +44,17 @@ def test_an_empty_run_still_has_five_lines(tmp_path):
     lines = summary_lines(tmp_path)
     assert len(lines) == 5
     assert all(line.endswith("not measured") for line in lines)
+
+
+def test_the_accuracy_has_an_interval_over_the_questions_that_it_is_of(make_run, tmp_path):
+    run = make_run()
+    tested = outcome(load_run(run.write(tmp_path / "tested")))
+    assert tested.questions == 1000 and tested.accuracy_interval == share_interval(640, 1000)
+    del run.run["test"]
+    run.metrics[-1] |= {"val/questions": 40.0, "val/accuracy": 0.0}
+    validated = outcome(load_run(run.write(tmp_path / "validated")))
+    assert validated.questions == 40 and validated.accuracy_interval == share_interval(0, 40)
+    assert validated.accuracy_interval.high > 0.08
 
 
 def test_one_validation_before_training_is_a_start_and_one_after_is_an_end(make_run, tmp_path):
