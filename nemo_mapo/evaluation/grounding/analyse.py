@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
@@ -50,7 +51,7 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Group, Problem, completions_of, training_rows
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import score_groups
-from nemo_mapo.training.signals import token_signals_in_parts
+from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch, Wording
 
 NO_WORD = "(mark)"
@@ -79,6 +80,27 @@ class Subject:
     """As in training."""
     completions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By question and choice, from manifests that give them (docs/data.md): texts to compare the choices by."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Of the tokenizer."""
+        return SpecialTokens.from_tokenizer(self.tokenizer)
+
+    def ask(self, problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
+        """Greedy answers to problems, with `deaf` tokens or without."""
+        prompts, seeds = [problem.prompt for problem in problems], torch.zeros(len(problems), dtype=torch.int64)
+        drawn = self.backend.generate(prompts, self.sampling.greedy, group_size=1, seeds=seeds, deaf=deaf)
+        return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
+
+    def correct(self, groups: Sequence[Group]) -> Scores:
+        """1 for each right answer, 0 for the others."""
+        return score_groups(groups, self.rewards.accuracy_only).accuracy
+
+    def signals(self, groups: Sequence[Group], reduction: HeadReduction | None = None) -> TokenSignals:
+        """What the policy says of every token of the answers."""
+        sequences = token_batch(training_rows(groups), pad_id=self.special.pad_id)
+        batching = self.reference.batching
+        return token_signals_in_parts(self.policy, sequences, head_reduction=reduction, batching=batching)
 
 
 @dataclass
@@ -129,25 +151,23 @@ def analyse(
 
 def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: AnalysisConfig, found: Found) -> None:
     refuse_several_clips(problems)
-    special = SpecialTokens.from_tokenizer(subject.tokenizer)
-    ask = asker(subject)
     found.ids += [problem.example.id for problem in problems]
     found.chances += [1 / len(problem.example.choices) for problem in problems]
-    groups = ask(problems)
-    sequences = token_batch(training_rows(groups), pad_id=special.pad_id)
+    groups = subject.ask(problems)
+    sequences = token_batch(training_rows(groups), pad_id=subject.special.pad_id)
     listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
-    found.accuracy["full"] += correct_answers(groups, subject.rewards)
+    found.accuracy["full"] += subject.correct(groups)
     heard = {
         "silence": silenced(problems),
-        "text_only": text_only(problems, special),
+        "text_only": text_only(problems, subject.special),
         "exchanged": exchanged(problems, subject.tokenizer, subject.policy.num_audio_tokens, subject.wording),
     }
     for ratio in config.ratios:
         for selection in SELECTIONS:
             heard[masking(selection, ratio)] = silence_frames(problems, listening, ratio, selection, seed=config.seed)
-    answers = {"full": groups} | {name: ask(changed) for name, changed in heard.items()}
+    answers = {"full": groups} | {name: subject.ask(changed) for name, changed in heard.items()}
     for name in heard:
-        found.accuracy[name] += correct_answers(answers[name], subject.rewards)
+        found.accuracy[name] += subject.correct(answers[name])
     others = {name: heard[name] for name in ("silence", "exchanged")}
     add_causal(problems, others, groups, subject, config, found)
     _add_examples(problems, answers, found)
@@ -184,7 +204,7 @@ def add_causal(
     found: Found,
 ) -> None:
     """Ask again with the audio blocked for some tokens, and read what each choice's completion is worth then."""
-    tokenizer, layers, ask = subject.tokenizer, _layers(subject), asker(subject)
+    tokenizer, layers = subject.tokenizer, _layers(subject)
     said = [one.token_ids.tolist() for one in completions_of(own)]
     parts = parts_of(said, tokenizer, config.late_after)
     found.without_late_part += sum(late >= len(ids) for late, ids in zip(parts.late_from.tolist(), said, strict=True))
@@ -192,39 +212,21 @@ def add_causal(
     believed = belief_parts(rows, tokenizer, config.late_after)
 
     def truth(asked: Sequence[Problem], deaf: DeafTokens | None = None) -> Scores:
-        prompts, pad_id = [problem.prompt for problem in asked], SpecialTokens.from_tokenizer(tokenizer).pad_id
+        prompts, pad_id = [problem.prompt for problem in asked], subject.special.pad_id
         batching = subject.reference.batching
         return truth_probabilities(subject.policy, prompts, rows, pad_id=pad_id, batching=batching, deaf=deaf).tolist()
 
     for name, asked in {"full": problems, **heard}.items():
         found.truth[name] += truth(asked)
     for name in INTERVENTIONS:
-        found.accuracy[name] += correct_answers(ask(problems, parts.deaf(name, layers)), subject.rewards)
+        found.accuracy[name] += subject.correct(subject.ask(problems, parts.deaf(name, layers)))
         found.truth[name] += truth(problems, believed.deaf(name, layers))
-
-
-def asker(subject: Subject) -> Callable[..., list[Group]]:
-    """Greedy answers to problems, with `deaf` tokens or without."""
-
-    def ask(problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
-        prompts, seeds = [problem.prompt for problem in problems], torch.zeros(len(problems), dtype=torch.int64)
-        drawn = subject.backend.generate(prompts, subject.sampling.greedy, group_size=1, seeds=seeds, deaf=deaf)
-        return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
-
-    return ask
-
-
-def correct_answers(groups: Sequence[Group], rewards: RewardsConfig) -> Scores:
-    """1 for each right answer, 0 for the others."""
-    return score_groups(groups, rewards.accuracy_only).accuracy
 
 
 def _add_signals(
     groups: Sequence[Group], sequences: TokenBatch, listening: Listening, subject: Subject, found: Found
 ) -> None:
-    signals = token_signals_in_parts(
-        subject.policy, sequences, head_reduction=None, batching=subject.reference.batching
-    )
+    signals = subject.signals(groups)
     delta_h = subject.reference.text_entropy(sequences) - signals.entropy_nats
     mass = listening.mass.amax(dim=2).mean(dim=1)
     written = response_mask(sequences.completion_lengths, mass.shape[1])
@@ -266,7 +268,7 @@ def _add_lengths(problems: Sequence[Problem], subject: Subject, config: Analysis
     drawn = subject.backend.generate(prompts, subject.sampling, group_size=group, seeds=seeds)
     for problem, completions in zip(problems, drawn, strict=True):
         found.lengths.append(list(map(len, completions)))
-        found.length_scores.append(correct_answers([problem.answered(completions)], subject.rewards))
+        found.length_scores.append(subject.correct([problem.answered(completions)]))
         found.finished.append([one.stopped for one in completions])
 
 

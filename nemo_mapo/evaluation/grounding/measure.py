@@ -11,17 +11,15 @@ from tqdm import tqdm
 
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.data.manifests import example_id, load_cuts
-from nemo_mapo.data.sequences import response_mask, token_batch
-from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.evaluation.grounding.analyse import Found, Subject, add_causal, asker, correct_answers
+from nemo_mapo.data.sequences import response_mask
+from nemo_mapo.evaluation.grounding.analyse import Found, Subject, add_causal
 from nemo_mapo.evaluation.grounding.causal import parts_of
 from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, refuse_several_clips, silenced
 from nemo_mapo.evaluation.grounding.run import OpenedRun, open_run
 from nemo_mapo.files import write_text
 from nemo_mapo.rewards.templates import extract_answer
-from nemo_mapo.rows import Group, completions_of, training_rows
+from nemo_mapo.rows import Group, completions_of
 from nemo_mapo.training.policies import WarmStarter
-from nemo_mapo.training.signals import token_signals_in_parts
 
 
 def measure_run(
@@ -44,7 +42,6 @@ def measure(opened: OpenedRun, config: AnalysisConfig) -> dict[str, Any]:
     subject, found = opened.subject, Found()
     usual_words = usual_by_question(opened)
     subject.policy.eval()
-    ask = asker(subject)
     rows: dict[str, list[Any]] = {"usual": [], "contradicts": [], "tokens": [], "late_mass": []}
     for problems in tqdm(never_alone(opened.batches), desc="evidence", unit="batch", dynamic_ncols=True):
         refuse_several_clips(problems)
@@ -52,11 +49,11 @@ def measure(opened: OpenedRun, config: AnalysisConfig) -> dict[str, Any]:
             "silence": silenced(problems),
             "exchanged": exchanged(problems, subject.tokenizer, subject.policy.num_audio_tokens, subject.wording),
         }
-        own = ask(problems)
+        own = subject.ask(problems)
         found.ids += [problem.example.id for problem in problems]
         found.chances += [1 / len(problem.example.choices) for problem in problems]
-        for name, answers in {"full": own, **{name: ask(changed) for name, changed in heard.items()}}.items():
-            found.accuracy[name] += correct_answers(answers, subject.rewards)
+        for name, answers in {"full": own, **{name: subject.ask(changed) for name, changed in heard.items()}}.items():
+            found.accuracy[name] += subject.correct(answers)
         add_causal(problems, heard, own, subject, config, found)
         rows["tokens"] += [len(one) for one in completions_of(own)]
         rows["late_mass"] += _late_mass(own, subject, config)
@@ -90,13 +87,11 @@ def _add_usual(own: Sequence[Group], words: Mapping[str, str], subject: Subject,
 
 def _late_mass(own: Sequence[Group], subject: Subject, config: AnalysisConfig) -> list[float | None]:
     """Mean audio mass over the late tokens of each completion; null for one that has none."""
-    sequences = token_batch(training_rows(own), pad_id=SpecialTokens.from_tokenizer(subject.tokenizer).pad_id)
-    signals = token_signals_in_parts(
-        subject.policy, sequences, head_reduction="max", batching=subject.reference.batching
-    )
-    assert signals.audio_mass is not None
-    parts = parts_of([one.token_ids.tolist() for one in completions_of(own)], subject.tokenizer, config.late_after)
-    numbers = torch.arange(signals.audio_mass.shape[1])
-    late = response_mask(sequences.completion_lengths, len(numbers)) & (numbers >= parts.late_from[:, None])
-    mean = (signals.audio_mass * late).sum(1) / late.sum(1)
+    mass = subject.signals(own, "max").audio_mass
+    assert mass is not None
+    said = [one.token_ids.tolist() for one in completions_of(own)]
+    late_from = parts_of(said, subject.tokenizer, config.late_after).late_from
+    late = response_mask(torch.tensor(list(map(len, said))), mass.shape[1])
+    late &= torch.arange(mass.shape[1]) >= late_from[:, None]
+    mean = (mass * late).sum(1) / late.sum(1)
     return [None if value != value else value for value in mean.tolist()]
