@@ -54,7 +54,7 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 def differences(before: dict[str, Any], now: dict[str, Any], *, free: Collection[str]) -> list[str]:
     """What two configs say differently, `key: this then, that now`, but for `free` keys and what lies below them."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = flat(before), flat(now)
     return [
         f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -62,12 +62,12 @@ def differences(before: dict[str, Any], now: dict[str, Any], *, free: Collection
     ]
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key: `flat({"a": {"b": 1}})` is `{"a.b": 1}`."""
+    found: dict[str, Any] = {}
     for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 _REQUIRED = "${required:}"

@@ -10,7 +10,7 @@ from nemo_mapo.data.manifests import checked_entries
 
 
 class BucketEstimate(NamedTuple):
-    """Borders, and how many clips they part."""
+    """Borders, and how many clips lie between them."""
 
     bins: tuple[float, ...]
     """Seconds, ascending; for `bucket_duration_bins`."""

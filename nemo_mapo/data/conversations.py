@@ -57,7 +57,7 @@ def question_fields(record: dict[str, Any], where: str, locator: str) -> dict[st
 
 
 def conversation_entries(source: Source) -> Iterator[Entry]:
-    """The lines of conversation manifests, a question each; ValueError if an archive lacks a clip."""
+    """The lines of conversation manifests, one question each; ValueError if an archive lacks a clip."""
     for manifest, archive in _shards(source.item, source.where):
         headers = None if archive is None else headers_of(archive, no_audio=_BESIDE_AUDIO)
         for place, record in lines_of(manifest):

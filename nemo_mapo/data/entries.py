@@ -60,10 +60,10 @@ class Entry:
     start_seconds: float
     duration_seconds: float
     sample_rate: int | None
-    """Hz; None when the manifest leaves it to the file."""
+    """Hz; None if the manifest leaves it to the file."""
     channels: int
     audio: Path | None
-    """None when the audio is not a file of its own (in an archive)."""
+    """None if the audio is not a file of its own (in an archive)."""
     recorded_seconds: float | None = None
     """Length of the whole file as the manifest has it; None if it does not say."""
     header: Header | None = None
@@ -255,7 +255,7 @@ def _custom(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _check_recording(recording: Mapping[str, Any], channel: int, sources: list[dict[str, Any]], where: str) -> None:
-    """ValueError naming a field of a recording that Lhotse would stumble over."""
+    """ValueError naming a field of a recording that Lhotse cannot take."""
     if not isinstance(recording.get("id"), str):
         raise ValueError(f"{where}: field 'id' of the recording is {recording.get('id')!r}: give a text")
     rate, samples = rate_of(recording, where), recording.get("num_samples")

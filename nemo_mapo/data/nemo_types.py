@@ -1,4 +1,4 @@
-"""The types of `input_cfg` items: how each is looked at before a run, and how NeMo's dataloading is told to read it.
+"""The types of `input_cfg` items: how each is checked before a run, and how NeMo's dataloading reads it.
 
 NeMo finds the reader of a type by name, and has a decorator to add names. Ours stand for NeMo's own readers with the
 checks around them that untrusted files and complete epochs need.

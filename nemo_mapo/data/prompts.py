@@ -118,7 +118,7 @@ def _encoded(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def prefill(prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens at the end of a prompt with which it begins the completion's reasoning; mostly none.
 
-    Some chat templates end in `<think>` (Qwen3-Omni-Thinking's), or in `<think></think>` where thinking is off. What
+    Some chat templates end in `<think>` (Qwen3-Omni-Thinking's), or in `<think></think>` if thinking is off. What
     reads a completion by its tags reads these tokens and the completion as one text.
     """
     last = list(prompt[-_PREFILL_TOKENS:])

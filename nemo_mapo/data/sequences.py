@@ -54,7 +54,7 @@ def audio_batch(clips: Sequence[Float[Tensor, "_"]]) -> AudioBatch:
 
 
 def padded(values: Sequence[Shaped[Tensor, "_"]], fill: int | float = 0) -> Shaped[Tensor, "batch time"]:
-    """Right-padded rows of values that there is one of per token."""
+    """Right-padded rows of one value per token."""
     return pad_sequence(list(values), batch_first=True, padding_value=fill)
 
 

@@ -40,7 +40,7 @@ def refuse_impossible(
     batch_size: int,
     model: AudioLLM,
 ) -> None:
-    """ValueError if there are no prompts, a group or a row does not fit, or the seeds are not one int64 a row.
+    """ValueError if there are no prompts, a group or a row does not fit, or the seeds are not one int64 per row.
 
     Args:
         prompts: the request.

@@ -12,7 +12,7 @@ from nemo_mapo.rows import Completion, Prompt
 
 
 class RolloutUnavailable(Unavailable):
-    """No completions can be had, or no engine has the weights: the run has to save and stop."""
+    """No completions are available, or no engine has the weights: the run has to save and stop."""
 
 
 @runtime_checkable
@@ -77,12 +77,12 @@ class PendingCompletions(Protocol):
         """Wait for them, prompt by prompt. To be called by all ranks.
 
         Raises:
-            RolloutUnavailable: they cannot be had.
+            RolloutUnavailable: there are none.
         """
         ...
 
     def abandon(self) -> None:
-        """They are not wanted any more; nothing further is asked for."""
+        """Stop asking for them; they are no longer wanted."""
         ...
 
 

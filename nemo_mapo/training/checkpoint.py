@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def step_name(step: int | Any) -> str:
-    """Name of the checkpoint of a step; of what is no count, a name that no checkpoint has."""
+    """Name of a step's checkpoint; if `step` is not a count, a name that no checkpoint has."""
     return f"{_STEP_PREFIX}{step:06d}" if isinstance(step, int) and step >= 0 else ""
 
 
@@ -174,7 +174,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def refuse_damage(path: Path) -> None:
-    """ValueError, naming the file, for a checkpoint that is not as it was written; on all ranks together."""
+    """Refuse a checkpoint that differs from what was written: ValueError naming the file, on all ranks together."""
     if found := _damage_on_any_rank(path):
         raise ValueError(
             f"{found}: the checkpoint is damaged. Take another one, or delete {path / CHECKSUMS} to read it all the "

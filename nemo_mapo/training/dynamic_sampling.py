@@ -33,7 +33,7 @@ class RefillingPromptStream(PromptStream):
     """
 
     def __init__(self, stream: PromptStream) -> None:
-        """Begin where `stream` does, which is to be at its beginning."""
+        """Begin where `stream` begins; nothing may have been drawn from it."""
         super().__init__(stream.phases, stream.batch_size, max_unreadable=stream.max_unreadable)
         self._reserve: CutSet | None = None
         self._place: dict[str, int] = {}

@@ -22,7 +22,7 @@ Validator = Callable[[int], dict[str, float]]
 
 
 class TrainingLoop(ABC):
-    """Steps to the last one; a run that is killed at any point and resumed ends with the weights of one that was not.
+    """Steps up to the last; a run that is killed at any point and resumed ends with the weights of one that was not.
 
     Everything that decides a step (weights, optimiser, schedule, data position, step) is in the checkpoint.
     """

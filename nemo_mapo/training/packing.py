@@ -32,7 +32,7 @@ def pack_shared_rows(
 ) -> list[list[int]]:
     """Packs of consecutive rows of at most `budget` tokens, in which a prompt counts once for neighbours that share it.
 
-    A group that does not fit a pack goes on in the next, which reads its prompt again.
+    A group that does not fit a pack continues in the next, which reads its prompt again.
 
     Args:
         prompt_lengths: tokens of each row's prompt.

@@ -42,7 +42,7 @@ class StaticMemory:
     reference: int
     """The frozen copy that full fine-tuning needs, unless it is kept in host memory."""
     trained: int
-    """Parameters that are trained, a number."""
+    """Number of trained parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ class PromptPhase:
     name: str
     dataloader: DataLoader[list[Problem]]
     steps: int | None
-    """Batches of this phase; None is without end."""
+    """Batches of this phase; None is unlimited."""
 
 
 class PromptStream:
@@ -136,7 +136,7 @@ class PromptStream:
 
 
 def check_counts(state: Mapping[str, Any], names: Sequence[str]) -> None:
-    """ValueError, naming it, for a value of a trainer's saved state that is not a count."""
+    """Refuse a saved state in which one of `names` is not a count: ValueError naming it."""
     for name in names:
         value = state.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -49,7 +49,7 @@ class FrozenReference:
 
     @contextmanager
     def start_policy(self) -> Iterator[AudioLLM]:
-        """The policy as it started, without gradient, for the time of the block."""
+        """The policy as it started, without gradient, within the block."""
         adapters = adapters_off(self.model) if self.adapted else nullcontext()
         with torch.no_grad(), adapters, self._on_device() if self.offload else self._with_start_weights():
             yield self.model

@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from nemo_mapo import __version__
-from nemo_mapo.config.load import ConfigError, as_plain, differences
+from nemo_mapo.config.load import ConfigError, as_plain, differences, flat
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.start import used_directory
 from nemo_mapo.config.yaml_files import read_recorded
@@ -167,8 +167,8 @@ def recorded_config(config: RunConfig) -> dict[str, Any]:
 
 
 def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: bool = False) -> list[str]:
-    """What differs between two configs and decides what is learned, a line each; `length_too` adds the run's length."""
-    length_too = length_too or before["model"]["optim"]["sched"]["name"] == "cosine"
+    """What differs between two configs and decides what is learned, a line for each; `length_too` adds the length."""
+    length_too = length_too or flat(before).get("model.optim.sched.name") == "cosine"
     free = [key for key in _MAY_CHANGE if not (length_too and key in _LENGTH)]
     return differences(before, now, free=free)
 

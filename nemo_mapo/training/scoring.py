@@ -171,7 +171,7 @@ class RolloutScorer:
         return torch.tensor([scales[value] for value in means.tolist()])
 
     def _refuse_too_few_verdicts(self, table: RewardTable) -> None:
-        """RewardsUnavailable on all ranks when more verdicts are missing on any of them than the config allows."""
+        """RewardsUnavailable on all ranks if more verdicts are missing on any of them than the config allows."""
         limit = self.rewards.max_missing_share
         if any_rank(table.missing_share > limit):
             raise RewardsUnavailable(

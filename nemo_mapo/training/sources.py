@@ -213,7 +213,7 @@ class _Begun:
 
 
 class OneAhead:
-    """Has the batch of the step after begun as soon as one is there, before that one is trained on."""
+    """Begins the next step's batch as soon as one has arrived, before that one is trained on."""
 
     def __init__(self, requests: Requests, sampler: Sampler, timer: Timer, *, steps: int) -> None:
         """`steps` of the run: nothing is begun beyond them."""

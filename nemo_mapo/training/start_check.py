@@ -30,7 +30,7 @@ def check_prefill(tokenizer: PreTrainedTokenizerBase, wording: Wording, template
 
 
 def check_start_fits(config: RunConfig) -> None:
-    """ValueError if training cuts are none of those that the warm start was taught on, with their number."""
+    """ValueError if training cuts are not among those of the warm start, with their number."""
     if config.warm_start is None or config.pretrained_checkpoint.restore_from_path is not None:
         return
     taught = cut_ids(DatasetConfig(input_cfg=({"type": "lhotse", "cuts_path": config.warm_start.cuts_path},)))

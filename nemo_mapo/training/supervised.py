@@ -1,4 +1,4 @@
-"""Supervised steps: the likelihood of given completions, its gradient, and the batches that are learned from."""
+"""Supervised steps: the likelihood of given completions, and its gradient."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial

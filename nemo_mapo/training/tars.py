@@ -149,7 +149,7 @@ def _states(policy: AudioLLM, sequences: TokenBatch, batching: MicroBatching) ->
 def _text_cosines(
     texts: Sequence[str], speech: Sequence[int], reference: Sequence[int], embedder: EmbeddingModel
 ) -> Float[Tensor, " pair"]:
-    """One cosine a pair; RewardsUnavailable on all ranks when any of them gets no embeddings."""
+    """One cosine per pair; RewardsUnavailable on all ranks if any of them gets no embeddings."""
     needed = list(dict.fromkeys(texts[row] for row in (*speech, *reference)))
     failure: JudgeError | None = None
     vectors: dict[str, Tensor] = {}

@@ -59,7 +59,7 @@ class MapoTrainer(TrainingLoop):
         self.signs = EarlySigns(config)
 
     def next_step(self) -> dict[str, float]:
-        """A step; where rewards or rollouts cannot be had, a checkpoint of the state before it, and the error again."""
+        """Take a step; if rewards or rollouts are unavailable, save the state before it and raise the error again."""
         before = self.state_dict()
         try:
             return self.train_step()

@@ -43,7 +43,7 @@ class _Classes:
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question a segment; segment lists that are not there are passed over, but one must be."""
+    """One question per segment; missing segment lists are passed over, but one must exist."""
     classes = _Classes(source)
     audio = AudioIndex(source.audio_dir or source.path / "audio")
     files = [(source.path / name, split) for name, split in _SPLITS.items() if (source.path / name).is_file()]

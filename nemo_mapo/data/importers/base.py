@@ -146,7 +146,7 @@ class Importer:
 
     name: str
     layout: str
-    """What must lie in the directory, in a line."""
+    """What must lie in the directory, in one line."""
     read: Callable[[Source], Iterator[Question | Drop]]
 
 

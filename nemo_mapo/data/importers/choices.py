@@ -53,7 +53,7 @@ def shuffled(answer: str, distractors: Sequence[str], generator: random.Random) 
 
 
 def split_options(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """Question and choices of a prompt that spells its choices; no choices where none are found.
+    """Question and choices of a prompt that spells its choices; no choices if none are found.
 
     Understood are lines `A. one` (or `(A) one`, `A) one`, `A: one`), `(A) one (B) two` within a line if no letter comes
     twice, and a Python list `['one', 'two']`. Audio placeholders and a lead-in such as "Choose the correct option from
@@ -106,7 +106,7 @@ def answer_choice(row: Row, field: str, choices: Sequence[str], *, counts_from_z
 
 
 def _labels(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    """The labels A, B, C... of the choices, in order; none where a letter comes twice or is left out."""
+    """The labels A, B, C... of the choices, in order; none if a letter comes twice or is left out."""
     labels = list(pattern.finditer(text))
     return labels if "".join(label[1] for label in labels) == string.ascii_uppercase[: len(labels)] else []
 

@@ -11,7 +11,7 @@ _SPLITS = {"Train": "train", "Val": "validation", "Test": "test"}
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question a clip; the scenes are the folders' names, `SubwayStation` read as "subway station"."""
+    """One question per clip; the scenes are the folders' names, `SubwayStation` read as "subway station"."""
     folders = [source.directory() / name for name in _SPLITS if (source.path / name).is_dir()]
     scenes = sorted({_words(scene) for folder in folders for scene in folder.iterdir() if scene.is_dir()})
     if len(scenes) <= 1:

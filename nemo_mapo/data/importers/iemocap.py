@@ -20,7 +20,7 @@ _EMOTIONS = {
     "dis": "disgust",
 }
 _CLOSE = ({"happiness", "excitement"}, {"anger", "frustration"})
-"""Pairs that annotators often cannot tell apart: one is never a wrong choice where the other is right."""
+"""Pairs that annotators often cannot tell apart: one is never a wrong choice if the other is right."""
 
 _SPLITS = {1: "train", 2: "train", 3: "train", 4: "validation", 5: "test"}
 """By session: every session has two speakers of its own, so no voice is in two splits."""
@@ -29,7 +29,7 @@ _TURN = re.compile(r"\[(?P<start>[\d.]+) - (?P<end>[\d.]+)\]\s+(?P<turn>\w+)\s+(
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question a turn with an agreed emotion, in `Session<n>/dialog/EmoEvaluation/*.txt`."""
+    """One question per turn with an agreed emotion, in `Session<n>/dialog/EmoEvaluation/*.txt`."""
     sessions = [source.directory() / f"Session{number}" for number in _SPLITS]
     if not any(session.is_dir() for session in sessions):
         raise ValueError(f"{source.path}: no Session1 to Session5 in this directory")

@@ -14,7 +14,7 @@ _NEIGHBOURS = 25
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question an utterance of every part that is there: which sentence does the speaker say?"""
+    """One question per utterance of every part that is there: which sentence does the speaker say?"""
     from lhotse.recipes.libritts import LIBRITTS
 
     parts = [source.directory() / part for part in LIBRITTS if (source.path / part).is_dir()]

@@ -18,7 +18,7 @@ class _Caption(NamedTuple):
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question a clip; distractors are captions, of the same split, of clips that share no aspect with it."""
+    """One question per clip; distractors are captions, of the same split, of clips that share no aspect with it."""
     rows = list(
         csv_rows(
             source.file("musiccaps-public.csv"),

@@ -1,4 +1,4 @@
-"""From an importer's questions to Lhotse manifests, one a split, that the dataloading takes as they are."""
+"""From an importer's questions to Lhotse manifests, one per split, that the dataloading takes as they are."""
 
 import gzip
 import hashlib
@@ -69,7 +69,7 @@ class _Placed:
 def prepare(
     importer: Importer, source: Source, output: Path, options: PrepareOptions, *, progress: bool = True
 ) -> Report:
-    """Write `cuts_<split>.jsonl.gz`, `prepare_report.json` and, where audio was copied, `audio/` into `output`.
+    """Write `cuts_<split>.jsonl.gz`, `prepare_report.json` and, if audio was copied, `audio/` into `output`.
 
     `output` appears whole or not at all: it is made beside its place and renamed. The same corpus, seed and options
     give the same manifests. Lines are in random order, so that the first of them (`max_samples`) stand for all.

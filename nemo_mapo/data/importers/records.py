@@ -14,7 +14,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"})
 
 
 def json_rows(path: Path) -> Iterator[Row | Drop]:
-    """Records of a JSON array (read as a whole) or of a file with one JSON object a line.
+    """Records of a JSON array (read as a whole) or of a file with one JSON object per line.
 
     A line that is not JSON is a drop; ValueError for a file that is neither.
     """
@@ -33,7 +33,7 @@ def json_rows(path: Path) -> Iterator[Row | Drop]:
 
 
 def csv_rows(path: Path, *fields: str) -> Iterator[Row]:
-    """Lines of a CSV file with a header; ValueError when it lacks one of `fields`."""
+    """Lines of a CSV file with a header; ValueError if it lacks one of `fields`."""
     with _text(path) as file:
         lines = csv.DictReader(file)
         missing = [field for field in fields if field not in (lines.fieldnames or ())]
@@ -86,7 +86,7 @@ class AudioIndex:
                 self._paths[path.stem].append(path)
 
     def find(self, where: str, *stems: str) -> Path:
-        """The file with the first of `stems` that there is; InvalidRecord when there is none, or several."""
+        """The file with the first of `stems` that there is; InvalidRecord if there is none, or several."""
         stem = next((stem for stem in stems if stem in self._paths), None)
         if stem is None:
             raise InvalidRecord(

@@ -61,7 +61,7 @@ class SplitFigures:
 
 
 class Report:
-    """Figures of one preparation."""
+    """What one preparation counted."""
 
     def __init__(self, corpus: str) -> None:
         self.corpus = corpus

@@ -41,7 +41,7 @@ class _Corpus:
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question an annotated stretch: what is heard between its onset and its offset?"""
+    """One question per annotated stretch: what is heard between its onset and its offset?"""
     corpus = _Corpus(source)
     yield from each(corpus.rows, partial(_question, corpus=corpus))
 
@@ -80,7 +80,7 @@ def _region(row: Row) -> _Region:
 
 
 def _column(source: Source, name: str, field: str) -> dict[str, str]:
-    """A field of a file with one line a clip, by clip."""
+    """A field of a file with one line per clip, by clip."""
     return {row.fields["filename"]: row.fields[field] for row in csv_rows(source.file(name), "filename", field)}
 
 

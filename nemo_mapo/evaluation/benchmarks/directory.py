@@ -1,4 +1,4 @@
-"""The directory of one evaluation: predictions that a restart goes on from, judgements, results."""
+"""The directory of one evaluation: predictions that a restart continues from, judgements, results."""
 
 import json
 from collections.abc import Iterable, Iterator

@@ -24,7 +24,7 @@ class Rule:
 
 
 def check_arguments(rule: str, arguments: Arguments, where: str) -> dict[str, Any]:
-    """The arguments that a rule needs; ValueError when the rule is unknown, or one is missing or of another type."""
+    """The arguments that a rule needs; ValueError if the rule is unknown, or one is missing or of the wrong type."""
     if rule not in RULES:
         raise ValueError(f"{where}: unknown instruction {rule!r}; known: {', '.join(RULES)}")
     checked = {}

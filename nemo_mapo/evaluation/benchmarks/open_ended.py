@@ -70,7 +70,7 @@ class OpenEndedJudge:
         self._known = {record["digest"]: Judgement(**record) for record in kept}
 
     def __call__(self, responses: Sequence[tuple[Item, str]]) -> list[Judgement]:
-        """Judge every response, in order; JudgeError where a judgement cannot be had, never a default rating."""
+        """Judge every response, in order; JudgeError if there is no judgement, never a default rating."""
         judgements = []
         with ThreadPoolExecutor(self.concurrency) as pool:
             for judgement in pool.map(lambda pair: self._judge(*pair), responses):

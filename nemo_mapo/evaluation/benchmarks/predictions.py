@@ -30,7 +30,7 @@ class Prediction:
 
 
 def read_predictions(path: Path, benchmark: Benchmark, *, field: str | None = None) -> dict[str, Prediction]:
-    """Read predictions by item id, from a list of objects (.json), one object a line (.jsonl) or a table (.parquet).
+    """Read predictions by item id, from a list of objects (.json), one object per line (.jsonl) or a table (.parquet).
 
     Args:
         path: the file. Besides the id and the prediction, `finished` and `shown_choices` are read if present.

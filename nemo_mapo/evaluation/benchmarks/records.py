@@ -30,7 +30,7 @@ def named_records(path: Path, id_key: str) -> Iterator[tuple[str, Record]]:
 
 
 def read_records(path: Path) -> list[Any]:
-    """Read all records: a JSON array, one JSON object a line, or a Parquet table without its embedded audio."""
+    """Read all records: a JSON array, one JSON object per line, or a Parquet table without its embedded audio."""
     if not path.is_file():
         raise ValueError(f"no file at {path}: give the path of a .json, .jsonl or .parquet file")
     if path.suffix == ".parquet":

@@ -217,7 +217,7 @@ class RubricJudge:
         """One score per item, in order: a missing prediction and a wrong answer are 0, without asking.
 
         Raises:
-            JudgeError: a rating cannot be had; it is never made up, and what was rated is kept.
+            JudgeError: there is no rating; it is never made up, and what was rated is kept.
         """
         right = [item for item in items if item.id in said and _is_right(item, said[item.id])]
         asked = [(item, rater) for item in right for rater in range(RATERS)]

@@ -115,7 +115,7 @@ class Scorer:
         self._concurrency = concurrency
 
     def __call__(self, predictions: Mapping[str, Prediction]) -> list[Score]:
-        """One score an item, in the order of the benchmark.
+        """One score per item, in the order of the benchmark.
 
         Raises:
             ValueError: the answers are withheld.

@@ -56,7 +56,7 @@ class Results:
         return asdict(self)
 
     def markdown(self) -> str:
-        """A table a kind of group, the overall score first."""
+        """One table per kind of group, the overall score first."""
         parts = [f"# {self.benchmark}", _markdown(("",), (self.overall,))]
         parts += [_markdown(table.fields, table.rows) for table in self.tables]
         return "\n\n".join([*parts, "\n".join(f"- {note}" for note in self.notes)]).rstrip("\n") + "\n"

@@ -75,7 +75,7 @@ class Subject:
     tagger: Tagger
     rewards: RewardsConfig
     sampling: SamplingConfig
-    """As in training; greedy decoding is made of it."""
+    """As in training; greedy decoding keeps its lengths."""
     wording: Wording
     """As in training."""
     completions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from nemo_mapo.objective.temporal import part_of_token
 
 
 def collapse_index(mass: Float[Tensor, "batch time"], written: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
-    """c = 1 - (mean mass of the last third) / (mean mass of the first third); not finite where a third has no token, or
+    """c = 1 - (mean mass of the last third) / (mean mass of the first third); not finite if a third has no token, or
     the first no mass.
 
     0: as much as at first; 1: nothing left; negative: more than at first.

@@ -52,7 +52,7 @@ def text_only(problems: Sequence[Problem], special: SpecialTokens) -> list[Probl
 def exchanged(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, wording: Wording
 ) -> list[Problem]:
-    """Every question about the clip of another one, whose answer is another one wherever that can be.
+    """Every question about the clip of another one, whose answer differs wherever possible.
 
     ValueError if the batch has no clip that differs.
     """

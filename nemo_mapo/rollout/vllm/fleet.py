@@ -245,7 +245,7 @@ class Fleet:
         return completion
 
     def _bring_up_to_date(self, number: int, reasons: dict[str, str]) -> None:
-        """Put the present weights into a server that lost them, or do without it."""
+        """Put the present weights into a server that lost them, or stop using it."""
         server, update = self.servers[number], self.update
         assert update is not None and update.expected is not None
         with server.updating:

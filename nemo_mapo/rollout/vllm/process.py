@@ -102,7 +102,7 @@ def serve_environment(*, key: str | None, on_cpu: bool, given: Mapping[str, str]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """A port of this machine on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
     return port
@@ -145,7 +145,7 @@ class VllmProcess:
         return self._process.pid
 
     def wait_until_it_serves(self, seconds: float) -> None:
-        """Return when it answers; RolloutUnavailable with the end of its log when it ends before or takes longer."""
+        """Return when it answers; RolloutUnavailable with the end of its log if it ends first or takes longer."""
         server = JsonServer(self.url, token=self.key, timeout_seconds=5.0)
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.attention.te_table import support_table
 
 from nemo_mapo.attention.te_support import (
     AttentionCase,
@@ -15,7 +16,6 @@ from nemo_mapo.attention.te_support import (
     refusals,
     refuse_illegal,
 )
-from nemo_mapo.attention.te_table import support_table
 
 DOC = Path(__file__).parents[3] / "docs" / "transformer_engine.md"
 A100, L40S, H100, B200, RTX_PRO = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
@@ -197,7 +197,7 @@ def test_fp8_linears_run_where_their_recipe_does(
 
 
 def test_the_table_in_the_docs_is_current() -> None:
-    remedy = "put the output of `python -m nemo_mapo.attention.te_table` in its place"
+    remedy = "put the output of `python tests/unit/attention/te_table.py` in its place"
     assert support_table() in DOC.read_text(), f"the table of {DOC} is not the rules'; {remedy}"
 
 

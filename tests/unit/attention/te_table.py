@@ -1,4 +1,4 @@
-"""The table of docs/transformer_engine.md, from the rules themselves: `python -m nemo_mapo.attention.te_table`."""
+"""The table of docs/transformer_engine.md, from the rules themselves: `python tests/unit/attention/te_table.py`."""
 
 from dataclasses import replace
 from typing import Any
