@@ -100,6 +100,28 @@ def load_cuts(path: str | Path) -> CutSet:
     return CutSet.from_cuts(resolve_relative_paths(cut, str(path)) for cut in CutSet.from_file(path))
 
 
+def completions_by_choice(config: DatasetConfig) -> dict[str, Mapping[str, str]]:
+    """The field `completions` of a split's Lhotse cuts (choice to whole completion), by question; most have none.
+
+    Raises:
+        ValueError: naming cut and field, if one holds something else.
+    """
+    found: dict[str, Mapping[str, str]] = {}
+    for item in config.input_cfg:
+        if "cuts_path" not in item:
+            continue
+        for cut in load_cuts(item["cuts_path"]):
+            given = (cut.custom or {}).get("completions")
+            if given is None:
+                continue
+            if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+                raise ValueError(
+                    f"cut {cut.id}: 'completions' is {given!r}: give a text for each choice, {{choice: completion}}"
+                )
+            found[example_id(cut)] = given
+    return found
+
+
 def clips_of(cut: Cut) -> list[Cut]:
     """The cut itself, and its further clips in order: recordings in its custom fields `audio_2`, `audio_3`, ...
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from nemo_mapo.config.yaml_files import read_yaml
-from nemo_mapo.models.pickles import refuse_pickled_code
+from nemo_mapo.models.untrusted import refuse_pickled_code
 
 _TARGETS: Final = ("_target_", "target", "cls")
 """Keys under which NeMo and Hydra look for a class to build."""

@@ -14,8 +14,6 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from nemo_mapo.models.pickles import refuse_pickled_code
-
 _METADATA: Final = ".metadata"
 _COMMON: Final = "common.pt"
 _BACKENDS: Final = "metadata.json"
@@ -118,3 +116,22 @@ class _DescriptionUnpickler(pickle.Unpickler):
                 "code: do not use this file"
             )
         return super().find_class(module, name)
+
+
+def refuse_pickled_code(content: Path | io.BytesIO, where: str) -> None:
+    """ValueError, naming the class, if what `torch.save` wrote holds more than tensors and plain values, or is damaged.
+
+        refuse_pickled_code(Path("common.pt"), "common.pt")
+
+    Args:
+        content: a file, or a stream at its beginning.
+        where: begins the message.
+    """
+    try:
+        torch.load(content, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line]
+        raise ValueError(
+            f"{where} holds more than tensors and plain values, or is damaged, and is not read: "
+            f"{named[0] if named else str(error).splitlines()[0]}"
+        ) from error

@@ -11,9 +11,8 @@ import torch
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.data.by_choice import completions_by_choice
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader, question_ids
-from nemo_mapo.data.manifests import validate_manifest
+from nemo_mapo.data.manifests import completions_by_choice, validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.files import write_text
