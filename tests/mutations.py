@@ -158,6 +158,13 @@ FAULTS = (
         tests=("tests/unit/data/test_dataset.py", "-k", "cannot_take"),
     ),
     Fault(
+        name="ranks: every rank appends to metrics.jsonl",
+        file="nemo_mapo/training/records.py",
+        right="        if not is_main_rank():\n            return\n        lines =",
+        wrong="        lines =",
+        tests=("tests/unit/training/test_run_directory.py", "-k", "other_ranks"),
+    ),
+    Fault(
         name="rows: signals of packed rows stand in the order of the packs",
         file="nemo_mapo/data/sequences.py",
         right="        whole[..., rows, : values.shape[-1]] = values\n",

@@ -119,3 +119,14 @@ def test_a_recorded_config_imports_no_code_and_a_resumed_run_names_its_own(tmp_p
     assert list(read_run_config(tmp_path).rewards.computed) == ["accuracy"]
     with pytest.raises(ValueError, match=r"rewards\.terms\.mine\.path: 'no_such_module:reward' then, None now"):
         open_run_directory(config(tmp_path, resume=True))
+
+
+def test_other_ranks_than_the_main_one_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    directory = open_run_directory(config(tmp_path / "run"))
+    with directory.locked():
+        directory.write_summary({"title": "run"})
+        for file in (directory.metrics, directory.rollouts, directory.profiles, directory.test):
+            file.append([{"step": 1}])
+        directory.forget_after(0)
+    assert not (tmp_path / "run").exists()
