@@ -3,7 +3,19 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+# Which measured set of versions (docs/versions.md): make env STACK=next, make test STACK=next.
+STACK ?=
+ifeq ($(STACK),next)
+VENV ?= .venv-next
+CONSTRAINTS := constraints-next.txt
+PYTHONS := 3.12
+EXTRAS := dev,nemo3
+else
 VENV ?= .venv
+CONSTRAINTS := constraints.txt
+PYTHONS := 3.11 3.12
+EXTRAS := dev,aligner
+endif
 STAMP := $(VENV)/.installed
 # vLLM's environment: its torch and transformers are others than ours.
 VLLM_VENV ?= .venv-vllm
@@ -17,9 +29,9 @@ PIP_ARGS ?=
 ARGS ?=
 # Whole files go to a worker, in order of collection (tests/conftest.py).
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
-# The first interpreter that starts and is 3.11 or 3.12, for which every pinned package has wheels.
-PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
-	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$python && break; done)
+# The first interpreter that starts and is one for which every pinned package has wheels; pyenv's are looked at last.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 $(wildcard $(HOME)/.pyenv/versions/*/bin/python3.1[12]); do \
+	$$python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())' 2>/dev/null && echo $$python && break; done)
 
 # Small models on a few cores: one thread is fastest, and ranks started by the tests must not fight over cores.
 export OMP_NUM_THREADS ?= 1
@@ -72,15 +84,15 @@ peers: $(STAMP) $(PEERS_STAMP) ## race a GRPO step against TRL's GRPOTrainer (ab
 evidence: $(STAMP) ## does it help? every variant, both tasks, five paired seeds, into docs/evidence.md; resumable
 	$(BIN)/python examples/evidence.py --page docs/evidence.md $(ARGS)
 
-$(STAMP): pyproject.toml constraints.txt
-	@[ -n "$(PYTHON)" ] || { echo "nemo-mapo needs Python 3.11 or 3.12 and found neither as python3, python3.11 or" \
-	    "python3.12. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@[ -n "$(PYTHON)" ] || { echo "nemo-mapo needs Python $(PYTHONS) and found none as python3, python3.11 or" \
+	    "python3.12. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
 	    f"nemo-mapo needs Python 3.11 or newer; PYTHON=$(PYTHON) is {v.major}.{v.minor}.")'
 	@echo "Installing into $(VENV): about 2 minutes and 3 GB the first time."
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/pip install -qq $(PIP_ARGS) -c constraints.txt torch
-	@$(BIN)/pip install -qq $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) torch
+	@$(BIN)/pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(VLLM_STAMP): requirements-vllm.txt examples/vllm_cpu_site.py

@@ -29,11 +29,11 @@ Versions = Mapping[str, str]
 """Installed versions by canonical name."""
 
 DISTRIBUTION = "nemo_mapo"
-TESTED = Path(__file__).parents[1] / "constraints.txt"
-"""The versions that were run together; only a checkout has them, an installed wheel knows the ranges alone."""
+SETS = tuple(Path(__file__).parents[1] / name for name in ("constraints.txt", "constraints-next.txt"))
+"""Versions that were run together; only a checkout has them, an installed wheel knows the ranges alone."""
 PYTHON = SpecifierSet(">=3.11,<3.13")
 NLTK_PACKAGE = "averaged_perceptron_tagger_eng"
-STACK = ("torch", "megatron-core", "nemo-toolkit", "nemo-aligner", "lhotse", "lightning", "transformers", "numpy")
+STACK = ("torch", "megatron-core", "nemo-toolkit", "lhotse", "lightning", "transformers", "numpy")
 """Requirements that get a line each; of the others only what is wrong is told."""
 WRITABLE = ("runs", ".cache", tempfile.gettempdir())
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
@@ -66,13 +66,19 @@ OPTIONAL = (
         cost="NeMo's and NeMo-Aligner's own legacy Megatron models cannot be built; nemo-mapo's do not use it",
     ),
     Component(
+        name="nemo-aligner",
+        supported=SpecifierSet(">=0.7,<0.8"),
+        folder="algorithms",
+        cost="its trainer contract comes from nemo_mapo.aligner.contract; a NeMo without the nlp collection needs that",
+    ),
+    Component(
         name="tensorrt-llm",
         supported=TENSORRT_LLM,
         folder="runtime",
         cost="no rollouts by TensorRT-LLM; rollout.backend=megatron or vllm generate without it",
     ),
 )
-KEPT = ("torch", *(component.name for component in OPTIONAL))
+KEPT = ("torch", "transformer-engine", "apex", "tensorrt-llm")
 """What a container is taken for: an installation into it must leave these as they are."""
 COMPILED = ("torch", "transformer-engine", "nvidia", "tensorrt", "triton", "flash-attn", "cuda", "numpy")
 """How the names begin of packages that were built for each other and are pinned with those."""
@@ -117,6 +123,24 @@ def pinned(path: Path) -> dict[str, str]:
     return {canonicalize_name(name.strip()): version.strip() for name, version in pairs}
 
 
+def nearest_set(installed: Versions) -> Path | None:
+    """The measured set that shares most versions of the stack with what is installed; None without a checkout."""
+    there = [path for path in SETS if path.is_file()]
+    return max(there, key=lambda path: len(STACK) - len(_unlike(installed, pinned(path))), default=None)
+
+
+def _unlike(installed: Versions, tested: Versions) -> list[str]:
+    return [name for name in STACK if installed.get(name, "").split("+")[0] != tested.get(name)]
+
+
+def check_set(installed: Versions, path: Path) -> Finding:
+    """How the stack that is installed differs from a measured set."""
+    tested = pinned(path)
+    unlike = [f"{name} {tested.get(name)}" for name in _unlike(installed, tested)]
+    detail = f"{path.name}, with others than its {', '.join(unlike)}: not measured" if unlike else path.name
+    return Finding(verdict="OK", subject="nearest measured set", detail=detail)
+
+
 def supports(supported: SpecifierSet, version: str) -> bool:
     """Whether a version is in the range; release candidates and vendors' builds count as their release."""
     return Version(version).base_version in supported
@@ -129,12 +153,18 @@ def check_python(version: str) -> Finding:
     return Finding(verdict="wrong", subject="python", detail=f"{version}: needs {PYTHON}; install such a Python")
 
 
-def check_packages(installed: Versions, supported: Mapping[str, SpecifierSet], tested: Versions) -> Iterator[Finding]:
+def check_packages(
+    installed: Versions,
+    supported: Mapping[str, SpecifierSet],
+    tested: Versions,
+    *,
+    constraints: str = "constraints.txt",
+) -> Iterator[Finding]:
     """A line for each package of the stack and for each other one that is absent or out of range."""
     others = 0
     for name, wanted in supported.items():
         found = installed.get(name)
-        fix = f"pip install '{name}{wanted}'" + (" -c constraints.txt" if name in tested else "")
+        fix = f"pip install '{name}{wanted}'" + (f" -c {constraints}" if name in tested else "")
         if found is None:
             yield Finding(verdict="wrong", subject=name, detail=f"not installed: {fix}")
         elif not supports(wanted, found):
@@ -279,7 +309,11 @@ def examine(writable: Sequence[Path], unchanged: Path | None = None) -> Iterator
     """The whole report, line by line."""
     installed = installed_versions()
     yield check_python(".".join(map(str, sys.version_info[:3])))
-    yield from check_packages(installed, requirements(), pinned(TESTED) if TESTED.is_file() else {})
+    if (nearest := nearest_set(installed)) is None:
+        yield from check_packages(installed, requirements(), {})
+    else:
+        yield from check_packages(installed, requirements(), pinned(nearest), constraints=nearest.name)
+        yield check_set(installed, nearest)
     yield check_gpu(torch_cuda())
     for component in OPTIONAL:
         yield check_optional(component, installed)

@@ -38,6 +38,7 @@ class SDPACoreAttention(torch.nn.Module):
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
+        pg_collection: Any = None,
         *,
         session: AttentionSession,
     ) -> None:

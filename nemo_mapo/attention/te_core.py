@@ -87,6 +87,7 @@ class TECoreAttention(nn.Module):
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
+        pg_collection: Any = None,
         *,
         session: AttentionSession,
         layout: Layout = "sbhd",

@@ -64,10 +64,10 @@ class RotatedCacheSelfAttention(SelfAttention):  # type: ignore[misc]
             return adjust(inference_context, query, key, value, rotary_pos_emb, *args, **kwargs)
         start = inference_context.sequence_len_offset
         key = apply_rotary_pos_emb(key, rotary_pos_emb[1][start : start + len(key)], config=self.config)
-        query, key, value, rotations, mask_type = adjust(
+        query, key, value, rotations, *rest = adjust(
             inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
         )
-        return query, key, value, (rotations[0], None), mask_type
+        return query, key, value, (rotations[0], None), *rest
 
 
 def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> TransformerConfig:

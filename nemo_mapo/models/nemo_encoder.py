@@ -9,13 +9,13 @@ from torch import Tensor
 
 from nemo_mapo.models.nemo_files import refuse_code
 from nemo_mapo.models.perception import NemoPerception
+from nemo_mapo.upstream.nemo import IDENTITY_ADAPTER
 
 PARTS: Final = ("preprocessor.", "encoder.")
 """Prefixes, in an ASR model and in the perception module, of what both have."""
 ASR_FILE, MODULE_CONFIG, MODULE_WEIGHTS = "asr.nemo", "perception.yaml", "perception.pt"
 _DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
 _ADAPTER_LAYERS: Final = 2
-IDENTITY_ADAPTER: Final = "nemo.collections.multimodal.speech_llm.modules.modality_adapters.IdentityConnectors"
 
 
 def module_config(asr: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from nemo_mapo.models.clip_length import too_short
 from nemo_mapo.models.nemo_files import refuse_foreign_classes
 from nemo_mapo.models.qwen_omni.encoder import QwenOmniPerception
 from nemo_mapo.models.whisper import WhisperPerception
+from nemo_mapo.upstream.nemo import NewerFeatures, as_installed, compute_features, perception_class
 
 _MEL_FLOOR_OFFSET = 4.0
 _MEL_SCALE = 4.0
@@ -63,6 +64,7 @@ class ConvPerception(nn.Module):
             pad_to=0,
             log=True,
         )
+        compute_features(self.preprocessor.featurizer, "nemo_2_3")
         widths = [config.mel_bins] + [config.channels] * int(math.log2(config.downsampling))
         self.convolutions = nn.ModuleList(
             nn.Conv1d(fan_in, fan_out, kernel_size=3, stride=2, padding=1) for fan_in, fan_out in pairwise(widths)
@@ -118,23 +120,21 @@ class NemoPerception(nn.Module):
 
     def __init__(self, config: NemoPerceptionConfig, hidden_size: int) -> None:
         super().__init__()
-        from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
         from omegaconf import OmegaConf
 
         _refuse_randomness(config.module)
-        module_config = OmegaConf.create(dict(config.module))
+        installed = as_installed(config.module)
+        module_config = OmegaConf.create(installed)
         module_config.output_dim = hidden_size
-        refuse_foreign_classes(config.module, "model.perception.module")
+        refuse_foreign_classes(installed, "model.perception.module")
         # NeMo's encoders compute with values while they are built, which tensors without storage do not have.
         without_storage = torch.get_default_device().type == "meta"
         with torch.device("cpu") if without_storage else nullcontext():
-            self.module = AudioPerceptionModule(module_config)
+            self.module = perception_class()(module_config)
         self._tokens: dict[int, int] = {}
         self._sample_rate = int(config.module["preprocessor"]["sample_rate"])
         self._trims = config.features == "nemo_2_5"
-        if self._trims:
-            # In place: the module was built by NeMo, which knows its own features only.
-            self.module.preprocessor.featurizer.__class__ = NewerFeatures
+        compute_features(self.module.preprocessor.featurizer, config.features)
 
     def train(self, mode: bool = True) -> "NemoPerception":
         """Switch as usual; batch norms keep the statistics they have, or a clip would depend on its batch."""
@@ -198,29 +198,6 @@ class NemoPerception(nn.Module):
         # NeMo 2.5 masks what lies behind a clip's frames before each convolution; here it is not there at all.
         encoded = self.module(processed_signal=features[..., : int(frames.max())], processed_signal_length=frames)
         return encoded
-
-
-class NewerFeatures(FilterbankFeatures):  # type: ignore[misc]
-    """NeMo's mel features as since its release 2.5."""
-
-    def stft(self, x: Float[Tensor, "audio samples"]) -> Tensor:
-        """Zeros at the edges of a clip."""
-        spectrum: Tensor = torch.stft(
-            x,
-            n_fft=self.n_fft,
-            hop_length=self.hop_length,
-            win_length=self.win_length,
-            center=not self.exact_pad,
-            window=self.window.to(dtype=torch.float),
-            return_complex=True,
-            pad_mode="constant",
-        )
-        return spectrum
-
-    def get_seq_len(self, seq_len: Int[Tensor, " audio"]) -> Int[Tensor, " audio"]:
-        """Frames of clips of so many samples."""
-        longer: Tensor = super().get_seq_len(seq_len)
-        return longer - 1
 
 
 def _refuse_randomness(module: dict[str, Any]) -> None:

@@ -6,22 +6,21 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import p2p_communication
 from torch import Tensor, nn
 
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
+from nemo_mapo.upstream.megatron import receive_from_previous_stage, send_to_next_stage
 
 
 def forward_all_stages(model: AudioLLM, *args: Any, **kwargs: Any) -> AudioLLMOutput | None:
     """Call `model` on every stage in turn, each with the same arguments; None on all stages but the last."""
     assert not torch.is_grad_enabled(), "training runs through Megatron's pipeline schedule"
     if not model.pre_process:
-        # The shape is exchanged first (variable_seq_lengths), so what is said here does not matter.
-        model.set_input_tensor(p2p_communication.recv_forward((), model.config))
+        model.set_input_tensor(receive_from_previous_stage(model.config))
     output = model(*args, **kwargs)
     if isinstance(output, AudioLLMOutput):
         return output
-    p2p_communication.send_forward(output, model.config)
+    send_to_next_stage(output, model.config)
     return None
 
 

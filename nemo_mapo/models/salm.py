@@ -18,16 +18,16 @@ from nemo_mapo.models.hf.config import read_json
 from nemo_mapo.models.hf.files import ModelFiles, Stored
 from nemo_mapo.models.hf.models import HfModel, read_model
 from nemo_mapo.models.hf.weights import EMBEDDING, HEAD, Rule, WeightMap
-from nemo_mapo.models.nemo_encoder import IDENTITY_ADAPTER, without_randomness
+from nemo_mapo.models.nemo_encoder import without_randomness
+from nemo_mapo.upstream.nemo import IDENTITY_ADAPTER, NEWER_IDENTITY_ADAPTER
 
 SALM_RULES: Final = (Rule("perception.module.{name}", ("perception.{name}",)),)
 _PREPROCESSOR: Final = "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor"
 _CONFORMER: Final = "nemo.collections.asr.modules.ConformerEncoder"
-_IDENTITY: Final = "nemo.collections.speechlm2.modules.perception.IdentityConnector"
 _TARGETS: Final = {
     "preprocessor": (_PREPROCESSOR,),
     "encoder": (_CONFORMER,),
-    "modality_adapter": (_CONFORMER, _IDENTITY),
+    "modality_adapter": (_CONFORMER, NEWER_IDENTITY_ADAPTER),
 }
 """Classes that a config may name; any other would be code of its author's choice."""
 _PEFT: Final = "llm.base_model.model."
@@ -157,7 +157,7 @@ def _module(perception: Mapping[str, Any], path: Path) -> dict[str, Any]:
     module["preprocessor"]["dither"] = 0.0
     module["encoder"] = without_randomness(module["encoder"])
     adapter = module["modality_adapter"]
-    if adapter["_target_"] == _IDENTITY:
+    if adapter["_target_"] == NEWER_IDENTITY_ADAPTER:
         adapter["_target_"] = IDENTITY_ADAPTER
     else:
         module["modality_adapter"] = without_randomness(adapter)

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 _METADATA: Final = ".metadata"
 _COMMON: Final = "common.pt"
 _BACKENDS: Final = "metadata.json"
-_READABLE: Final = {"sharded_backend": "torch_dist", "common_backend": "torch"}
-"""The formats that are looked at here; Megatron reads others when the checkpoint names them."""
+_READABLE: Final = {"sharded_backend": ("torch_dist",), "common_backend": ("torch", None)}
+"""The formats that are looked at here; Megatron reads others when the checkpoint names them (0.19: one only)."""
 _CHECKPOINT: Final = "torch.distributed.checkpoint"
 _ALLOWED: Final = frozenset(
     {
@@ -81,8 +81,8 @@ def _refuse_other_formats(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from error
     for key, wanted in _READABLE.items():
-        if not isinstance(named, dict) or named.get(key) != wanted:
-            raise ValueError(f"{path}: {key} must be {wanted}, the format that this project writes")
+        if not isinstance(named, dict) or named.get(key) not in wanted:
+            raise ValueError(f"{path}: {key} must be {wanted[0]}, the format that this project writes")
 
 
 def _read_metadata(path: Path) -> Metadata:

@@ -7,14 +7,15 @@ from jaxtyping import Int
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
+from nemo_mapo.upstream.megatron import key_value_cache
+
 
 class SlotCache:
     """A cache of fixed shape; the completions under way stand in its first slots and all end at one position."""
 
     def __init__(self, slots: int, room: int) -> None:
         """Take memory for `slots` completions of `room` positions as soon as there is something to put in."""
-        self.context = StaticInferenceContext(slots, room)
-        self.context.materialize_only_last_token_logits = True
+        self.context = key_value_cache(slots, room)
         self.context.enable_decode_mode()
 
     @property

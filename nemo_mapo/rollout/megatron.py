@@ -26,6 +26,7 @@ from nemo_mapo.rollout.kv_cache import SlotCache
 from nemo_mapo.rollout.sampling import row_uniforms, sample, sampling_distribution, token_log_probs
 from nemo_mapo.rows import Completion, Prompt
 from nemo_mapo.types import AudioBatch
+from nemo_mapo.upstream.megatron import key_value_cache
 
 COMPACTION_SHARE: Final = 0.75
 """Finished rows leave the batch, and prompts that wait take their places, when at most this share of it is still being
@@ -203,8 +204,7 @@ class MegatronRollout:
         read = [prompts[number] for number in chosen]
         tokens, segment_ids = left_padded(read, pad_id=self.pad_id)
         audio, audio_row = audio_of(read)
-        context = StaticInferenceContext(len(chosen), tokens.shape[1])
-        context.materialize_only_last_token_logits = True
+        context = key_value_cache(len(chosen), tokens.shape[1])
         unpadded = bool((segment_ids == SEQUENCE_SEGMENT).all())
         logits = self._next_logits(
             tokens.to(self._device),
@@ -335,7 +335,14 @@ class MegatronRollout:
     ) -> Float[Tensor, "live vocab"]:
         """Logits of the token after the last one read, the same on all ranks of a model replica."""
         output = forward_all_stages(
-            self.model, tokens, audio, audio_row, segment_ids=segment_ids, inference_context=context, deaf=deaf
+            self.model,
+            tokens,
+            audio,
+            audio_row,
+            segment_ids=segment_ids,
+            read_at=torch.tensor([tokens.shape[1] - 1], device=tokens.device),
+            inference_context=context,
+            deaf=deaf,
         )
         last = None if output is None else self.model.whole_vocabulary(output.logits[:, -1])
         return from_last_stage(last, (len(tokens), self.model.vocab_size), next(self.model.parameters()))

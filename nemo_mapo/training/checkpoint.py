@@ -21,6 +21,7 @@ from nemo_mapo.processes import is_main_rank
 from nemo_mapo.ranks import gather
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.room import no_room_in
+from nemo_mapo.upstream.megatron import save
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +123,7 @@ def write_checkpoint(
     if optimizer is not None:
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"])
     with _removed_unless_whole(unfinished):
-        dist_checkpointing.save(sharded, str(unfinished))
-        dist.barrier()
+        save(sharded, unfinished)
         if is_main_rank():
             (unfinished / _STATE_FILE).write_text(json.dumps(state or {}, indent=2) + "\n")
         dist.barrier()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from integration.parts_tiny import load_policy, save_chat_model
 from nemo.collections.asr.models import ASRModel, EncDecCTCModel
-from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
 from omegaconf import OmegaConf
 
 from forked_commands import run
@@ -14,6 +13,7 @@ from nemo_mapo.models.nemo_encoder import load_encoder, module_config, save_enco
 from nemo_mapo.models.perception import build_perception
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.assemble import assemble
+from nemo_mapo.upstream.nemo import perception_class
 from tests.integration.tiny_run import command, metrics, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
@@ -186,7 +186,7 @@ def test_nemo_loads_what_is_saved_and_computes_the_same(asr, perception, tmp_pat
     save_encoder(perception, asr, tmp_path / "out")
     again = ASRModel.restore_from(str(tmp_path / "out" / "asr.nemo"), map_location="cpu")
     assert torch.equal(encoded_by(again), encoded_by(ASRModel.restore_from(str(asr), map_location="cpu")))
-    module = AudioPerceptionModule(OmegaConf.load(tmp_path / "out" / "perception.yaml"))
+    module = perception_class()(OmegaConf.load(tmp_path / "out" / "perception.yaml"))
     module.load_state_dict(torch.load(tmp_path / "out" / "perception.pt"))
     lengths = torch.tensor([SAMPLES] * 2)
     frames, _ = module.eval()(input_signal=clips(), input_signal_length=lengths)

@@ -4,11 +4,14 @@ import os
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nltk.data
 import pytest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from nemo_mapo import doctor
 from nemo_mapo.attention.te_support import MINIMUM_TE
@@ -29,6 +32,12 @@ def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
     )
+
+
+def project_ranges() -> dict[str, SpecifierSet]:
+    """What pyproject.toml says, which an environment knows as soon as it is installed again."""
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return {canonicalize_name(parsed.name): parsed.specifier for parsed in map(Requirement, lines)}
 
 
 def by_subject(findings) -> dict[str, Finding]:
@@ -77,6 +86,25 @@ def test_a_package_out_of_range_or_absent_is_wrong_with_the_command_that_mends_i
     assert found["nltk"].detail == "not installed: pip install 'nltk>=3.9'"
 
 
+def test_both_measured_sets_are_known_and_in_range() -> None:
+    ranges = project_ranges()
+    assert list(ranges["megatron-core"].filter(["0.12.3", "0.16.1", "0.19.2", "0.20.0"])) == ["0.12.3", "0.19.2"]
+    for path in doctor.SETS:
+        versions = doctor.pinned(path)
+        assert doctor.nearest_set(versions) == path
+        assert str(doctor.check_set(versions, path)).endswith(path.name)
+        found = doctor.check_packages(versions, ranges, versions, constraints=path.name)
+        assert [str(finding) for finding in found if finding.verdict != "OK"] == []
+
+
+def test_what_differs_from_the_nearest_measured_set_is_said() -> None:
+    newer = doctor.SETS[1]
+    versions = doctor.pinned(newer) | {"transformers": "5.1"}
+    assert doctor.nearest_set(versions) == newer
+    said = doctor.check_set(versions, newer).detail
+    assert "transformers" in said and "not measured" in said
+
+
 @pytest.mark.parametrize(
     ("version", "inside"),
     [("2.6.0", True), ("2.7.0a0+7c8ec84dab.nv25.3", True), ("2.6.0rc1", True), ("2.5.1+cu124", False)],
@@ -93,7 +121,7 @@ def test_python_outside_the_range_is_wrong(version: str, verdict: str) -> None:
 def test_the_ranges_are_those_of_the_project_without_its_extras() -> None:
     ranges = doctor.requirements()
     assert set(doctor.STACK) <= set(ranges)
-    assert ranges["megatron-core"] == SpecifierSet(">=0.11,<0.17")
+    assert ranges == project_ranges(), "pyproject.toml is newer than what is installed: make env"
     assert "pytest" not in ranges
 
 

@@ -87,7 +87,7 @@ def decoder_config(
     rope_class = {name: value for name, value in stated.items() if name not in _ROPE_FIELDS}
     values: dict[str, Any] = config_class(**rope_class).to_dict()
     problems = _unsupported(stated, values)
-    rope, wrong = _rope(stated, default_base=values["rope_theta"], multimodal=multimodal)
+    rope, wrong = _rope(stated, default_base=_default_base(values), multimodal=multimodal)
     if problems + wrong:
         raise ValueError("; ".join(problems + wrong))
     experts: dict[str, Any] = {}
@@ -138,6 +138,12 @@ def _unsupported(stated: Mapping[str, Any], values: Mapping[str, Any]) -> list[s
     left = [name for name in stated.keys() - known if not name.startswith("_") and not name.endswith("_token_id")]
     unknown = [f"{name}={stated[name]!r} is not known, and may change the function" for name in left]
     return wrong + sorted(unknown)
+
+
+def _default_base(values: Mapping[str, Any]) -> float:
+    """The rotary base of a class: a field of its own in transformers 4, one of the rope's parameters in 5."""
+    base: float = values["rope_theta"] if "rope_theta" in values else values["rope_parameters"]["rope_theta"]
+    return base
 
 
 def _rope(stated: Mapping[str, Any], *, default_base: float, multimodal: bool) -> tuple[Rope, list[str]]:

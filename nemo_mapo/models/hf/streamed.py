@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
@@ -25,6 +24,7 @@ from torch.futures import Future
 
 from nemo_mapo.checksums import checksums_of, files_to_sum, write_checksums
 from nemo_mapo.models.tensors import Entry, shards_of
+from nemo_mapo.upstream.megatron import save
 
 Read = Callable[[str], Tensor]
 """The tensor of a name of the model's state."""
@@ -40,11 +40,11 @@ def save_streamed(state: dict[str, Any], read: Read, directory: Path) -> None:
     """
     # Megatron reshapes the entries that it is given.
     given = {name: replace(entry) for name, entry in state.items()}
-    dist_checkpointing.save({"model": given}, str(directory), sharded_strategy=_StreamedSave(state, read))
+    save({"model": given}, directory, strategy=_StreamedSave(state, read))
     write_checksums(directory, checksums_of(files_to_sum(directory)))
 
 
-class _StreamedSave(SaveShardedStrategy):  # type: ignore[misc]
+class _StreamedSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
     """Megatron's torch format, written as it is read."""
 
     def __init__(self, state: dict[str, Any], read: Read) -> None:
@@ -60,11 +60,6 @@ class _StreamedSave(SaveShardedStrategy):  # type: ignore[misc]
             storage_writer=_StreamedWriter(checkpoint_dir),
             planner=_StreamedPlanner(self.state, self.read),
         )
-
-    @property
-    def can_handle_sharded_objects(self) -> bool:
-        """Linears have empty extra states, which are such objects."""
-        return True
 
 
 class _StreamedPlanner(MCoreSavePlanner):  # type: ignore[misc]

@@ -30,11 +30,16 @@ def windowed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    cu_seq_lens_q: Int[Tensor, " bounds"],
+    cu_seq_lens_q: Int[Tensor, " bounds"] | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "one positions heads width"], None]:
-    """What flash attention does with `cu_seq_lens`: full attention inside each window, none across; no mask S x S."""
+    """What flash attention does with `cu_seq_lens`: full attention inside each window, none across; no mask S x S.
+
+    transformers 4 calls it once with the bounds of all windows, transformers 5 once per window without any.
+    """
     assert attention_mask is None, "the windows are the mask"
+    if cu_seq_lens_q is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2), None
     lengths = cu_seq_lens_q.diff()
     valid = torch.arange(int(lengths.max()), device=query.device) < lengths[:, None]
 
