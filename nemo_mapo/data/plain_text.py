@@ -11,7 +11,7 @@ _LIKE_CONTROL = re.compile(r"<\|.*\|>")
 
 def control_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The control tokens that `text` would become if it were tokenised as it is; mostly none."""
-    names = _control_tokens(tokenizer, len(tokenizer))
+    names = _control_tokens(tokenizer)
     return tuple(names[token] for token in _encode(text, tokenizer) if token in names)
 
 
@@ -23,7 +23,7 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         ValueError: the tokenizer makes a control token of the text in any way.
     """
-    names = _control_tokens(tokenizer, len(tokenizer))
+    names = _control_tokens(tokenizer)
     ids = _encode(text, tokenizer)
     if names.keys().isdisjoint(ids):
         return ids
@@ -44,12 +44,17 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, split: bool = Fals
     return ids
 
 
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    # A tokenizer may grow. Not len(tokenizer), which copies its vocabulary, for every prompt.
+    return _control_tokens_of(tokenizer, len(tokenizer.added_tokens_decoder))
+
+
 @lru_cache(maxsize=8)
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
+def _control_tokens_of(tokenizer: PreTrainedTokenizerBase, added: int) -> dict[int, str]:
     """What means something other than its letters, by id: special tokens, and added ones of the form `<|...|>`.
 
-    Reasoning tags such as `<think>` are not among them: completions spell them. `size` is that of the tokenizer, which
-    may grow.
+    Reasoning tags such as `<think>` are not among them: completions spell them. `added` is how many tokens were added
+    to the vocabulary.
     """
     named = tokenizer.special_tokens_map
     unknown = named.pop("unk_token", None)
