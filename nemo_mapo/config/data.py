@@ -65,7 +65,7 @@ class DatasetConfig:
     phases: tuple[PhaseConfig, ...] = ()
     """A curriculum in place of `input_cfg`: one phase after the other, each for its number of steps."""
     infinite: Flag = False
-    """Draw forever, from each item of `input_cfg` as often as its weight says; needs trainer.mapo.max_steps. false: an
+    """Draw forever, from each item of `input_cfg` as often as its weight says; needs the loop's max_steps. false: an
     epoch is one pass over all items (weights say how early an item is drawn), and epochs follow each other."""
     bucket_duration_bins: Annotated[tuple[Seconds, ...], Field(min_length=1)] | None = None
     """Borders of duration buckets, seconds, ascending: a batch holds clips of one bucket, so little is padded. Its size
@@ -76,6 +76,11 @@ class DatasetConfig:
     """Hz; clips with another rate are refused."""
     shuffle: Flag = False
     """Draw in another order every epoch."""
+    shuffle_buffer_size: Count = 10000
+    """Cuts that `shuffle` draws from, in NeMo's name: as many wait on every rank, with their audio if it comes from
+    archives (`nemo_tarred`, `lhotse_shar`). Fewer need less memory and are mixed less."""
+    bucket_buffer_size: Count = 10000
+    """Cuts that wait for the others of their duration bucket, likewise."""
     seed: OrderSeed = 0
     """Of the order."""
     min_duration: SecondsOrZero = 0.1

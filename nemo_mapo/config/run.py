@@ -122,7 +122,7 @@ class RunConfig:
                 "warm_start trains the whole model from noise, and would not keep the encoder of "
                 f"model.perception.restore_from_path={self.model.restored_encoder}: leave one of them out (~warm_start)"
             )
-        group = self.trainer.mapo.num_rollouts_per_prompt
+        group = self.completions_per_prompt
         if self.rollout.batch_size < group:
             raise ValueError(
                 f"rollout.batch_size={self.rollout.batch_size} must hold a whole group: at least "

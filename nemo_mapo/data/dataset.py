@@ -281,12 +281,14 @@ def _nemo_config(config: DatasetConfig, *, epoch: int, drop_last: bool) -> dict[
         "min_duration": config.min_duration,
         "max_duration": config.max_duration,
         "shuffle": config.shuffle,
+        "shuffle_buffer_size": config.shuffle_buffer_size,
         "drop_last": drop_last,
         "seed": config.seed,
         # Shuffling, mixing and the order of Shar archives all follow this one.
         "shard_seed": config.seed + epoch,
         "use_bucketing": config.bucket_duration_bins is not None,
         "bucket_duration_bins": None if config.bucket_duration_bins is None else list(config.bucket_duration_bins),
+        "bucket_buffer_size": config.bucket_buffer_size,
         "num_buckets": len(config.bucket_duration_bins or ()) + 1,
         # A background thread would make batches depend on timing.
         "concurrent_bucketing": False,

@@ -100,7 +100,7 @@ def check_finite(records: Sequence[Record], objective: Objective, chance: float)
         key="not_finite",
         title="Some metrics are NaN or infinite",
         detail=f"{listed}. The curves leave these steps out.",
-        advice="Look at the first such step; lower model.optim.lr or trainer.mapo.gradient_clip_val.",
+        advice="Look at the first such step; lower model.optim.lr or gradient_clip_val.",
     )
 
 

@@ -60,8 +60,10 @@ class PolicyOptimizer(Protocol):
 class SkippedSteps:
     """Steps in a row that were not taken because a gradient is not finite, up to a limit."""
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int, key: str) -> None:
+        """`key` is where the config says `limit`."""
         self.limit = limit
+        self.key = key
         self.in_a_row = 0
 
     def count(self, taken: OptimizerStep, loss: float, *, step: int) -> None:
@@ -81,7 +83,7 @@ class SkippedSteps:
             raise FloatingPointError(
                 f"step {step}: {self.in_a_row} updates in a row were skipped because the gradient is not finite, the "
                 f"first bad tensor being {taken.fault}; the last checkpoint is from before. Lower the learning rate, "
-                "or raise trainer.mapo.max_skipped_steps"
+                f"or raise {self.key}"
             )
 
 

@@ -9,7 +9,7 @@ import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,18 @@ def test_a_tarred_corpus_is_read_as_the_same_clips_in_files(tmp_path, first):
     for name, (example, waveform) in wanted.items():
         assert replace(found[name][0], clips=()) == replace(example, clips=()) and waveform.equal(found[name][1])
         assert found[name][0].clips[0].path is None and example.clips[0].path.endswith(f"{name}.flac")
+
+
+def test_clips_of_different_archives_are_mixed_as_far_as_the_buffer_reaches(tmp_path):
+    item = tarred(tmp_path)
+    shard_of = {line["id"]: number % 2 for number, line in enumerate(LINES)}
+
+    def changes(**options):
+        order = [shard_of[example.id] for example in examples(item, shuffle=True, **options)]
+        return sum(one != other for one, other in pairwise(order))
+
+    assert [changes(seed=seed, shuffle_buffer_size=1) for seed in range(4)] == [1] * 4
+    assert max(changes(seed=seed) for seed in range(4)) > 1
 
 
 def test_one_manifest_may_be_about_all_archives(tmp_path):

@@ -68,12 +68,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(bad):
 
 def test_steps_that_are_skipped_in_a_row_end_the_run_naming_the_tensor():
     bad, good = OptimizerStep(grad_norm=math.nan, fault="some.weight"), OptimizerStep(grad_norm=1.0, fault=None)
-    skipped = SkippedSteps(limit=3)
+    skipped = SkippedSteps(limit=3, key="trainer.sft.max_skipped_steps")
     for taken in (bad, bad, good, bad, bad):
         skipped.count(taken, math.nan, step=7)
     assert skipped.in_a_row == 2
-    with pytest.raises(FloatingPointError, match=r"step 7: 3 updates in a row .* first bad tensor being some\.weight"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 7: 3 updates in a row .* first bad tensor being some\.weight"
+    ) as said:
         skipped.count(bad, math.nan, step=7)
+    assert "or raise trainer.sft.max_skipped_steps" in str(said.value)
 
 
 def test_updates_too_small_for_bfloat16_add_up_in_the_main_weights():
