@@ -103,6 +103,7 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
         finished = parts.trainer.fit()
         if not finished:
             events.append({"step": parts.trainer.step, "message": ENDED_EARLY})
+        facts |= parts.trainer.checkpoints.facts()
         # Written before the test as well: a clip that cannot be read there must not cost the report.
         _write_up(directory, facts)
         if finished:
@@ -321,7 +322,7 @@ class Assembly:
             self.validate,
             CustomLoggerWrapper(experiment_loggers(config, self.directory)),
             SampleWriter(self.directory.rollouts, self.tokenizer, config.resolved_objective, keep_clip=self._keep_clip),
-            CheckpointStore(self.directory.checkpoints, keep=config.trainer.loop.keep_checkpoints),
+            CheckpointStore.of(config, self.directory.checkpoints),
             Timer(config.trainer.loop.max_time_per_run),
         )
 

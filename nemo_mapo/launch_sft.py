@@ -102,7 +102,7 @@ class SupervisedAssembly(Assembly):
             self._prompt_stream(config.data.train_ds),
             self.validate,
             CustomLoggerWrapper(experiment_loggers(config, self.directory)),
-            CheckpointStore(self.directory.checkpoints, keep=config.trainer.loop.keep_checkpoints),
+            CheckpointStore.of(config, self.directory.checkpoints),
             Timer(config.trainer.loop.max_time_per_run),
         )
 

@@ -2,15 +2,15 @@
 
 import netrc
 import os
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.explain import nearest
-from nemo_mapo.config.fields import Flag, PathText
+from nemo_mapo.config.fields import CountOrZero, Flag, PathText
 
 _WANDB_KEYS: Final = (
     *("name", "project", "entity", "group", "job_type", "tags", "notes", "config", "id", "version", "offline", "mode"),
@@ -34,6 +34,36 @@ _OFFLINE: Final = ("offline", "disabled", "dryrun")
 
 
 @config_class
+class CheckpointCallbackConfig:
+    """The best checkpoints, kept beside the newest, in the names of Lightning's ModelCheckpoint; `checkpoints/best`
+    is a link to the very best."""
+
+    monitor: Annotated[str, Field(min_length=1)] | None = None
+    """Metric of validation; null is val/accuracy, or val/loss if the questions have no choices."""
+    mode: Literal["max", "min"] | None = None
+    """Which value is the best; null is min for a metric that ends in `loss`, else max."""
+    save_top_k: CountOrZero = 1
+    """How many of the best are kept; 0 keeps the newest alone. Of equal ones the earlier is the better."""
+
+    def score(self, validation: Mapping[str, float]) -> tuple[str, float] | None:
+        """The monitored metric, and its value with the sign that makes more the better; None without a validation.
+
+        Raises:
+            ValueError: the validation has no such metric.
+        """
+        if not validation:
+            return None
+        name = self.monitor or ("val/accuracy" if "val/accuracy" in validation else "val/loss")
+        if name not in validation:
+            raise ValueError(
+                f"exp_manager.checkpoint_callback_params.monitor={name}: validation has no such metric"
+                f"{nearest(name, validation)}"
+            )
+        smallest = (self.mode or ("min" if name.endswith("loss") else "max")) == "min"
+        return name, -validation[name] if smallest else validation[name]
+
+
+@config_class
 class ExpManagerConfig:
     """NeMo's experiment manager (the part that a run directory needs)."""
 
@@ -45,6 +75,7 @@ class ExpManagerConfig:
     """Name of the run in `exp_dir`, as in NeMo; `explicit_log_dir` refers to it."""
     resume_if_exists: Flag = False
     """Continue from the newest checkpoint in the run directory."""
+    checkpoint_callback_params: CheckpointCallbackConfig = CheckpointCallbackConfig()
     create_tensorboard_logger: Flag = True
     """Write TensorBoard events."""
     create_wandb_logger: Flag = False

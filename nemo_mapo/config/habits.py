@@ -3,6 +3,9 @@
 from typing import Final
 
 _LOOP: Final = ("max_steps", "max_epochs", "val_check_interval", "gradient_clip_val")
+_BEST: Final = "exp_manager.checkpoint_callback_params"
+_WHEN_SAVED: Final = ("save_last", "every_n_train_steps", "every_n_epochs", "train_time_interval")
+_CALLED: Final = ("filename", "dirpath", "prefix", "postfix")
 
 HABITS: Final[dict[str, str]] = {
     **{f"trainer.{name}": f"use trainer.mapo.{name} (examples/sft.py: trainer.sft.{name})" for name in _LOOP},
@@ -19,7 +22,9 @@ HABITS: Final[dict[str, str]] = {
     "trainer.use_distributed_sampler": "batches are distributed by data parallelism itself",
     "exp_manager.version": "a run directory has no versions: choose another exp_manager.name",
     "exp_manager.create_checkpoint_callback": "use trainer.mapo.save_interval (0 is never)",
-    "exp_manager.checkpoint_callback_params": "use trainer.mapo.save_interval and trainer.mapo.keep_checkpoints",
+    **{f"{_BEST}.{name}": "use trainer.mapo.save_interval and trainer.mapo.keep_checkpoints" for name in _WHEN_SAVED},
+    **{f"{_BEST}.{name}": "a checkpoint is checkpoints/step_N, and the best has a link" for name in _CALLED},
+    **{f"{_BEST}.{name}": "use examples/export_hf.py" for name in ("always_save_nemo", "save_nemo_on_train_end")},
     "exp_manager.resume_ignore_no_checkpoint": "resume_if_exists=true starts afresh if there is no checkpoint",
     "exp_manager.max_time_per_run": "use trainer.mapo.max_time_per_run=DD:HH:MM:SS",
     "model.restore_from_path": "use pretrained_checkpoint.restore_from_path",

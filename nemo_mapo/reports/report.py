@@ -152,4 +152,6 @@ def _timing(files: RunFiles) -> Block:
 
 def _facts(files: RunFiles) -> list[str]:
     facts = [f"Part-of-speech tagger: {files.run['pos_tagger']}."] if files.run.get("pos_tagger") else []
+    if best := section(files.run, "best_checkpoint"):
+        facts.append(f"checkpoints/best is {best.get('name')}, with {best.get('metric')} = {best.get('value')}.")
     return [*facts, f"Made from the files in {files.run_dir.resolve()}."]

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from nemo_mapo.checksums import CHECKSUMS, checksums_of, damage, files_to_sum, write_checksums
+from nemo_mapo.config.exp_manager import CheckpointCallbackConfig
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.files import UNFINISHED, flush
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.untrusted import checkpoint_reader, refuse_code
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 _STATE_FILE = "trainer_state.json"
 _STEP_PREFIX = "step_"
+VALIDATION = "validation"
+"""Key of the metrics of validation in a trainer's state."""
+BEST = "best"
+"""Link to the checkpoint whose validation was the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +56,17 @@ class CheckpointStore:
     name is always complete.
     """
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
+    def __init__(self, directory: Path, *, keep: int, best: CheckpointCallbackConfig | None = None) -> None:
+        """Keep the `keep` newest, and the best as `best` says; None keeps the very best by accuracy or loss."""
         self.directory = directory
         self.keep = keep
+        self._best = best or CheckpointCallbackConfig()
+
+    @classmethod
+    def of(cls, config: RunConfig, directory: Path) -> "CheckpointStore":
+        """Those that a run keeps."""
+        best = config.exp_manager.checkpoint_callback_params
+        return cls(directory, keep=config.trainer.loop.keep_checkpoints, best=best)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None."""
@@ -76,8 +90,22 @@ class CheckpointStore:
             raise ValueError(f"no checkpoint in {self.directory} is whole, begin a new run directory: {damaged[0]}")
         return None, []
 
-    def save(self, step: int, model: AudioLLM, optimizer: PolicyOptimizer, trainer_state: dict[str, Any]) -> Path:
-        """Write a checkpoint of `step` and remove the oldest ones beyond `keep`."""
+    def save(
+        self,
+        step: int,
+        model: AudioLLM,
+        optimizer: PolicyOptimizer,
+        trainer_state: dict[str, Any],
+        validation: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Write a checkpoint of `step`, with the metrics of its validation, and remove those that are not to be kept.
+
+        Raises:
+            ValueError: `validation` lacks the metric that says which checkpoint is the best.
+        """
+        if validation:
+            self._best.score(validation)
+            trainer_state = {**trainer_state, VALIDATION: dict(validation)}
         final = self.directory / step_name(step)
         if is_main_rank():
             self._remove_unfinished()
@@ -85,9 +113,29 @@ class CheckpointStore:
                 _remove(final)
         write_checkpoint(final, model, optimizer=optimizer, state=trainer_state)
         if is_main_rank():
+            best = [name for name, _, _ in self._ranked()[: self._best.save_top_k]]
+            if best:
+                _link(self.directory / BEST, best[0])
             for old in self._complete()[: -self.keep]:
-                _remove(old)
+                if old.name not in best:
+                    _remove(old)
         return final
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of the best checkpoint."""
+        kept = self._ranked()[: self._best.save_top_k]
+        return {"best_checkpoint": dict(zip(("name", "metric", "value"), kept[0], strict=True))} if kept else {}
+
+    def _ranked(self) -> list[tuple[str, str, float]]:
+        """The checkpoints that were validated, the best first: name, metric and its value."""
+        found = []
+        for path in self._complete():
+            validation = _validation_of(path)
+            if scored := self._best.score(validation):
+                metric, score = scored
+                found.append((score, path.name, metric, validation[metric]))
+        # Sorting is stable: of equal ones the earlier stays in front.
+        return [one[1:] for one in sorted(found, key=lambda one: -one[0])]
 
     def _complete(self) -> list[Path]:
         if not self.directory.is_dir():
@@ -249,3 +297,26 @@ def _remove(checkpoint: Path) -> None:
     unfinished = checkpoint.with_name(checkpoint.name + UNFINISHED)
     checkpoint.rename(unfinished)
     shutil.rmtree(unfinished)
+
+
+def followed(path: Path) -> Path:
+    """The checkpoint that a path is: of a link (`best`), which may point elsewhere later, what it points to now."""
+    return path.parent / path.readlink() if path.is_symlink() else path
+
+
+def _validation_of(path: Path) -> dict[str, float]:
+    """Metrics of the validation of a checkpoint; none of one whose state is damaged, which is not the best then."""
+    try:
+        state = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found: dict[str, float] = state.get(VALIDATION, {}) if isinstance(state, dict) else {}
+    return found
+
+
+def _link(link: Path, name: str) -> None:
+    """Point `link` to the checkpoint of this name beside it; it is never missing meanwhile."""
+    fresh = link.with_suffix(".next")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(name)
+    fresh.replace(link)

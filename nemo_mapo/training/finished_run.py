@@ -7,7 +7,7 @@ from nemo_mapo.config.load import load
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.yaml_files import read_recorded
-from nemo_mapo.training.checkpoint import CheckpointStore, read_checkpoint
+from nemo_mapo.training.checkpoint import CheckpointStore, followed, read_checkpoint
 from nemo_mapo.training.run_directory import RunDirectory
 from nemo_mapo.types import Wording
 
@@ -49,10 +49,14 @@ def unsharded(model: ModelConfig) -> ModelConfig:
 
 
 def find_checkpoint(run_dir: Path, name: str | None) -> Path:
-    """The checkpoint of this name, or the newest; ValueError if it is not there or not whole."""
+    """The checkpoint of this name (`best` is that of the best validation), or the newest.
+
+    Raises:
+        ValueError: it is not there, or not whole.
+    """
     directory = RunDirectory(path=run_dir).checkpoints
     if name is not None:
-        return read_checkpoint(directory / name).path
+        return read_checkpoint(followed(directory / name)).path
     newest = CheckpointStore(directory, keep=1).latest()
     if newest is None:
         raise ValueError(f"{run_dir} has no checkpoint")

@@ -1,7 +1,7 @@
 """The loop that every way of training shares: steps, validation, log, checkpoints, in NeMo-Aligner's intervals."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.ranks import any_rank
-from nemo_mapo.training.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, step_name
+from nemo_mapo.training.checkpoint import VALIDATION, Checkpoint, CheckpointStore, load_checkpoint, step_name
 from nemo_mapo.training.optimizer import PolicyOptimizer, SkippedSteps, learning_rate
 from nemo_mapo.training.prompts import PromptStream, check_counts, total_steps
 from nemo_mapo.training.termination import termination_request
@@ -53,7 +53,9 @@ class TrainingLoop(ABC):
         self.step = 0
         self.optimization_step = 0
         self.consumed_samples = 0
-        self.skipped = SkippedSteps(limit=self.cfg.max_skipped_steps)
+        self.skipped = SkippedSteps(
+            limit=self.cfg.max_skipped_steps, key=f"{config.trainer.loop_name}.max_skipped_steps"
+        )
         self.max_steps = total_steps(config, prompts)
         self.total_optimizer_steps = self.max_steps * config.steps_per_generation
         self.timer = ScopedTimer(reduction="mean", sync_cuda=torch.cuda.is_available(), buffer_size=1)
@@ -74,7 +76,10 @@ class TrainingLoop(ABC):
         self.run_timer.start_time()
         with termination_request(self._interrupted()) as termination_requested, self.cleaned_up():
             if self.step == 0 and self.cfg.val_check_interval > 0:
-                self.logger.log_metrics(self.validate(0), step=self.step)
+                validation = self.validate(0)
+                # A metric that there is not is better known before hours of training.
+                self.config.exp_manager.checkpoint_callback_params.score(validation)
+                self.logger.log_metrics(validation, step=self.step)
             with self._progress_bar() as bar:
                 while self.step < self.max_steps:
                     metrics = self.next_step()
@@ -154,12 +159,13 @@ class TrainingLoop(ABC):
             raise ValueError(f"{path}: trainer_state.json says nothing of {', '.join(missing)}")
         if path.name != step_name(state["step"]):
             raise ValueError(f"{path}: trainer_state.json says step={state['step']!r}, which is not this checkpoint's")
+        self.config.exp_manager.checkpoint_callback_params.score(state.get(VALIDATION, {}))
         load_checkpoint(path, self.policy, optimizer=self.optimizer, undamaged=True)
         self.load_state_dict(state)
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step."""
-        self.checkpoints.save(self.step, self.policy, self.optimizer, self.state_dict())
+    def save(self, validation: Mapping[str, float] | None = None) -> None:
+        """Write a checkpoint of the present step, whose validation gave these metrics."""
+        self.checkpoints.save(self.step, self.policy, self.optimizer, self.state_dict(), validation)
 
     def _finish_step(self, metrics: dict[str, float], termination_requested: Callable[[], bool]) -> bool:
         """Validate, log and save as due; True when the run has to end here."""
@@ -172,16 +178,17 @@ class TrainingLoop(ABC):
             1.0,
             run_time_exceeded=out_of_time,
         )
+        validation: dict[str, float] = {}
         if validate:
             with self.timer("validation"):
-                metrics |= self.validate(self.step)
-            metrics |= self.timings()
+                validation = self.validate(self.step)
+            metrics |= validation | self.timings()
             self.validated()
         self.logger.log_metrics(metrics, step=self.step)
         # A signal may reach the ranks in different steps; they have to end in the same one.
         stop_now = any_rank(termination_requested())
         if save or (stop_now and self.cfg.save_interval > 0):
-            self.save()
+            self.save(validation)
         return stop_now or out_of_time
 
     def timings(self) -> dict[str, float]:

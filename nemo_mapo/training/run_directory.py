@@ -22,6 +22,7 @@ from nemo_mapo.config.yaml_files import read_recorded
 from nemo_mapo.files import write_text
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.rewards.templates import prompt_wording
+from nemo_mapo.training.checkpoint import followed
 from nemo_mapo.training.records import JsonLines
 
 _LOOPS = ("trainer.mapo", "trainer.sft")
@@ -160,8 +161,11 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
 
 
 def recorded_config(config: RunConfig) -> dict[str, Any]:
-    """What config.yaml holds: the resolved config, with the words of the prompts in place of `template`."""
+    """What config.yaml holds: the resolved config, with the words of the prompts in place of `template`, and the
+    checkpoint that `best` was in place of that name."""
     plain = as_plain(config)
+    if (start := config.pretrained_checkpoint.restore_from_path) is not None:
+        plain["pretrained_checkpoint"]["restore_from_path"] = str(followed(Path(start)))
     plain["data"]["prompt"] = asdict(prompt_wording(config.data.prompt, config.rewards.template))
     return plain
 

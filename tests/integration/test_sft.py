@@ -7,9 +7,14 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from forked_commands import run
+from forked_commands import ROOT, run
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.splits import SPLITS, manifest_path
+from nemo_mapo.launch_sft import SupervisedAssembly
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.training.run_directory import RunDirectory
 from tests.integration.tiny_run import TINY_MODEL, metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
@@ -22,15 +27,18 @@ def corpus(tmp_path_factory):
     return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "synthetic")
 
 
-def sft(corpus, run_dir, *overrides):
-    return run(
-        "sft.py",
+def asked(corpus, run_dir, *overrides):
+    return [
         *(f"data.prepared_dir={corpus}", f"exp_manager.explicit_log_dir={run_dir}"),
         # Two epochs of two steps.
         *(*MODEL, "data.train_ds.batch_size=8", "model.global_batch_size=8", "model.optim.sched.name=constant"),
         *("trainer.sft.val_check_interval=2", "trainer.sft.save_interval=2", "trainer.sft.max_steps=4"),
         *("rollout.sampling.max_new_tokens=112", *overrides),
-    )
+    ]
+
+
+def sft(corpus, run_dir, *overrides):
+    return run("sft.py", *asked(corpus, run_dir, *overrides))
 
 
 def weights(path):
@@ -99,6 +107,14 @@ def test_instruction_pairs_without_choices_are_learned_by_their_loss(corpus, tmp
     assert "val/loss" in last and "val/accuracy" not in last
     refused = train(pairs, tmp_path / "mapo")
     assert refused.returncode == 1 and "field 'choices' is None" in refused.stderr
+
+
+def test_what_ends_a_run_names_the_key_of_its_own_section(corpus, tmp_path):
+    install_cpu_host()
+    initialize_parallel()
+    config = load(compose(ROOT / "conf" / "sft.yaml", asked(corpus, tmp_path)), RunConfig)
+    trainer = SupervisedAssembly(config, RunDirectory(path=tmp_path)).trainer
+    assert trainer.skipped.key == "trainer.sft.max_skipped_steps"
 
 
 def test_a_target_longer_than_validation_generates_is_refused_at_start(corpus, tmp_path):

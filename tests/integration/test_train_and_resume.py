@@ -48,6 +48,8 @@ def assert_same_end(run_dir, other):
     assert timeless(metrics(run_dir)) == timeless(metrics(other))
     samples = [(path / "rollouts.jsonl").read_text() for path in (run_dir, other)]
     assert samples[0] == samples[1]
+    best = [(path / "checkpoints" / "best").readlink() for path in (run_dir, other)]
+    assert best[0] == best[1]
 
 
 def flatten(tensors, prefix=""):
@@ -95,6 +97,12 @@ def test_a_run_leaves_everything_a_user_looks_for(uninterrupted):
     assert {"rollout/accuracy", "train/loss", "mapo/audio_mass", "timing/pos_gate_seconds"} <= records[-1].keys()
     assert "val/accuracy_silent" in records[0] and "val/accuracy_silent" in records[-1]
     assert (uninterrupted / "report.html").stat().st_size > 10_000
+    best = json.loads((uninterrupted / "run.json").read_text())["best_checkpoint"]
+    assert best["value"] == max(
+        record["val/accuracy"] for record in records if "val/accuracy" in record and record["step"]
+    )
+    assert (uninterrupted / "checkpoints" / "best" / "trainer_state.json").is_file()
+    assert f"checkpoints/best is {best['name']}" in (uninterrupted / "report.html").read_text()
     test = json.loads((uninterrupted / "run.json").read_text())["test"]
     questions = [json.loads(line) for line in (uninterrupted / "test.jsonl").read_text().splitlines()]
     assert len(questions) == test["samples"] == len({record["id"] for record in questions})

@@ -370,7 +370,7 @@ def test_a_real_run_is_cut_short_by_the_signal_and_goes_on_in_the_next_job(job: 
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     assert job.recorded("scontrol") == [["requeue", "4711"]], output
-    reached = max(int(path.name.removeprefix("step_")) for path in (job.run_dir / "checkpoints").iterdir())
+    reached = max(int(path.name.removeprefix("step_")) for path in (job.run_dir / "checkpoints").glob("step_*"))
     assert 0 < reached < 30
     code, output = job.run(TRAIN, *overrides, f"trainer.mapo.max_steps={reached + 2}", **one)
     assert code == 0, output

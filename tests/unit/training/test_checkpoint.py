@@ -6,9 +6,11 @@ import resource
 import pytest
 import torch
 
+from nemo_mapo.config.exp_manager import CheckpointCallbackConfig
 from nemo_mapo.config.model import OptimizerConfig
 from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_batch
 from nemo_mapo.training.checkpoint import CheckpointStore, load_checkpoint, write_checkpoint
+from nemo_mapo.training.finished_run import find_checkpoint
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.prompts import check_counts
 from nemo_mapo.training.room import NoRoomLeft, no_room_in
@@ -60,6 +62,58 @@ def test_only_the_newest_are_kept_and_unfinished_ones_are_ignored(tmp_path):
     (tmp_path / "step_000004.unfinished").mkdir()
     assert store.latest().state == {"step": 3}
     assert sorted(path.name for path in tmp_path.glob("step_??????")) == ["step_000002", "step_000003"]
+
+
+def names(directory):
+    return sorted(path.name for path in directory.glob("step_*"))
+
+
+def test_the_best_is_kept_beside_the_newest_and_has_a_link(tmp_path):
+    tiny, optimizer = stepped(seed=0, steps=1)
+    folder = tmp_path / "checkpoints"
+    store = CheckpointStore(folder, keep=1)
+
+    def save(step, validation=None):
+        store.save(step, tiny.model, optimizer, {"step": step}, validation)
+
+    for step, accuracy in enumerate((0.5, 0.75, 0.75, 0.25), start=1):
+        save(step, {"val/accuracy": accuracy, "val/loss": accuracy})
+    assert names(folder) == ["step_000002", "step_000004"]
+    assert store.facts() == {"best_checkpoint": {"name": "step_000002", "metric": "val/accuracy", "value": 0.75}}
+    assert load_checkpoint(folder / "best", tiny.model)["step"] == 2
+    assert find_checkpoint(tmp_path, "best") == folder / "step_000002"
+    # The next session, and a checkpoint that no validation preceded.
+    store = CheckpointStore(folder, keep=1)
+    save(5)
+    assert names(folder) == ["step_000002", "step_000005"]
+    save(6, {"val/accuracy": 0.8})
+    assert names(folder) == ["step_000006"] and (folder / "best").readlink().name == "step_000006"
+
+
+def test_what_is_the_best_is_said_in_lightnings_words(tmp_path):
+    tiny, optimizer = stepped(seed=0, steps=1)
+    best = CheckpointCallbackConfig(monitor="val/reward", mode="min", save_top_k=2)
+    store = CheckpointStore(tmp_path, keep=1, best=best)
+    for step, reward in enumerate((3.0, 1.0, 2.0, 4.0), start=1):
+        store.save(step, tiny.model, optimizer, {"step": step}, {"val/accuracy": 1 / step, "val/reward": reward})
+    assert names(tmp_path) == ["step_000002", "step_000003", "step_000004"]
+    assert (tmp_path / "best").readlink().name == "step_000002"
+    assert CheckpointCallbackConfig().score({"val/loss": 2.0}) == ("val/loss", -2.0)
+    with pytest.raises(ValueError, match=r"monitor=val/acuracy: .*; did you mean val/accuracy\?"):
+        CheckpointCallbackConfig(monitor="val/acuracy").score({"val/accuracy": 0.5, "val/loss": 2.0})
+    newest = CheckpointStore(tmp_path / "newest", keep=1, best=CheckpointCallbackConfig(save_top_k=0))
+    for step in (1, 2):
+        newest.save(step, tiny.model, optimizer, {"step": step}, {"val/accuracy": 1 / step})
+    assert names(tmp_path / "newest") == ["step_000002"] and newest.facts() == {}
+
+
+def test_a_damaged_state_is_not_the_best_and_stops_no_run(tmp_path):
+    tiny, optimizer = stepped(seed=0, steps=1)
+    store = CheckpointStore(tmp_path, keep=3)
+    store.save(1, tiny.model, optimizer, {"step": 1}, {"val/accuracy": 0.9})
+    (tmp_path / "step_000001" / "trainer_state.json").write_text("{")
+    store.save(2, tiny.model, optimizer, {"step": 2}, {"val/accuracy": 0.1})
+    assert (tmp_path / "best").readlink().name == "step_000002"
 
 
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from nemo_mapo.config.load import load
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.rewards.templates import INSTRUCTIONS
 from nemo_mapo.training.finished_run import read_run_config, recorded_wording
-from nemo_mapo.training.run_directory import open_run_directory
+from nemo_mapo.training.run_directory import open_run_directory, recorded_config
 from nemo_mapo.types import Wording
 
 
@@ -100,6 +100,18 @@ def test_the_words_of_the_prompts_are_recorded_and_a_resumed_run_keeps_them(tmp_
     for prompt in ({"instruction": None}, {"system": "Be brief."}, {"instruction": "Answer."}):
         with pytest.raises(ValueError, match=r"data\.prompt\.(system|instruction): .* then, .* now"):
             open_run_directory(config(tmp_path, resume=True, prompt=prompt))
+
+
+def test_a_start_that_was_the_best_then_is_recorded_by_its_own_name(tmp_path):
+    (tmp_path / "best").symlink_to("step_000002")
+    start = {"restore_from_path": str(tmp_path / "best")}
+    first = config(tmp_path / "run", pretrained_checkpoint=start)
+    assert recorded_config(first)["pretrained_checkpoint"] == {"restore_from_path": str(tmp_path / "step_000002")}
+    open_run_directory(first).metrics.append([{"step": 1}])
+    (tmp_path / "best").unlink()
+    (tmp_path / "best").symlink_to("step_000004")
+    with pytest.raises(ValueError, match=r"restore_from_path: .*step_000002' then, .*step_000004' now"):
+        open_run_directory(config(tmp_path / "run", resume=True, pretrained_checkpoint=start))
 
 
 def test_a_run_that_recorded_no_words_asked_with_none(tmp_path):
