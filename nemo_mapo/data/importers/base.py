@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One multiple-choice question about one stretch of audio, before anything was checked."""
+    """One multiple-choice question about one stretch of audio, or several clips, before anything was checked."""
 
     where: str
     """Place in the corpus, `file:line` if there are lines; error messages begin with it."""
@@ -70,6 +70,8 @@ class Question:
     start_seconds: float = 0.0
     duration_seconds: float | None = None
     """None is to the end of the file."""
+    further_audio: tuple[Path | bytes, ...] = ()
+    """Clips after the first, in order, each a whole file."""
     question: str
     choices: tuple[str, ...]
     answer: str

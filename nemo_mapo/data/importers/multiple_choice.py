@@ -39,13 +39,15 @@ def question_of(row: Row, *, source: Source, manifest: Path, split: str | None) 
     elif not choices:
         raise row.wrong("choices", "give a list of texts, or spell the choices in the question", "no choices")
     answer = next((name for name in _ANSWER if name in row.fields), "answer")
+    audio, *further = _audio(row, source, manifest)
     own_split = row.optional_text("split")
     if own_split is not None and split_of_name(own_split) is None:
         raise row.wrong("split", "give train, validation or test")
     return Question(
         where=row.where,
         id=str(row.fields.get("id") or f"{source.label(manifest)}-{row.number}"),
-        audio=_audio(row, source, manifest),
+        audio=audio,
+        further_audio=tuple(further),
         question=text,
         choices=choices,
         answer=answer_choice(row, answer, choices, counts_from_zero=field == "multi_choice"),
@@ -95,13 +97,15 @@ def _choices(row: Row, field: str) -> tuple[str, ...]:
     return labelled if len(labelled) == len(values) else tuple(value.strip() for value in values)
 
 
-def _audio(row: Row, source: Source, manifest: Path) -> Path | bytes:
+def _audio(row: Row, source: Source, manifest: Path) -> list[Path | bytes]:
+    """The clips of a question, in order; at least one."""
     field = next((name for name in _AUDIO if row.fields.get(name)), _AUDIO[0])
     value = row.fields.get(field)
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise row.wrong(field, "questions about several clips are not supported", "several audio clips")
-        value = value[0]
+    values = value if isinstance(value, list) and value else [value]
+    return [_clip(one, row, field, source, manifest) for one in values]
+
+
+def _clip(value: Any, row: Row, field: str, source: Source, manifest: Path) -> Path | bytes:
     if isinstance(value, dict):
         # How `datasets` stores audio: the content of the file, or where it is.
         value = value.get("bytes") or value.get("path")

@@ -61,7 +61,8 @@ class _Placed:
     """Empty until splits are assigned, for a question whose corpus names none."""
     group: str
     """Questions of a group go to the same split."""
-    digest: str
+    digests: tuple[str, ...]
+    """Of its clips."""
     cut: MonoCut
     labels: Mapping[str, str]
 
@@ -150,8 +151,10 @@ class _Desk:
             parse_example(question.id, custom, question.where)
         except ValueError as error:
             raise InvalidRecord("question or choices unusable", str(error)) from error
-        audio = self._store.add(question.audio, question.where)
-        cut = _cut(question, audio, {name: value for name, value in custom.items() if value is not None})
+        audio, *further = [self._store.add(one, question.where) for one in (question.audio, *question.further_audio)]
+        clips = {f"audio_{number}": _recording(one) for number, one in enumerate(further, start=2)}
+        fields = {name: value for name, value in custom.items() if value is not None}
+        cut = _cut(question, audio, {**fields, **clips})
         split = self._options.split or question.split or ""
         first = self._places.setdefault((split, question.id), question.where)
         if first != question.where:
@@ -160,7 +163,12 @@ class _Desk:
             )
         group = audio.digest if self._group_by is None else self._group(question, self._group_by)
         return _Placed(
-            where=question.where, split=split, group=group, digest=audio.digest, cut=cut, labels=question.labels
+            where=question.where,
+            split=split,
+            group=group,
+            digests=(audio.digest, *(one.digest for one in further)),
+            cut=cut,
+            labels=question.labels,
         )
 
     @staticmethod
@@ -181,20 +189,23 @@ def _cut(question: Question, audio: StoredAudio, custom: dict[str, object]) -> M
             f"{question.where}: asks about {start} s to {end} s of a file that lasts {total} s: "
             "correct the times, or replace the file if it is cut short",
         )
-    recording = Recording(
-        id=audio.digest[:32],
-        sources=[AudioSource(type="file", channels=[0], source=audio.source)],
-        sampling_rate=audio.sample_rate,
-        num_samples=audio.num_samples,
-        duration=total,
-    )
     return MonoCut(
         id=question.id,
         start=start,
         duration=min(end, total) - start,
         channel=0,
-        recording=recording,
+        recording=_recording(audio),
         custom=custom,
+    )
+
+
+def _recording(audio: StoredAudio) -> Recording:
+    return Recording(
+        id=audio.digest[:32],
+        sources=[AudioSource(type="file", channels=[0], source=audio.source)],
+        sampling_rate=audio.sample_rate,
+        num_samples=audio.num_samples,
+        duration=audio.duration_seconds,
     )
 
 
@@ -202,15 +213,17 @@ def _without_shared_audio(placed: list[_Placed], report: Report) -> list[_Placed
     """Keep audio that the corpus has in several splits in the last of them only: test whole, training without it."""
     splits: dict[str, dict[str, str]] = defaultdict(dict)
     for one in placed:
-        splits[one.digest].setdefault(one.split, one.where)
+        for digest in one.digests:
+            splits[digest].setdefault(one.split, one.where)
     report.shared_audio = [places for places in splits.values() if len(places) > 1]
     kept: list[_Placed] = []
     for one in placed:
-        home = max(splits[one.digest], key=SPLITS.index)
+        digest = max(one.digests, key=lambda digest: max(map(SPLITS.index, splits[digest])))
+        home = max(splits[digest], key=SPLITS.index)
         if one.split == home:
             kept.append(one)
         else:
-            report.drop(f"audio also in {home}", f"{one.where}: the same audio as {splits[one.digest][home]}")
+            report.drop(f"audio also in {home}", f"{one.where}: the same audio as {splits[digest][home]}")
     return kept
 
 
@@ -230,7 +243,7 @@ def _write(placed: list[_Placed], directory: Path, report: Report) -> None:
                 manifest.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
                 place = custom["choices"].index(custom["answer"])
                 figures.add(
-                    digest=one.digest, start=cut.start, duration=cut.duration, task=custom["task"],
+                    digest=one.digests[0], start=cut.start, duration=cut.duration, task=custom["task"],
                     answer=custom["answer"], place=place,
                 )  # fmt: skip
     (directory / REPORT_NAME).write_text(

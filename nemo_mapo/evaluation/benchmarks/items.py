@@ -94,9 +94,9 @@ class Item:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the rule."""
     start_seconds: float = 0.0
-    """Where its stretch of the clip begins."""
+    """Where its stretch of the first clip begins; others are heard whole."""
     duration_seconds: float | None = None
-    """None is to the end of the clip."""
+    """None is to the end of that clip."""
 
     @property
     def choices(self) -> tuple[str, ...]:

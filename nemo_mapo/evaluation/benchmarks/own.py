@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.data.entries import further_clips
 from nemo_mapo.data.importers.base import Drop, Question, Row, Source
 from nemo_mapo.data.importers.hf_folder import parquet_rows
 from nemo_mapo.data.importers.multiple_choice import question_of
@@ -23,8 +24,6 @@ LAYOUT = Layout(
     sizes={},
 )
 _FIELDS = frozenset({"id", "audio", "question", "choices", "answer", "task"})
-_CLIPS = "audio_"
-"""Begins the custom fields of a cut that hold its further clips."""
 
 
 def load_own_benchmark(path: Path, fields: Mapping[str, str | None], *, audio_root: Path | None) -> Benchmark:
@@ -87,16 +86,19 @@ def _flat(row: Row | Drop) -> Row | Drop:
     if isinstance(row, Drop) or "recording" not in row.fields:
         return row
     cut, custom = row.fields, row.fields.get("custom") or {}
-    clips = [cut["recording"], *(custom[name] for name in sorted(custom) if name.startswith(_CLIPS))]
-    if cut.get("type") != "MonoCut" or len(clips) > 1:
-        raise row.wrong("type", "give cuts of one clip and one channel (a published benchmark's layout takes several)")
-    sources = clips[0].get("sources") or []
-    if len(sources) != 1 or sources[0].get("type") != "file":
-        raise row.wrong("recording", "its audio must be one file")
+    clips = [cut["recording"], *(custom[name] for name in further_clips(custom, row.where))]
+    if cut.get("type") != "MonoCut":
+        raise row.wrong("type", "give cuts of one channel")
+    paths = []
+    for clip in clips:
+        sources = clip.get("sources") or []
+        if len(sources) != 1 or sources[0].get("type") != "file":
+            raise row.wrong("recording", "its audio must be one file")
+        paths.append(sources[0]["source"])
     fields = {
         **custom,
         "id": cut["id"],
-        "audio": sources[0]["source"],
+        "audio": paths,
         "offset": cut["start"],
         "duration": cut["duration"],
     }
@@ -113,7 +115,8 @@ def _renamed(row: Row, fields: Mapping[str, str | None]) -> Row:
 
 def _item(row: Row, source: Source, manifest: Path, groups: tuple[str, ...]) -> Item:
     question: Question = question_of(row, source=source, manifest=manifest, split=None)
-    if not isinstance(question.audio, Path):
+    clips = [str(clip.absolute()) for clip in (question.audio, *question.further_audio) if isinstance(clip, Path)]
+    if len(clips) <= len(question.further_audio):
         raise ValueError(f"{row.where}: its audio is inside the file: prepare it with examples/prepare_data.py first")
     if len(set(question.choices)) < max(2, len(question.choices)):
         raise ValueError(f"{row.where}: choices are {list(question.choices)}: give two or more that differ")
@@ -121,7 +124,7 @@ def _item(row: Row, source: Source, manifest: Path, groups: tuple[str, ...]) -> 
         id=question.id,
         part="closed",
         question=question.question,
-        audio=(str(question.audio.absolute()),),
+        audio=tuple(clips),
         slots=question.choices,
         answer=question.answer,
         groups={"task": (question.task,), **{name: (_text(row.fields.get(name)),) for name in groups}},

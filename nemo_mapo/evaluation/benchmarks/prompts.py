@@ -70,7 +70,7 @@ class BenchmarkPrompts:
         """
         cut = 0
         for item in items:
-            seconds = [frames / rate for frames, rate in (self._header(item, path) for path in item.audio)]
+            seconds = [self._seconds(item, number) for number in range(len(item.audio))]
             cut += any(self._kept(duration) < duration for duration in seconds)
             samples = [round(self._kept(duration) * self.config.sample_rate) for duration in seconds]
             try:
@@ -94,13 +94,15 @@ class BenchmarkPrompts:
     def _kept(self, seconds: float) -> float:
         return seconds if self.config.max_clip_seconds is None else min(seconds, self.config.max_clip_seconds)
 
-    def _header(self, item: Item, path: str) -> tuple[int, int]:
-        """Frames of the stretch that an item is about, and sample rate of a clip."""
-        _, frames, rate = self._stretch(item, path)
-        return frames, rate
+    def _seconds(self, item: Item, number: int) -> float:
+        """How long what an item asks about of a clip is."""
+        _, frames, rate = self._stretch(item, number)
+        return frames / rate
 
-    def _stretch(self, item: Item, path: str) -> tuple[int, int, int]:
+    def _stretch(self, item: Item, number: int) -> tuple[int, int, int]:
         """First frame, frames and sample rate of what an item asks about; all of the clip unless it says otherwise."""
+        path = item.audio[number]
+        start_seconds, seconds = (item.start_seconds, item.duration_seconds) if number == 0 else (0.0, None)
         try:
             header = soundfile.info(self.audio_root / path)
         except soundfile.LibsndfileError as error:
@@ -108,25 +110,26 @@ class BenchmarkPrompts:
         if not header.frames:
             raise self._unreadable(item, path, "it holds no sample")
         rate = header.samplerate
-        start, left = round(item.start_seconds * rate), header.frames - round(item.start_seconds * rate)
-        frames = left if item.duration_seconds is None else round(item.duration_seconds * rate)
+        start, left = round(start_seconds * rate), header.frames - round(start_seconds * rate)
+        frames = left if seconds is None else round(seconds * rate)
         if left <= 0 or frames > left + round(DURATION_TOLERANCE_SECONDS * rate):
-            end = item.start_seconds + frames / rate
+            end = start_seconds + frames / rate
             raise self._unreadable(
-                item, path, f"{item.start_seconds:g} s to {end:g} s are asked of {header.frames / rate:g} s"
+                item, path, f"{start_seconds:g} s to {end:g} s are asked of {header.frames / rate:g} s"
             )
         return start, min(frames, left), rate
 
     def _waveforms(self, item: Item) -> list[Float[Tensor, "_"]]:
-        clips = [self._clip(item, path) for path in item.audio]
+        clips = [self._clip(item, number) for number in range(len(item.audio))]
         if self.config.clip_gap_seconds is None:
             return clips
         gap = torch.zeros(round(self.config.clip_gap_seconds * self.config.sample_rate))
         return [torch.cat([part for clip in clips for part in (gap, clip)][1:])]
 
-    def _clip(self, item: Item, path: str) -> Float[Tensor, " samples"]:
+    def _clip(self, item: Item, number: int) -> Float[Tensor, " samples"]:
         """Decode one clip: channels averaged, resampled, float32, full scale = 1."""
-        start, frames, rate = self._stretch(item, path)
+        path = item.audio[number]
+        start, frames, rate = self._stretch(item, number)
         limit = self.config.max_clip_seconds
         frames = frames if limit is None else min(frames, round(limit * rate))
         try:

@@ -8,6 +8,9 @@ import soundfile
 
 from nemo_mapo.data.importers.base import Source, split_of_name
 from nemo_mapo.data.importers.prepare import REPORT_NAME, PrepareOptions
+from nemo_mapo.data.manifests import clips_of, load_cuts
+from nemo_mapo.data.splits import manifest_path
+from nemo_mapo.evaluation.benchmarks.own import load_own_benchmark
 from tests.unit.data.importers.corpora import clip, cuts_of, write_lines
 
 
@@ -106,6 +109,26 @@ def test_the_report_has_counts_durations_and_answer_places(tmp_path, run):
     ]
 
 
+def test_a_question_about_two_clips_keeps_both_in_order_and_out_of_other_splits(tmp_path, run):
+    for number in (1, 2, 3):
+        clip(tmp_path / f"{number}.wav", seed=number, rate=8000)
+    source = one_line(
+        tmp_path,
+        line(1, audio=["1.wav", "2.wav"], split="train"),
+        line(2, audio=["3.wav", "1.wav"], split="test"),
+        line(3, audio=["2.wav", "2.wav"], split="train"),
+    )
+    report, output = run("multiple_choice", source, sample_rate=16000, resample=True)
+    assert dict(report.dropped) == {"audio also in test": 1}
+    manifest = manifest_path(output, "test")
+    (cut,) = load_cuts(manifest)
+    heard = [one.load_audio()[0] for one in clips_of(cut)]
+    assert [len(one) for one in heard] == [cut.num_samples] * 2 and not np.array_equal(*heard)
+    (item,) = load_own_benchmark(manifest, {}, audio_root=None).items
+    assert [str(one.recording.sources[0].source) for one in clips_of(cut)] == list(item.audio)
+    assert list(cuts_of(output, "train")) == ["q3"]
+
+
 @pytest.mark.parametrize(
     ("change", "message", "reason"),
     [
@@ -126,7 +149,8 @@ def test_the_report_has_counts_durations_and_answer_places(tmp_path, run):
         ({"question": " "}, r"all.jsonl:2: field 'question' is ' '", "field 'question' unusable"),
         ({"id": "q1"}, r"all.jsonl:2: id 'q1' was already used at .*all.jsonl:1", "id used twice"),
         ({"split": "night"}, r"all.jsonl:2: field 'split' is 'night'", "field 'split' unusable"),
-        ({"audio": ["1.wav", "2.wav"]}, r"all.jsonl:2: field 'audio'.*several clips", "several audio clips"),
+        ({"audio": ["1.wav", "gone.wav"]}, r"all.jsonl:2: no audio file at .*gone.wav", "audio file missing"),
+        ({"audio": ["1.wav", None]}, r"all.jsonl:2: field 'audio' is .*: give the path", "no audio named"),
     ],
 )
 def test_a_wrong_line_is_an_error_with_file_line_and_field_or_a_counted_drop(change, message, reason, tmp_path, run):
