@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -56,21 +57,24 @@ def chat_tokenizer(template: str | None = CHAT) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_chat_model(directory: Path) -> LlamaForCausalLM:
-    """A Llama of two layers with tied embeddings."""
+def save_chat_model(directory: Path, **changes: Any) -> LlamaForCausalLM:
+    """A Llama of two layers with tied embeddings; `changes` are of its config."""
     tokenizer = chat_tokenizer()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer) + SPARE_ROWS,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-            tie_word_embeddings=True,
+            **{
+                "vocab_size": len(tokenizer) + SPARE_ROWS,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 512,
+                "initializer_range": 0.2,
+                "tie_word_embeddings": True,
+                **changes,
+            }
         )
     )
     model.save_pretrained(directory)

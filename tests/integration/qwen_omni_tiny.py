@@ -196,11 +196,12 @@ def hf_logits(hf: TinyHf, rows: Sequence[Row], *, as_upstream: bool = False) -> 
 def hf_greedy(hf: TinyHf, prompt: Row, new_tokens: int) -> list[int]:
     """The most likely continuation of one prompt, of words only.
 
-    With several clips it is read off one token after the other: in `generate` they attend to each other (`hf_logits`).
+    With several clips or windows it is read off one token after the other: in `generate` they attend to each other
+    (`hf_logits`).
     """
     ids, clips = prompt
     words = slice(FIRST_WORD, len(tiny_tokenizer()))
-    if len(clips) > 1:
+    if sum(map(len, clips)) > WINDOW_SECONDS * SAMPLE_RATE or len(clips) > 1:
         longer = list(ids)
         for _ in range(new_tokens):
             longer.append(FIRST_WORD + int(hf_logits(hf, [(longer, clips)])[0][-1, words].argmax()))

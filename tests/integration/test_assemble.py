@@ -12,9 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from forked_commands import ROOT
 from forked_commands import checked as run
+from nemo_mapo.config.compose import compose
+from nemo_mapo.config.load import load
 from nemo_mapo.config.model import ProjectorConfig, WhisperPerceptionConfig
-from nemo_mapo.data.tokenizer import load_tokenizer
+from nemo_mapo.config.run import RunConfig, SamplingConfig
+from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.encoders import load_weights, read_any_encoder
 from nemo_mapo.models.hf.convert import export_hf
@@ -22,6 +26,10 @@ from nemo_mapo.models.perception import build_perception
 from nemo_mapo.models.projector import Projector
 from nemo_mapo.models.whisper import WhisperPerception
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
+from nemo_mapo.rows import Prompt
+from nemo_mapo.testing.trtllm_runtime import MegatronRuntime
 from nemo_mapo.training.assemble import assemble
 from nemo_mapo.types import AudioBatch
 from tests.integration.tiny_run import metrics, write_tiny_corpus
@@ -143,6 +151,42 @@ def test_parts_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_the_policy_passes_the_start_up_checks_of_tensorrt_llm_and_draws_the_same_there(made: Made) -> None:
+    asked = ("model=imported", "rollout=trtllm", "trainer.accelerator=gpu", "~warm_start")
+    tokenizer = load_tokenizer(made.policy / "tokenizer")
+    config = load(
+        compose(ROOT / "conf" / "train_mapo.yaml", asked, search_path=[made.policy / "conf"]),
+        RunConfig,
+    )
+    assert config.rollout.trtllm is not None
+    engine = MegatronRuntime(
+        config.model, vocab_size=made.model.vocab_size, max_batch_size=2, max_prompt_embedding_table_size=64
+    )
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    heard = torch.randn(9600, generator=torch.Generator().manual_seed(0))
+    placeholders = [special.audio_id] * made.model.num_audio_tokens(len(heard))
+    ids = torch.tensor([special.audio_start_id, *placeholders, special.audio_end_id, *range(9, 19)])
+    prompts = [Prompt(id="heard", token_ids=ids, clips=(heard,)), Prompt(id="read", token_ids=torch.arange(9, 29))]
+    backends = (
+        TrtllmRollout(engine, made.model, tokenizer, config.rollout.trtllm, batch_size=2),
+        MegatronRollout(made.model, tokenizer, batch_size=2),
+    )
+    backends[0].update_weights(1, ())
+    found = [
+        [
+            one.token_ids.tolist()
+            for (one,) in backend.generate(
+                prompts,
+                SamplingConfig(temperature=0.0, max_new_tokens=8),
+                group_size=1,
+                seeds=torch.zeros(2, dtype=torch.int64),
+            )
+        ]
+        for backend in backends
+    ]
+    assert found[0] == found[1]
+
+
 def test_the_policy_trains_and_its_decoder_goes_out(made: Made, tmp_path: Path) -> None:
     policy, run_dir = tmp_path / "policy", tmp_path / "run"
     told = run("assemble.py", "--encoder", made.whisper, "--decoder", made.decoder, "--output", policy)
@@ -155,15 +199,15 @@ def test_the_policy_trains_and_its_decoder_goes_out(made: Made, tmp_path: Path) 
         f"pretrained_checkpoint.restore_from_path={policy}/checkpoint",
         f"data.corpus_dir={corpus}",
         f"exp_manager.explicit_log_dir={run_dir}",
-        *("trainer.num_threads=1", "trainer.mapo.max_steps=2", "trainer.mapo.val_check_interval=2"),
-        *("trainer.mapo.save_interval=2", "trainer.mapo.num_rollouts_per_prompt=2", "data.train_ds.batch_size=4"),
+        *("trainer.num_threads=1", "trainer.mapo.max_steps=3", "trainer.mapo.val_check_interval=3"),
+        *("trainer.mapo.save_interval=3", "trainer.mapo.num_rollouts_per_prompt=2", "data.train_ds.batch_size=4"),
         *("model.global_batch_size=4", "model.micro_batch_size=4", "rollout.sampling.max_new_tokens=8"),
         *("model.optim.lr=1e-3", "data.test_ds=null"),
     )
     steps = metrics(run_dir)[1:]
-    assert len(steps) == 2 and all(record["rollout/log_prob_gap"] < 1e-3 for record in steps)
+    assert len(steps) == 3 and all(record["rollout/log_prob_gap"] < 1e-3 for record in steps)
     assert all(record["mapo/audio_mass"] > 0 for record in steps)
-    checkpoint, exported = run_dir / "checkpoints" / "step_000002", tmp_path / "exported"
+    checkpoint, exported = run_dir / "checkpoints" / "step_000003", tmp_path / "exported"
     arguments = ("--checkpoint", checkpoint, "--output", exported)
     run("export_hf.py", *arguments, "--original", policy / "original", "--thinker-only")
     after = AutoModelForCausalLM.from_pretrained(exported)
