@@ -96,7 +96,13 @@ class Step:
             wrapped, MegatronRollout(policy, tokenizer, batch_size=slots), reference, objective, batching
         )
         self.scorer = RolloutScorer(
-            tokenizer, special, build_tagger(download=False), RewardsConfig(), objective, RolloutConfig()
+            tokenizer,
+            special,
+            build_tagger(download=False),
+            RewardsConfig(),
+            objective,
+            RolloutConfig(),
+            optimizer_steps=1,
         )
         self.optimizer = build_optimizer(wrapped, OptimizerConfig(lr=settings["learning_rate"]))
         self.learning_rate = settings["learning_rate"]
@@ -117,7 +123,8 @@ class Step:
         # Rewards of a random policy are all equal: their gradient would be 0, which costs no less, but looks so.
         scored.batch.advantages.copy_(torch.randn(rows))
         self.optimizer.zero_grad()
-        self.actor.get_loss_and_metrics(scored.batch, forward_only=False)
+        ((_, batch),) = scored.in_steps(1)
+        self.actor.training_pass(batch)
         self.optimizer.step(lr=self.learning_rate, max_norm=1.0)
 
 

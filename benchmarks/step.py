@@ -94,11 +94,14 @@ def prepare(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], dict[
     def step(objective: ObjectiveConfig) -> dict[str, float]:
         reference = FrozenReference(frozen, special, keep_placeholders=False, batching=batching)
         actor = MapoActor(wrapped, backend, reference, objective, batching)
-        scorer = RolloutScorer(tokenizer, special, tagger, RewardsConfig(), objective, RolloutConfig())
+        scorer = RolloutScorer(
+            tokenizer, special, tagger, RewardsConfig(), objective, RolloutConfig(), optimizer_steps=1
+        )
         timer = PhaseTimer()
         scored = scorer(groups, actor, timer)
         with timer("train"):
-            actor.get_loss_and_metrics(scored.batch, forward_only=False)
+            ((_, batch),) = scored.in_steps(1)
+            actor.training_pass(batch)
         wrapped.zero_grad_buffer()
         return timer.seconds
 

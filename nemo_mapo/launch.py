@@ -310,9 +310,7 @@ class Assembly:
         prompts = self._prompt_stream(config.data.train_ds)
         policy = wrap_data_parallel(self.policy, distributed_optimizer=not on_cpu_host())
         actor = MapoActor(policy, self.rollout, self.reference, config.resolved_objective, self.batching)
-        scorer = RolloutScorer(
-            self.tokenizer, self.special, build_tagger(), config.rewards, config.resolved_objective, config.rollout
-        )
+        scorer = RolloutScorer.of(config, self.tokenizer, self.special, build_tagger())
         return MapoTrainer(
             config,
             actor,

@@ -92,7 +92,8 @@ class Remembered:
     """
 
     response_mask: Bool[Tensor, "batch time"]
-    old_log_probs: Float[Tensor, "batch time"]
+    old_log_probs: Float[Tensor, "batch time"] | None
+    """log pi_old(y_t), nats; None where no update lies between: pi_old is the policy as it is trained."""
     ref_log_probs: Float[Tensor, "batch time"]
     text_ref_entropy_nats: Float[Tensor, "batch time"] | None
     """H(pi_textref); None is allowed with mask = none, eta = 0 and log_grounding off only."""
@@ -131,6 +132,7 @@ class RolloutBatch(Remembered):
 class ObjectiveInputs(Remembered):
     """Inputs of the MAPO loss for one micro-batch: what is remembered, and what the policy says now."""
 
+    old_log_probs: Float[Tensor, "batch time"]
     log_probs: Float[Tensor, "batch time"]
     """log pi_theta(y_t), differentiable."""
     entropy_nats: Float[Tensor, "batch time"]

@@ -413,6 +413,20 @@ FAULTS = (
         tests=(LAYOUTS, "-k", "data and not tensor and not experts and not packed"),
     ),
     Fault(
+        name="first step: log pi_old follows the gradient",
+        file="nemo_mapo/training/actor.py",
+        right='remembered["old_log_probs"] = signals.log_probs.detach()',
+        wrong='remembered["old_log_probs"] = signals.log_probs',
+        tests=(LAYOUTS, "-k", "without_an_old_policy_pass and padded"),
+    ),
+    Fault(
+        name="first step: rows of later steps are not read before the update",
+        file="nemo_mapo/training/scoring.py",
+        right="else len(completions) // self.optimizer_steps",
+        wrong="else len(completions)",
+        tests=("tests/unit/training/test_scoring.py", "-k", "update_comes_before"),
+    ),
+    Fault(
         name="micro-batches: loss averaged instead of summed",
         file="nemo_mapo/training/actor.py",
         right="        scale = len(parts) * parallel_state",

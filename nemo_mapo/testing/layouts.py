@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ from nemo_mapo.training.optimizer import (
     wrap_data_parallel,
 )
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import MicroBatching
+from nemo_mapo.training.signals import MicroBatching, TokenSignals
 from nemo_mapo.types import RolloutBatch
 
 NUM_PROMPTS, GROUP_SIZE = 4, 2
@@ -62,6 +62,8 @@ class Layout:
     rows: int = ROWS
     """Rows of a micro-batch."""
     objective: ObjectiveConfig = OBJECTIVE
+    old: Literal["given", "read", "own"] = "given"
+    """Where log pi_old comes from: the batch, a pass of its own, or the training pass itself."""
     dtype: torch.dtype = torch.float32
 
     def config(self, base: ModelConfig) -> ModelConfig:
@@ -75,6 +77,8 @@ class Outcome:
 
     loss: float
     metrics: dict[str, float]
+    signals_differ: float
+    """Largest difference between what the training pass and a pass without gradient read; 0 if none was made."""
     grad_norm: float
     replicas_differ: float
     """Largest difference between two ranks that hold the same weight's gradient."""
@@ -195,14 +199,18 @@ def one_step(layout: Layout, base: ModelConfig, start: str, gradients: str, batc
     """
     actor = build_actor(layout, base, start)
     share = batch_share(batch)
+    if layout.old != "given":
+        read = actor.get_inference_signals(share.sequences)
+        share = replace(share, old_log_probs=read.log_probs if layout.old == "read" else None)
     actor.wrapped.zero_grad_buffer()
-    loss, metrics = actor.get_loss_and_metrics(share, forward_only=False)
+    passed = actor.training_pass(share)
     parameters = dict(trainable_parameters(actor.policy))
     _make_folder(gradients)
     dist_checkpointing.save(sharded_gradients(actor.policy), gradients)
     return Outcome(
-        loss=loss,
-        metrics=metrics,
+        loss=passed.loss,
+        metrics=passed.metrics,
+        signals_differ=0.0 if layout.old == "given" else largest_difference(passed.signals, read),
         grad_norm=float(global_gradient_norm(parameters)),
         replicas_differ=replicas_differ(actor.policy),
         winners=head_winners(actor.policy),
@@ -264,6 +272,11 @@ def _make_folder(folder: str) -> None:
     if dist.get_rank() == 0:
         Path(folder).mkdir(parents=True)
     dist.barrier()
+
+
+def largest_difference(one: TokenSignals, other: TokenSignals) -> float:
+    """Of any signal of any token."""
+    return float((one.stacked() - other.stacked()).abs().max())
 
 
 def replicas_differ(model: AudioLLM) -> float:

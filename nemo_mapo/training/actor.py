@@ -1,6 +1,7 @@
 """The policy of a MAPO run with what belongs to it: it infers, and it gives loss and gradient."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import select_batch
+from nemo_mapo.data.sequences import select_batch, select_rows
 from nemo_mapo.models.audio_llm import AudioLLM, AudioLLMOutput
 from nemo_mapo.objective.mapo import mapo_loss
 from nemo_mapo.ranks import gather_metrics, gather_over_data_parallel
@@ -25,10 +26,22 @@ from nemo_mapo.training.signals import (
     MicroBatching,
     ModelInputs,
     TokenSignals,
+    known_to_all_stages,
     read_signals,
     token_signals_in_parts,
 )
 from nemo_mapo.types import Metric, ObjectiveInputs, RolloutBatch, TokenBatch, merge_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPass:
+    """What `MapoActor.training_pass` gives beside the gradient, on every rank."""
+
+    loss: float
+    """Of the whole step, as the metrics are."""
+    metrics: dict[str, float]
+    signals: TokenSignals
+    """What the policy said of this rank's rows meanwhile."""
 
 
 class MapoActor:
@@ -51,8 +64,13 @@ class MapoActor:
         self.batching = batching
 
     @property
+    def captures_audio_mass(self) -> bool:
+        """Whether the audio mass is among the policy's signals."""
+        return self.objective.captures_audio_mass
+
+    @property
     def _head_reduction(self) -> HeadReduction | None:
-        return self.objective.head_reduction if self.objective.captures_audio_mass else None
+        return self.objective.head_reduction if self.captures_audio_mass else None
 
     def prepare_for_inference(self) -> None:
         """Evaluation mode."""
@@ -80,12 +98,18 @@ class MapoActor:
         return self.reference.log_probs(sequences)
 
     def get_loss_and_metrics(self, batch: RolloutBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
+        """Loss and metrics of `training_pass`."""
+        passed = self.training_pass(batch, forward_only=forward_only)
+        return passed.loss, passed.metrics
+
+    def training_pass(self, batch: RolloutBatch, *, forward_only: bool = False) -> TrainingPass:
         """The MAPO loss of one optimiser step, of which `batch` is this data-parallel rank's share of the rows.
 
         Megatron's schedule runs the micro-batches, adds up their gradients and reduces them over all ranks: they are
-        those of the whole step's loss when it returns. Loss and metrics are those of the whole step, on every rank.
+        those of the whole step's loss when it returns.
         """
         parts = self.batching.split(batch.sequences)
+        said: list[Tensor | None] = []
         global_sequences = sum(gather_over_data_parallel(len(batch.advantages)))
         global_tokens = sum(gather_over_data_parallel(int(batch.sequences.completion_lengths.sum())))
         # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
@@ -101,6 +125,7 @@ class MapoActor:
             output: AudioLLMOutput, *, part: RolloutBatch, inputs: ModelInputs
         ) -> tuple[Tensor, dict[str, Metric]]:
             signals = read_signals(self.policy, output, inputs, part.sequences)
+            said.append(signals.stacked().detach())
             joined = objective_inputs(signals, part, global_sequences=global_sequences, global_tokens=global_tokens)
             loss = mapo_loss(joined, self.objective)
             return loss.loss * scale, loss.metrics
@@ -116,7 +141,11 @@ class MapoActor:
             forward_only=forward_only,
         )
         merged = merge_metrics(gather_metrics(metrics))
-        return merged["train/loss"], merged
+        signals = TokenSignals.unread(batch.sequences, mass=self.captures_audio_mass)
+        for rows, stacked in zip(parts, said or [None] * len(parts), strict=True):
+            part = select_rows(batch.sequences, rows)
+            signals.put(rows, known_to_all_stages(stacked, len(signals.stacked()), part, self.policy))
+        return TrainingPass(loss=merged["train/loss"], metrics=merged, signals=signals)
 
 
 def objective_inputs(
@@ -124,6 +153,8 @@ def objective_inputs(
 ) -> ObjectiveInputs:
     """Join what the policy says now with what the rollout batch remembers."""
     remembered: dict[str, Any] = batch.each()
+    if batch.old_log_probs is None:
+        remembered["old_log_probs"] = signals.log_probs.detach()
     return ObjectiveInputs(
         log_probs=signals.log_probs,
         entropy_nats=signals.entropy_nats.detach(),

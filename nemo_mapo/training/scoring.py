@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
-from nemo_mapo.config.run import RolloutConfig
+from nemo_mapo.config.run import RolloutConfig, RunConfig
 from nemo_mapo.data.prompts import prefill
-from nemo_mapo.data.sequences import padded, response_mask, token_batch
+from nemo_mapo.data.sequences import padded, response_mask, row_slices, select_batch, select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.pos_gate import gate_batch
 from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
@@ -47,8 +47,15 @@ class ScoredRollouts:
     batch: RolloutBatch
     rewards: RewardTable
     signals: TokenSignals
-    """The policy's signals at rollout time."""
+    """The policy's signals at rollout time; 0 on rows of the first optimiser step that nothing asked for sooner, until
+    the training pass puts in what it reads (`batch.old_log_probs` are these very log-probs)."""
     metrics: dict[str, float]
+
+    def in_steps(self, count: int) -> list[tuple[slice, RolloutBatch]]:
+        """Rows and batch of each of `count` optimiser steps; in the first, pi_old is the policy that is trained."""
+        total = len(self.batch.advantages)
+        (rows, first), *later = [(rows, select_batch(self.batch, rows)) for rows in row_slices(total, total // count)]
+        return [(rows, replace(first, old_log_probs=None)), *later]
 
 
 class RolloutScorer:
@@ -62,14 +69,33 @@ class RolloutScorer:
         rewards: RewardsConfig,
         objective: ObjectiveConfig,
         rollout: RolloutConfig,
+        *,
+        optimizer_steps: int,
     ) -> None:
+        """Take what a run has; its batches are trained on in so many optimiser steps."""
         self.tokenizer = tokenizer
         self.special = special
         self.tagger = tagger
         self.rewards = rewards
         self.objective = objective
         self.rollout = rollout
+        self.optimizer_steps = optimizer_steps
         self._gate_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pos-gate")
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens, tagger: Tagger
+    ) -> "RolloutScorer":
+        """As the config says."""
+        return cls(
+            tokenizer,
+            special,
+            tagger,
+            config.rewards,
+            config.resolved_objective,
+            config.rollout,
+            optimizer_steps=config.steps_per_generation,
+        )
 
     def rewards_of(self, groups: Sequence[Group]) -> tuple[RewardTable, Bool[Tensor, " group"]]:
         """The rewards alone, and which groups have different ones, counting what is taken off for length."""
@@ -85,10 +111,7 @@ class RolloutScorer:
         gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, groups)
         sequences = token_batch(training_rows(groups), pad_id=self.special.pad_id)
         with timer("reference"):
-            drawing = None
-            if any(one.log_probs is None for one in completions):
-                drawing = Drawing.of(self.rollout.sampling, self.tokenizer, actor.policy.vocab_size)
-            signals = actor.get_inference_signals(sequences, drawing)
+            signals = self._read_before_training(sequences, completions, actor)
             ref_log_probs = actor.get_init_policy_logprobs(sequences)
             text_entropy = actor.reference.text_entropy(sequences) if wanted else None
             signal = self._signal(sequences, signals, actor) if wanted else None
@@ -131,8 +154,26 @@ class RolloutScorer:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
         if self.rewards.asks_judge:
             metrics["rollout/verdicts_missing"] = table.missing_share
-        metrics |= _agreement(signals, completions, batch.response_mask)
         return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
+
+    def _read_before_training(
+        self, sequences: TokenBatch, completions: Sequence[Completion], actor: MapoActor
+    ) -> TokenSignals:
+        """What the policy says of the rows that are trained on after an update; 0 for the first optimiser step.
+
+        That one reads its rows with the same policy anyway (docs/decisions/0018). All are read if the objective needs
+        log pi of the batch sooner, or the engine cannot say log pi, so that log mu has to be compared.
+        """
+        drawing = None
+        if any(one.log_probs is None for one in completions):
+            drawing = Drawing.of(self.rollout.sampling, self.tokenizer, actor.policy.vocab_size)
+        sooner = self.objective.signal == "log_ratio" or self.objective.vppo_scale_floor is not None
+        first = 0 if sooner or drawing is not None else len(completions) // self.optimizer_steps
+        signals = TokenSignals.unread(sequences, mass=actor.captures_audio_mass, drawn=drawing is not None)
+        if first < len(completions):
+            later = slice(first, len(completions))
+            signals.put(later, actor.get_inference_signals(select_rows(sequences, later), drawing).stacked())
+        return signals
 
     def _signal(self, sequences: TokenBatch, signals: TokenSignals, actor: MapoActor) -> Tensor | None:
         kind, log_probs = self.objective.signal, signals.log_probs
@@ -230,7 +271,7 @@ def rollout_metrics(groups: Sequence[Group], table: RewardTable) -> dict[str, fl
     return metrics | {f"rollout/{name}": _mean(values) for name, values in there.items() if values}
 
 
-def _agreement(
+def agreement(
     signals: TokenSignals, completions: Sequence[Completion], response_mask: Bool[Tensor, "batch time"]
 ) -> dict[str, float]:
     """How far the log-probs of engine and training agree, of the model's distribution or of that sampled from.

@@ -1,7 +1,7 @@
 """What one forward pass says about every completion token: log-probability, entropy, audio mass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ from nemo_mapo.data.sequences import (
     packed_row,
     padded,
     row_slices,
-    rows_together,
     same_prompt_as_before,
     select_rows,
     shared_row,
@@ -136,6 +135,29 @@ class TokenSignals:
     drawn_log_probs: Float[Tensor, "batch time"] | None = None
     """log mu under the distribution that an engine draws from; None if it was not asked for."""
 
+    @classmethod
+    def unread(cls, sequences: TokenBatch, *, mass: bool, drawn: bool = False) -> "TokenSignals":
+        """0 on every completion token, with the signals that are asked for, to be filled by `put`."""
+        shape = (len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
+        return cls(
+            log_probs=torch.zeros(shape),
+            entropy_nats=torch.zeros(shape),
+            audio_mass=torch.zeros(shape) if mass else None,
+            drawn_log_probs=torch.zeros(shape) if drawn else None,
+        )
+
+    def stacked(self) -> Float[Tensor, "signal batch time"]:
+        """The signals that are there, in the order of the fields."""
+        return torch.stack(self._there())
+
+    def put(self, rows: Rows, read: Float[Tensor, "signal part part_time"]) -> None:
+        """Write down what was read of some rows, stacked as by `stacked`; signals behind the last stay as they are."""
+        for signal, values in zip(self._there(), read, strict=False):
+            signal[rows, : values.shape[1]] = values.to(signal)
+
+    def _there(self) -> list[Tensor]:
+        return [signal for signal in vars(self).values() if signal is not None]
+
 
 def token_signals(
     model: AudioLLM,
@@ -194,19 +216,12 @@ def token_signals_in_parts(
     With `drawing` the log-probs of the distribution that it draws from are among them. The tokens of `deaf` are
     predicted without attention to the audio.
     """
-
-    def of_part(rows: Rows) -> Float[Tensor, "signal part time"]:
-        part, deaf_part = select_rows(sequences, rows), None if deaf is None else deaf.of(rows)
-        return _without_gradient(model, part, head_reduction, batching, drawing, deaf_part)
-
-    parts = ((rows, of_part(rows)) for rows in batching.split(sequences))
-    signals = rows_together(parts, len(sequences.prompt_lengths))
-    return TokenSignals(
-        log_probs=signals[0],
-        entropy_nats=signals[1],
-        audio_mass=None if head_reduction is None else signals[2],
-        drawn_log_probs=None if drawing is None else signals[-1],
-    )
+    signals = TokenSignals.unread(sequences, mass=head_reduction is not None, drawn=drawing is not None)
+    for rows in batching.split(sequences):
+        part = select_rows(sequences, rows)
+        deaf_part = None if deaf is None else deaf.of(rows)
+        signals.put(rows, _without_gradient(model, part, head_reduction, batching, drawing, deaf_part))
+    return signals
 
 
 def _without_gradient(
@@ -226,10 +241,16 @@ def _without_gradient(
     if output is not None:
         signals = read_signals(model, output, inputs, sequences)
         drawn = None if drawing is None else _drawn(model, output, inputs, sequences, drawing)
-        found = (signals.log_probs, signals.entropy_nats, signals.audio_mass, drawn)
-        stacked = torch.stack([signal for signal in found if signal is not None])
+        stacked = replace(signals, drawn_log_probs=drawn).stacked()
     signals_asked = 2 + (head_reduction is not None) + (drawing is not None)
-    shape = (signals_asked, len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
+    return known_to_all_stages(stacked, signals_asked, sequences, model)
+
+
+def known_to_all_stages(
+    stacked: Float[Tensor, "signal batch time"] | None, signals: int, sequences: TokenBatch, model: AudioLLM
+) -> Float[Tensor, "signal batch time"]:
+    """On the CPU, what the last pipeline stage read of some rows; the others give None and how many signals it is."""
+    shape = (signals, len(sequences.prompt_lengths), int(sequences.completion_lengths.max()))
     return from_last_stage(stacked, shape, torch.zeros(0, device=model.device)).cpu()
 
 

@@ -10,12 +10,11 @@ import torch
 
 from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.ranks import gather_over_data_parallel
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.protocol import RolloutUnavailable
-from nemo_mapo.rows import Group
+from nemo_mapo.rows import Group, completions_of
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream
@@ -24,7 +23,7 @@ from nemo_mapo.training.loop import TrainingLoop, Validator
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.prompts import PromptStream
 from nemo_mapo.training.samples import SampleWriter
-from nemo_mapo.training.scoring import RolloutScorer, ScoredRollouts
+from nemo_mapo.training.scoring import RolloutScorer, ScoredRollouts, agreement
 from nemo_mapo.training.sources import build_source
 from nemo_mapo.types import reduced
 
@@ -83,7 +82,8 @@ class MapoTrainer(TrainingLoop):
         self.consumed_samples += drawn.sampled
         if is_main_rank():
             self.samples.write_training(self.step, drawn.groups[0], scored)
-        metrics |= reduced(gather_over_data_parallel(scored.metrics)) | self.timings() | drawn.metrics
+        agreed = agreement(scored.signals, completions_of(drawn.groups), scored.batch.response_mask)
+        metrics |= reduced(gather_over_data_parallel(scored.metrics | agreed)) | self.timings() | drawn.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
         # What is generated ahead takes the time of the step, and the trainer waits for little of it.
         seconds = metrics["timing/step_seconds" if self.config.max_staleness else "timing/rollout_seconds"]
@@ -123,12 +123,12 @@ class MapoTrainer(TrainingLoop):
             FloatingPointError: naming a bad tensor, after `max_skipped_steps` steps in a row that were not finite.
         """
         history: list[dict[str, float]] = []
-        rows_per_step = len(scored.batch.advantages) // self.config.steps_per_generation
-        for rows in row_slices(len(scored.batch.advantages), rows_per_step):
+        for number, (rows, batch) in enumerate(scored.in_steps(self.config.steps_per_generation)):
             self.optimizer.zero_grad()
-            loss, metrics = self.actor.get_loss_and_metrics(select_batch(scored.batch, rows), forward_only=False)
-            metrics |= self.update(loss)
-            history.append(metrics)
+            passed = self.actor.training_pass(batch)
+            if number == 0:
+                scored.signals.put(rows, passed.signals.stacked())
+            history.append(passed.metrics | self.update(passed.loss))
         self.optimizer.zero_grad()
         return reduced(history)
 

@@ -26,12 +26,15 @@ from nemo_mapo.types import RolloutBatch
 pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-5
+EXACT = 1e-6
+"""Between two ways to one number in the same layout."""
 TENSOR_2 = {"tensor_model_parallel_size": 2}
 SEQUENCE = {"sequence_parallel": True}
 STAGES_2 = {"pipeline_model_parallel_size": 2}
 EXPERTS_2 = {"expert_model_parallel_size": 2}
 PACKED = {"packed_tokens": 90}
 SHARED = {"shared_prompts": True}
+EVERY_TERM = replace(OBJECTIVE, surrogate="cispo", entropy_weight=0.01, ratio="token")
 
 DENSE = [
     Layout(name="micro-batches of 2", rows=2),
@@ -99,6 +102,20 @@ ADAPTERS = [
     Layout(name="adapters, data 2", ranks=2, rows=4),
     Layout(name="adapters, shared prompts, tensor 2", ranks=2, model=TENSOR_2 | SHARED),
     Layout(name="adapters, full recompute", decoder={"recompute_granularity": "full"}),
+]
+
+
+ON_POLICY = [
+    Layout(name="padded, micro-batches of 3", rows=3),
+    Layout(name="packed", model=PACKED),
+    Layout(name="shared prompts, micro-batches of 3", model=SHARED, rows=3),
+    Layout(
+        name="shared prompts, packed, full recompute", model=SHARED | PACKED, decoder={"recompute_granularity": "full"}
+    ),
+    Layout(
+        name="shared prompts, tensor 2 x pipeline 2", ranks=4, model=SHARED | TENSOR_2 | SEQUENCE | STAGES_2, rows=4
+    ),
+    Layout(name="data 2, every term", ranks=2, rows=2, objective=EVERY_TERM),
 ]
 
 
@@ -199,6 +216,23 @@ def test_experts_see_a_shared_prompt_once_and_compute_the_same(tmp_path, compari
             tmp_path,
             comparison,
         )
+
+
+@pytest.mark.parametrize("layout", ON_POLICY, ids=lambda layout: layout.name)
+def test_a_first_step_without_an_old_policy_pass_equals_one_with_it(dense, layout, tmp_path) -> None:
+    (read, gradients), (own, others) = (
+        outcome_of(tmp_path / old, replace(layout, old=old), dense.config, dense.path, dense.batch)
+        for old in ("read", "own")
+    )
+    for one, other in zip(read, own, strict=True):
+        assert other.signals_differ <= EXACT
+        assert other.loss == pytest.approx(one.loss, rel=EXACT, abs=EXACT)
+        assert other.metrics == pytest.approx(one.metrics, rel=EXACT, abs=EXACT)
+        assert other.metrics["train/ratio_max"] == 1.0
+    assert {
+        name: difference for name in gradients if (difference := relative(others[name], gradients[name])) > EXACT
+    } == {}
+    assert all(float(gradient.norm()) > 0 for gradient in gradients.values())
 
 
 def test_every_term_of_the_loss_counts_in_the_comparison(dense) -> None:

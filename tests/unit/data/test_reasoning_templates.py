@@ -102,7 +102,8 @@ def test_the_gate_of_a_completion_is_that_of_the_whole_text_without_what_the_pro
     said = groups_of(tokenizer, tokenizer.decode(ids))
     objective = ObjectiveConfig(pos_tags=("NOUN", "VERB", "ADJ"))
     special = SpecialTokens.from_tokenizer(tokenizer)
-    scorer = RolloutScorer(tokenizer, special, tagger, REWARDS, objective, RolloutConfig(sampling=SamplingConfig()))
+    rollout = RolloutConfig(sampling=SamplingConfig())
+    scorer = RolloutScorer(tokenizer, special, tagger, REWARDS, objective, rollout, optimizer_steps=1)
     gate, _ = scorer._gate(said)
     assert gate[0].tolist() == [*whole.gate[len(begun) :], False]
 

@@ -4,6 +4,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 
+import pytest
 import torch
 
 from nemo_mapo.config.model import OptimizerConfig
@@ -24,8 +25,17 @@ from nemo_mapo.training.signals import MicroBatching, TokenSignals
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 
 
-def scored(objective, groups=None, max_new_tokens=8):
-    """Score rollouts of a tiny model whose reference is another tiny model."""
+def scored(objective, groups=None, max_new_tokens=8, optimizer_steps=1):
+    """Score rollouts of a tiny model whose reference is another tiny model, and pass over them once."""
+    actor, scorer, groups = parts_of(objective, groups, max_new_tokens, optimizer_steps)
+    result = scorer(groups, actor, lambda name: nullcontext())
+    rows, first = result.in_steps(optimizer_steps)[0]
+    result.signals.put(rows, actor.training_pass(first, forward_only=True).signals.stacked())
+    return actor, result
+
+
+def parts_of(objective, groups=None, max_new_tokens=8, optimizer_steps=1):
+    """Actor, scorer and groups of `scored`."""
     tiny, frozen = tiny_audio_llm(seed=0), tiny_audio_llm(seed=1)
     tiny.model.eval()
     groups = tiny_groups(tiny) if groups is None else groups
@@ -34,8 +44,16 @@ def scored(objective, groups=None, max_new_tokens=8):
     backend = MegatronRollout(tiny.model, tiny.tokenizer, batch_size=4)
     actor = MapoActor(wrap_data_parallel(tiny.model), backend, reference, objective, MicroBatching(rows=2))
     rollout = RolloutConfig(sampling=SamplingConfig(max_new_tokens=max_new_tokens))
-    scorer = RolloutScorer(tiny.tokenizer, special, build_chain_tagger(), RewardsConfig(), objective, rollout)
-    return actor, scorer(groups, actor, lambda name: nullcontext())
+    scorer = RolloutScorer(
+        tiny.tokenizer,
+        special,
+        build_chain_tagger(),
+        RewardsConfig(),
+        objective,
+        rollout,
+        optimizer_steps=optimizer_steps,
+    )
+    return actor, scorer, groups
 
 
 def answered(texts):
@@ -102,6 +120,44 @@ def test_the_policy_and_its_reference_read_the_same_tokens():
     assert (result.batch.old_log_probs[kept] < 0).all() and (result.batch.ref_log_probs[kept] < 0).all()
     assert (result.batch.old_log_probs - result.batch.ref_log_probs)[kept].abs().max() > 1e-3
     assert (result.batch.old_log_probs[~kept] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "steps", "read"),
+    [
+        (ObjectiveConfig(), 1, []),
+        (ObjectiveConfig(), 2, [2, 3]),
+        (ObjectiveConfig(signal="log_ratio"), 1, [0, 1, 2, 3]),
+        (ObjectiveConfig(vppo_scale_floor=0.5), 2, [0, 1, 2, 3]),
+    ],
+)
+def test_only_rows_that_an_update_comes_before_are_read_before_training(objective, steps, read):
+    actor, scorer, groups = parts_of(objective, optimizer_steps=steps)
+    before = scorer(groups, actor, lambda name: nullcontext())
+    assert before.signals.log_probs.any(1).nonzero().flatten().tolist() == read
+    assert before.signals.entropy_nats.any(1).nonzero().flatten().tolist() == read
+    whole = actor.get_inference_signals(before.batch.sequences)
+    (rows, first), *later = before.in_steps(steps)
+    assert first.old_log_probs is None
+    for later_rows, batch in later:
+        width = batch.response_mask.shape[1]
+        torch.testing.assert_close(batch.old_log_probs, whole.log_probs[later_rows, :width], atol=1e-6, rtol=0)
+    before.signals.put(rows, actor.training_pass(first).signals.stacked())
+    torch.testing.assert_close(before.signals.stacked(), whole.stacked(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(before.batch.old_log_probs, whole.log_probs, atol=1e-6, rtol=0)
+
+
+def test_an_engine_that_cannot_say_log_pi_has_its_log_mu_recomputed_for_all_rows():
+    actor, scorer, groups = parts_of(ObjectiveConfig(behaviour_clip=2.0))
+    silent = [
+        replace(group, completions=tuple(replace(one, log_probs=None) for one in group.completions)) for group in groups
+    ]
+    before = scorer(silent, actor, lambda name: nullcontext())
+    assert before.signals.drawn_log_probs is not None and before.signals.drawn_log_probs.any(1).all()
+    drawn = before.signals.drawn_log_probs.clone()
+    ((rows, first),) = before.in_steps(1)
+    before.signals.put(rows, actor.training_pass(first).signals.stacked())
+    assert torch.equal(before.signals.drawn_log_probs, drawn)
 
 
 def test_plain_grpo_asks_for_no_text_reference_no_gate_and_no_mass():
