@@ -150,19 +150,23 @@ def _fused_attention(
 def _decode_kernel(
     query: Tensor, key: Tensor, value: Tensor, segment_ids: Tensor, scale: float, blocked: Blocked | None
 ) -> Tensor:
-    """One query a row against a cache: a mask is a single line here, cheaper than widening the whole cache."""
+    """One token a row against a cache: a mask is a single line here, cheaper than widening the whole cache.
+
+    The heads that share keys are queries of one head, which see the same: the kernel's grouped attention copies the
+    cache for each of them.
+    """
     visible = (segment_ids == segment_ids[:, -1:])[:, None, None]
     if blocked is not None:
         visible = visible & ~(blocked.queries[:, :, None] & blocked.keys[:, None])[:, None]
+    batch, _, heads, dim = query.shape
     attended = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
+        query.reshape(batch, key.shape[2], heads // key.shape[2], dim),
         key.transpose(1, 2),
         value.transpose(1, 2),
         attn_mask=visible,
         scale=scale,
-        enable_gqa=query.shape[2] != key.shape[2],
     )
-    return attended.transpose(1, 2)
+    return attended.reshape(batch, 1, heads, value.shape[-1])
 
 
 def _causal_kernel(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Tensor:

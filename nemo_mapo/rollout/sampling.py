@@ -78,14 +78,17 @@ def keep_most_likely(scores: Float[Tensor, "batch vocab"], *, top_k: int, top_p:
 
     The probability in the second filter is that of the tokens which the first one kept.
     """
-    ranked, order = torch.sort(scores, dim=-1, descending=True, stable=True)
-    if top_k > 0:
-        ranked[:, top_k:] = _IMPOSSIBLE
+    vocabulary = scores.shape[1]
+    best = scores.topk(top_k if 0 < top_k < vocabulary else vocabulary).values
+    kept = torch.full_like(best[:, :1], best.shape[1], dtype=torch.int64)
     if top_p < 1.0:
-        probabilities = torch.softmax(ranked, dim=-1)
-        before = probabilities.cumsum(-1) - probabilities
-        ranked = ranked.masked_fill(before >= top_p, _IMPOSSIBLE)
-    return torch.empty_like(scores).scatter_(1, order, ranked)
+        probabilities = torch.softmax(best, dim=-1)
+        kept = (probabilities.cumsum(-1) - probabilities < top_p).sum(-1, keepdim=True)
+    # How many are kept and the least of their scores say which: a whole vocabulary need not be sorted.
+    least = best.gather(1, kept - 1)
+    above, equal = scores > least, scores == least
+    first_equal = equal & (equal.cumsum(-1) <= kept - above.sum(-1, keepdim=True))
+    return scores.masked_fill(~(above | first_equal), _IMPOSSIBLE)
 
 
 def _greedy(scores: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
