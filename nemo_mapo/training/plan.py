@@ -19,6 +19,7 @@ from nemo_mapo.models.lora import add_lora, freeze, is_adapter
 from nemo_mapo.training.optimizer import is_expert
 from nemo_mapo.training.plan_activations import (
     MicroBatch,
+    SharedPrompts,
     kv_cache_bytes,
     logits_bytes,
     perception_bytes,
@@ -206,9 +207,14 @@ def make_plan(config: RunConfig, plan: PlanConfig, *, vocab_size: int) -> Plan:
     """Plan every pipeline stage of a run."""
     model, group = config.model, config.trainer.mapo.num_rollouts_per_prompt
     row_tokens = plan.sequence_tokens or model.decoder.max_position_embeddings
+    shared = _shared_prompts(config, row_tokens)
     rows = model.micro_batch_size if model.packed_tokens is None else max(1, model.packed_tokens // row_tokens)
+    tokens = rows * row_tokens if model.packed_tokens is None else model.packed_tokens
+    if shared is not None:
+        rows, tokens = shared.completions, shared.tokens
     batch = MicroBatch(
-        tokens=rows * row_tokens if model.packed_tokens is None else model.packed_tokens,
+        tokens=tokens,
+        shared=shared,
         clips=math.ceil(rows / group),
         audio_seconds=plan.audio_seconds,
         vocab_size=math.ceil(vocab_size / model.tensor_model_parallel_size) * model.tensor_model_parallel_size,
@@ -218,19 +224,41 @@ def make_plan(config: RunConfig, plan: PlanConfig, *, vocab_size: int) -> Plan:
     )
     stages = range(model.pipeline_model_parallel_size)
     return Plan(
-        stages=tuple(_plan_stage(config, batch, stage, row_tokens, vocab_size) for stage in stages),
-        tokens_per_step=config.data.train_ds.batch_size * group * row_tokens,
+        stages=tuple(_plan_stage(config, batch, stage, row_tokens, vocab_size, rows) for stage in stages),
+        tokens_per_step=config.data.train_ds.batch_size
+        * (group * row_tokens if shared is None else shared.prompt + group * shared.completion),
         tokens_per_pass=batch.tokens,
         left_out=tuple(_left_out(config, batch)),
     )
 
 
-def _plan_stage(config: RunConfig, batch: MicroBatch, stage: int, row_tokens: int, vocab_size: int) -> StagePlan:
+def _shared_prompts(config: RunConfig, row_tokens: int) -> SharedPrompts | None:
+    """A micro-batch whose completions are as long as they may be, whole groups first; None for a row each."""
+    model, group = config.model, config.trainer.mapo.num_rollouts_per_prompt
+    completion = config.rollout.sampling.max_new_tokens
+    # The last token of a prompt comes with each completion.
+    prompt = row_tokens - completion - 1
+    if not model.shared_prompts or prompt < 1:
+        return None
+    if model.packed_tokens is None:
+        groups, completions = math.ceil(model.micro_batch_size / group), model.micro_batch_size
+    else:
+        whole, rest = divmod(model.packed_tokens, prompt + group * completion)
+        further = max(0, (rest - prompt) // completion)
+        groups, completions = whole + (further > 0), whole * group + further
+        if completions == 0:
+            return None
+    return SharedPrompts(groups=groups, completions=completions, prompt=prompt, completion=completion)
+
+
+def _plan_stage(
+    config: RunConfig, batch: MicroBatch, stage: int, row_tokens: int, vocab_size: int, rows: int
+) -> StagePlan:
     model = config.model
     static = static_memory(config, stage=stage, vocab_size=vocab_size)
     stages = model.pipeline_model_parallel_size
     replicas = config.trainer.world_size // (model.tensor_model_parallel_size * stages)
-    share = math.ceil(model.global_batch_size / replicas * row_tokens / batch.tokens)
+    share = math.ceil(model.global_batch_size / replicas / rows)
     under_way = min(stages - stage, share)
     layers = stage_bytes(model, batch, stage) * under_way + recompute_bytes(model, batch, stage)
     return StagePlan(

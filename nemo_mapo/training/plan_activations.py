@@ -3,13 +3,41 @@
 import math
 from dataclasses import dataclass
 
-from nemo_mapo.attention.mass import HEAD_WIDTH_MULTIPLE
+from nemo_mapo.attention.mass import EXPLICIT_MASK_QUERIES, HEAD_WIDTH_MULTIPLE
 from nemo_mapo.attention.te_support import MASS_WIDTH
 from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.training.signals import LOGIT_CHUNK_ELEMENTS
 
 _FLOAT = 4
 _INDEX = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrompts:
+    """Completions of one length whose prompts, of one length too, are read once: `attention.shared`."""
+
+    groups: int
+    """Prompts of the micro-batch, or parts of groups."""
+    completions: int
+    prompt: int
+    """Tokens of a prompt that its completions share."""
+    completion: int
+
+    @property
+    def own_tokens(self) -> int:
+        """Positions of completions, at which logits are read."""
+        return self.completions * self.completion
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are read."""
+        return self.groups * self.prompt + self.own_tokens
+
+    def query_blocks(self) -> list[tuple[int, int]]:
+        """Queries of a completion that attend together, and the keys that the last of them sees."""
+        starts = range(0, self.completion, EXPLICIT_MASK_QUERIES)
+        ends = [min(start + EXPLICIT_MASK_QUERIES, self.completion) for start in starts]
+        return [(end - start, self.prompt + end) for start, end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +56,8 @@ class MicroBatch:
     """Bytes of an element: 4 (fp32) or 2 (bf16)."""
     measures_mass: bool
     """Whether target layers report their audio mass."""
+    shared: SharedPrompts | None = None
+    """How `tokens` come about where prompts are shared."""
     cuda: bool
     """A GPU's fused norms keep their input in the model's precision; a CPU's keep it and the result in float32."""
 
@@ -53,7 +83,8 @@ def stage_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
         target = batch.measures_mass and layer in model.resolved_target_layers
         total += layer_bytes(model, batch, target=target) - _dropped(model, batch, layer)
     if stage == stages - 1:
-        total += _norm(model, batch) + _share(model, batch.tokens) * model.decoder.hidden_size * batch.width
+        read = _share(model, batch.tokens) if model.sequence_parallel else _read(model, batch)
+        total += _norm(model, batch) + read * model.decoder.hidden_size * batch.width
     return total
 
 
@@ -86,7 +117,7 @@ def perception_bytes(model: ModelConfig, batch: MicroBatch) -> int | None:
 
 def logits_bytes(model: ModelConfig, batch: MicroBatch) -> tuple[int, int]:
     """Logits that are kept; their gradient and the float32 workspace, which the backward pass adds."""
-    kept = batch.tokens * batch.vocab_size // model.tensor_model_parallel_size * batch.width
+    kept = _read(model, batch) * batch.vocab_size // model.tensor_model_parallel_size * batch.width
     chunk = LOGIT_CHUNK_ELEMENTS["cuda" if batch.cuda else "cpu"] * _FLOAT
     return kept, kept + min(chunk, kept * _FLOAT // batch.width)
 
@@ -97,6 +128,11 @@ def kv_cache_bytes(model: ModelConfig, *, rows: int, tokens: int, width: int) ->
     heads = decoder.num_query_groups // model.tensor_model_parallel_size
     layers = decoder.num_layers // model.pipeline_model_parallel_size
     return 2 * rows * tokens * layers * heads * decoder.kv_channels * width
+
+
+def _read(model: ModelConfig, batch: MicroBatch) -> int:
+    """Positions whose logits are computed; ranks of a sharded sequence compute all of them."""
+    return batch.tokens if batch.shared is None or model.sequence_parallel else batch.shared.own_tokens
 
 
 def _share(model: ModelConfig, tokens: int) -> int:
@@ -148,6 +184,12 @@ def _attention(model: ModelConfig, batch: MicroBatch, *, target: bool) -> int:
     statistics = tokens * heads * _FLOAT
     rotated = tokens * (heads + groups) * dim * batch.width
     output = tokens * heads * dim * batch.width
+    if batch.shared is not None:
+        # The projection's input is put together from the prompts' output and the completions'.
+        # Rotations differ from token to token, and each of queries and keys keeps sine and cosine.
+        rotations = 4 * tokens * dim * batch.width
+        own = _completions_attention(model, batch.shared, batch.width, target=target)
+        return total + rotations + rotated + statistics + output + own
     if not target:
         return total + rotated + statistics + output
     if model.attention_backend == "transformer_engine":
@@ -157,6 +199,20 @@ def _attention(model: ModelConfig, batch: MicroBatch, *, target: bool) -> int:
     widened = tokens * 2 * (heads + groups) * wide * batch.width
     projected = _linear_input(model, batch, "linear_proj", heads * dim)
     return total + widened + statistics + projected
+
+
+def _completions_attention(model: ModelConfig, shared: SharedPrompts, width: int, *, target: bool) -> int:
+    """What attention keeps beside its input, output and statistics where completions see [prompt keys | own keys]."""
+    shards, dim = model.tensor_model_parallel_size, model.decoder.kv_channels
+    heads, groups = model.decoder.num_attention_heads // shards, model.decoder.num_query_groups // shards
+    wide = math.ceil((dim + 1) / HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE if target else dim
+    blocks = shared.query_blocks()
+    # Without channels for the mass the blocks are views of one copy.
+    keys = sum(last for _, last in blocks) if target else shared.prompt + shared.completion
+    copies = shared.own_tokens * heads * wide + shared.completions * keys * 2 * groups * wide
+    outputs = shared.groups * shared.prompt * heads * dim + shared.own_tokens * heads * wide
+    masks = shared.groups * sum(queries * last for queries, last in blocks)
+    return (copies + outputs + masks) * width + 2 * shared.own_tokens * _INDEX
 
 
 def _feed_forward(model: ModelConfig, batch: MicroBatch) -> int:
@@ -194,6 +250,8 @@ def _dropped(model: ModelConfig, batch: MicroBatch, layer: int) -> int:
     dropped = 0
     if "core_attn" in modules and layer not in model.resolved_target_layers:
         dropped += batch.tokens * decoder.num_attention_heads // model.tensor_model_parallel_size * _FLOAT
+        if batch.shared is not None:
+            dropped += _completions_attention(model, batch.shared, batch.width, target=False)
     inside = _feed_forward(model, batch) - _norm(model, batch) - _linear_input(model, batch, "linear_fc1")
     if modules & {"mlp"} and decoder.num_moe_experts is None:
         dropped += inside

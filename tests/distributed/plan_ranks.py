@@ -19,7 +19,7 @@ from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import PAD
 from nemo_mapo.models.lora import freeze
 from nemo_mapo.platform import install_cpu_host
-from nemo_mapo.rows import training_rows
+from nemo_mapo.rows import Prompt, Row, training_rows
 from nemo_mapo.testing.layouts import GROUP_SIZE, build, hard_groups
 from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
 from nemo_mapo.training.optimizer import MainWeightAdamW, build_optimizer, wrap_data_parallel
@@ -32,8 +32,14 @@ from nemo_mapo.training.plan import (
     parameter_bytes,
     static_memory,
 )
-from nemo_mapo.training.plan_activations import MicroBatch, logits_bytes, perception_bytes, stage_bytes
-from nemo_mapo.training.signals import token_signals
+from nemo_mapo.training.plan_activations import (
+    MicroBatch,
+    SharedPrompts,
+    logits_bytes,
+    perception_bytes,
+    stage_bytes,
+)
+from nemo_mapo.training.signals import MicroBatching, token_signals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -134,6 +140,37 @@ def activations(model: ModelConfig, precision: str) -> tuple[int, int]:
         tokens=rows * longest,
         clips=len(sequences.audio.lengths),
         audio_seconds=sequences.audio.waveforms.shape[1] / SAMPLE_RATE,
+        vocab_size=policy.vocab_size,
+        width=DTYPES[precision].itemsize,
+        measures_mass=True,
+        cuda=False,
+    )
+    encoder = perception_bytes(model, batch)
+    assert encoder is not None
+    return saved.num_bytes, stage_bytes(model, batch, 0) + encoder + logits_bytes(model, batch)[0]
+
+
+def shared_activations(model: ModelConfig, precision: str, shared: SharedPrompts) -> tuple[int, int]:
+    """On every rank: the same of groups whose prompts, with a clip each, are read once."""
+    policy = build(model, dtype=DTYPES[precision])
+    freeze(policy, model.resolved_freeze)
+    samples, generator = SAMPLE_RATE // 10, torch.Generator().manual_seed(0)
+    marks = torch.full((policy.num_audio_tokens(samples),), policy.audio_token_id)
+    rows = []
+    for group in range(shared.groups):
+        text = torch.randint(12, policy.vocab_size, (shared.prompt + 1 - len(marks),), generator=generator)
+        clip = torch.randn(samples, generator=generator)
+        prompt = Prompt(id=str(group), token_ids=torch.cat([text[:1], marks, text[1:]]), clips=(clip,))
+        words = torch.randint(12, policy.vocab_size, (shared.completion,), generator=generator)
+        rows += [Row(prompt=prompt, token_ids=words)] * (shared.completions // shared.groups)
+    batching = MicroBatching(rows=len(rows), shared_prompts=True)
+    with saved_tensors(policy) as saved:
+        token_signals(policy, token_batch(rows, pad_id=0), head_reduction="max", batching=batching)
+    batch = MicroBatch(
+        tokens=shared.tokens,
+        shared=shared,
+        clips=shared.groups,
+        audio_seconds=samples / SAMPLE_RATE,
         vocab_size=policy.vocab_size,
         width=DTYPES[precision].itemsize,
         measures_mass=True,

@@ -13,6 +13,7 @@ from distributed.plan_ranks import (
     planned,
     planned_memory,
     run_config,
+    shared_activations,
 )
 
 from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
@@ -22,7 +23,7 @@ from nemo_mapo.testing.layouts import dense_config, moe_config
 from nemo_mapo.testing.ranks import run_on_ranks
 from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.plan import StaticMemory, as_table, too_large
-from nemo_mapo.training.plan_activations import kv_cache_bytes
+from nemo_mapo.training.plan_activations import SharedPrompts, kv_cache_bytes
 
 pytestmark = pytest.mark.distributed
 
@@ -170,6 +171,75 @@ def test_planned_activations_are_near_what_autograd_keeps(kept, name: str) -> No
     for measured, estimated in kept[name]:
         print(f"{name}: {measured:,} bytes measured, {estimated:,} estimated, {estimated / measured:.3f}")
         assert estimated == pytest.approx(measured, rel=ESTIMATE)
+
+
+LONG = {"max_position_embeddings": 512}
+SHARED = {
+    "plain": (
+        1,
+        model(dense_config(), decoder=LONG),
+        "fp32",
+        SharedPrompts(groups=2, completions=8, prompt=39, completion=30),
+    ),
+    "bf16": (
+        1,
+        model(dense_config(), decoder=LONG),
+        "bf16",
+        SharedPrompts(groups=1, completions=8, prompt=99, completion=50),
+    ),
+    "two blocks of queries": (
+        1,
+        model(dense_config(), decoder=LONG),
+        "fp32",
+        SharedPrompts(groups=1, completions=2, prompt=150, completion=300),
+    ),
+    "LoRA": (
+        1,
+        model(dense_config(), decoder=LONG, **LORA),
+        "fp32",
+        SharedPrompts(groups=2, completions=8, prompt=39, completion=30),
+    ),
+    "selective recompute": (
+        1,
+        model(
+            dense_config(),
+            decoder=LONG | {"recompute_granularity": "selective", "recompute_modules": ("core_attn", "mlp")},
+        ),
+        "fp32",
+        SharedPrompts(groups=2, completions=8, prompt=60, completion=30),
+    ),
+    "tensor 2, sequence": (
+        2,
+        model(dense_config(), decoder=LONG, **SEQUENCE),
+        "fp32",
+        SharedPrompts(groups=2, completions=8, prompt=40, completion=30),
+    ),
+}
+
+
+def test_planned_activations_with_shared_prompts_are_near_what_autograd_keeps() -> None:
+    for name, (ranks, config, precision, shared) in SHARED.items():
+        for measured, estimated in run_on_ranks(shared_activations, ranks, config, precision, shared):
+            print(f"{name}: {measured:,} bytes measured, {estimated:,} estimated, {estimated / measured:.3f}")
+            assert estimated == pytest.approx(measured, rel=ESTIMATE), name
+
+
+def test_a_plan_counts_each_prompt_once_for_its_group() -> None:
+    base = dense_config()
+    found = {}
+    for name, changes in {
+        "a row each": {"shared_prompts": False, "micro_batch_size": 4},
+        "shared": {"shared_prompts": True, "micro_batch_size": 4},
+        "packed": {"shared_prompts": True, "packed_tokens": 47 + 2 * 16 + 47 + 16 + 15},
+    }.items():
+        config = run_config(base, ranks=1)
+        config = replace(config, model=replace(config.model, **changes))
+        (found[name],) = run_on_ranks(planned, 1, config, PlanConfig(sequence_tokens=64), VOCABULARY)
+    assert found["a row each"].tokens_per_pass == 4 * 64
+    assert found["shared"].tokens_per_pass == 2 * (47 + 2 * 16)
+    assert found["packed"].tokens_per_pass == 47 + 2 * 16 + 47 + 16
+    assert found["shared"].tokens_per_step == 4 * (47 + 2 * 16)
+    assert found["shared"].stages[0].logits < found["a row each"].stages[0].logits
 
 
 def test_a_layout_that_does_not_fit_is_refused_with_what_to_change() -> None:
