@@ -54,13 +54,13 @@ class Side:
         self.log = log
         self.resting_mib = self._answer()["resting_mib"]
 
-    def step(self) -> dict[str, float]:
+    def step(self, clock: str) -> dict[str, float]:
         """Take one; its seconds, its peak memory, and how far that is above what libraries and model take."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         taken = self._answer()
-        return taken | {"rise_mib": taken["peak_mib"] - self.resting_mib}
+        return taken | {"seconds": taken[clock], "rise_mib": taken["peak_mib"] - self.resting_mib}
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -97,6 +97,7 @@ def race(shape: Shape, arguments: argparse.Namespace, folder: Path) -> list[dict
         "model": str(folder / "decoder"),
         "layers": arguments.layers,
         "width": arguments.width,
+        "positions": 2048,
         "threads": arguments.threads,
         "prompts": prompts_of(shape),
         "temperature": 1.2,
@@ -119,7 +120,9 @@ def race(shape: Shape, arguments: argparse.Namespace, folder: Path) -> list[dict
             name: stack.enter_context(contextlib.closing(Side(command, folder / f"{number}.log")))
             for number, (name, command) in enumerate(commands.items())
         }
-        rounds = [{name: side.step() for name, side in sides.items()} for _ in range(arguments.rounds + 1)]
+        rounds = [
+            {name: side.step(arguments.clock) for name, side in sides.items()} for _ in range(arguments.rounds + 1)
+        ]
     return rounds[1:]
 
 
@@ -170,6 +173,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
     parser.add_argument(
         "--python", default=".venv-peers/bin/python", help="interpreter that has TRL (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu beside other work (default: %(default)s)"
     )
     parser.add_argument("--check", action="store_true", help="fail if the goals are missed")
     return parser.parse_args()

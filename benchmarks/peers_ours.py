@@ -4,12 +4,11 @@ import argparse
 import contextlib
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers_protocol import answer, peak_mib, ready, reset_peak
+from peers_protocol import Clock, answer, peak_mib, ready, reset_peak
 from rollout import build_pair, model_config_of
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -51,7 +50,9 @@ def main() -> None:
     initialize_parallel()
     tokenizer = build_tokenizer()
     if arguments.export:
-        _, theirs = build_pair(tokenizer, layers=settings["layers"], width=settings["width"], positions=2048)
+        _, theirs = build_pair(
+            tokenizer, layers=settings["layers"], width=settings["width"], positions=settings["positions"]
+        )
         theirs.save_pretrained(settings["model"])
         tokenizer.save_pretrained(settings["model"])
         return
@@ -59,9 +60,9 @@ def main() -> None:
     ready()
     while sys.stdin.readline():
         reset_peak()
-        started = time.perf_counter()
+        clock = Clock()
         step()
-        answer({"seconds": time.perf_counter() - started, "peak_mib": peak_mib()})
+        answer(clock.seconds() | {"peak_mib": peak_mib()})
 
 
 class Step:
@@ -71,7 +72,7 @@ class Step:
         self.group = settings["group"]
         self.count = 0
         special = SpecialTokens.from_tokenizer(tokenizer)
-        config = model_config_of(settings["layers"], settings["width"], positions=2048)
+        config = model_config_of(settings["layers"], settings["width"], positions=settings["positions"])
 
         def build() -> AudioLLM:
             size = len(tokenizer)

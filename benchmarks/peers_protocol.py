@@ -1,8 +1,20 @@
 """How the sides of `benchmarks/peers.py` answer; the standard library alone, for both environments."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
+
+
+class Clock:
+    """Seconds since it was made: `Clock().seconds()`."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> dict[str, float]:
+        """By the wall, and of this process's threads together."""
+        return {"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
 
 
 def reset_peak() -> None:

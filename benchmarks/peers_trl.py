@@ -4,13 +4,12 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peers_protocol import answer, peak_mib, ready, reset_peak
+from peers_protocol import Clock, answer, peak_mib, ready, reset_peak
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -19,7 +18,7 @@ class OneStepPerLine(TrainerCallback):
     """Waits for a line before each step, and answers it with the step's seconds and peak memory."""
 
     def __init__(self) -> None:
-        self.started = 0.0
+        self.clock = Clock()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Wait; then the clock runs."""
@@ -28,11 +27,11 @@ class OneStepPerLine(TrainerCallback):
         if not sys.stdin.readline():
             sys.exit()
         reset_peak()
-        self.started = time.perf_counter()
+        self.clock = Clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Answer."""
-        answer({"seconds": time.perf_counter() - self.started, "peak_mib": peak_mib()})
+        answer(self.clock.seconds() | {"peak_mib": peak_mib()})
 
 
 def main() -> None:
