@@ -6,12 +6,13 @@ from pathlib import Path
 
 from nemo_mapo.reports.figures import is_recorded, panel_figure, profile_figures, timing_figure
 from nemo_mapo.reports.loading import Record, RunFiles, load_run, recorded, section
-from nemo_mapo.reports.outcome import Change, Outcome, outcome
+from nemo_mapo.reports.outcome import Change, Outcome, outcome, question_difference
 from nemo_mapo.reports.pages import Card, Figure, write_page
 from nemo_mapo.reports.panels import SPEED, Section, sections_of
 from nemo_mapo.reports.samples import pick_samples, samples_view
 from nemo_mapo.reports.summary import duration, number, percent, percent_interval, points
 from nemo_mapo.reports.warnings import CHECKED_IN_WORDS, find_warnings
+from nemo_mapo.statistics import difference_in_words
 
 REPORT_FILE = "report.html"
 
@@ -42,7 +43,8 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
     """
     files = load_run(run_dir)
     found = outcome(files)
-    others = {path.name: load_run(path).metrics for path in overlays}
+    runs = {path.name: load_run(path) for path in overlays}
+    others = {name: run.metrics for name, run in runs.items()}
     return write_page(
         run_dir / REPORT_FILE,
         "report.html",
@@ -52,6 +54,7 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
         commits=recorded([files.run], "commit"),
         commands=recorded([files.run], "command"),
         cards=_cards(found),
+        differences=[_difference(files, name, run) for name, run in runs.items()],
         findings=find_warnings(files.metrics, section(files.config, "objective"), chance=found.chance),
         checked=CHECKED_IN_WORDS,
         notes=files.notes,
@@ -65,6 +68,15 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
         events=[event for event in files.run.get("events") or () if isinstance(event, dict)],
         config_text=files.config_text,
     )
+
+
+def _difference(files: RunFiles, name: str, other: RunFiles) -> str:
+    """The accuracy of this run against that of another one, over the same questions."""
+    gap = question_difference(files.test, "correct", other.test, "correct")
+    if gap is None:
+        return f"Accuracy against {name}: not compared, because they were not tested on the same questions."
+    words = difference_in_words(100 * gap.low, 100 * gap.high)
+    return f"Accuracy minus that of {name}: {points(gap)}, paired over {len(files.test)} test questions: {words}."
 
 
 def _progress(files: RunFiles) -> str:

@@ -152,6 +152,11 @@ def test_other_runs_are_laid_over_the_curves(make_run, tmp_path):
     runs = [make_run(seed=seed).write(tmp_path / name) for seed, name in enumerate(("one", "two"))]
     text = write_report(runs[0], runs[1:]).read_text()
     assert "with audio of two from 0.4" in text and '"legendgroup":"two"' in text
+    assert (
+        "Accuracy minus that of two: +0.0 points [" in text and "paired over 1000 test questions: not settled" in text
+    )
+    (runs[1] / "test.jsonl").unlink()
+    assert "against two: not compared" in write_report(runs[0], runs[1:]).read_text()
 
 
 def test_an_empty_metrics_file_has_a_page(tmp_path):
