@@ -59,7 +59,7 @@ test: $(STAMP) ## all tests that this machine can run, on two workers; ARGS="tes
 test-slow: $(STAMP) ## the tests that take a minute or more alone (under 15 minutes); `make test` leaves them out
 	$(BIN)/pytest -q --durations=10 -m slow $(if $(ARGS),$(ARGS),$(WORKERS))
 
-fuzz: $(STAMP) ## 1,000 mutated configs and 300 mutated manifests, seeded (2 minutes; ARGS="--seed 3" draws others)
+fuzz: $(STAMP) ## 1,000 mutated configs and 300 mutated manifests, seeded (90 s of processor time; ARGS="--seed 3" draws others)
 	$(BIN)/python tests/fuzz.py $(ARGS)
 
 mutations: $(STAMP) ## plant every known fault and demand that a test fails (about 15 minutes; ARGS="shared rollouts" chooses)

@@ -1,6 +1,7 @@
 """JSON over HTTP to a server that may be slow, busy, broken or gone: how a request fails, and when it is sent again."""
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -16,6 +17,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
+
+logger = logging.getLogger(__name__)
 
 _TRIED_AGAIN: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 CONNECT_SECONDS: Final = 10.0
@@ -51,11 +54,18 @@ class JsonServer:
     >>> JsonServer("http://127.0.0.1:8000", token=None, timeout_seconds=60).get("/version")
 
     A request has `timeout_seconds` from its beginning to the last byte of its answer, however the bytes arrive, and an
-    answer `largest_bytes`. Compressed answers are not asked for and not unpacked.
+    answer `largest_bytes`. Compressed answers are not asked for and not unpacked. The first request of an outage that
+    nobody answers is logged, because those that send it again may do so for minutes; `expected` outages are not.
     """
 
     def __init__(
-        self, url: str, *, token: str | None, timeout_seconds: float, largest_bytes: int = LARGEST_ANSWER_BYTES
+        self,
+        url: str,
+        *,
+        token: str | None,
+        timeout_seconds: float,
+        largest_bytes: int = LARGEST_ANSWER_BYTES,
+        expected: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
         self._headers = {"Accept-Encoding": "identity"}
@@ -63,6 +73,8 @@ class JsonServer:
             self._headers["Authorization"] = f"Bearer {token}"
         self._seconds = timeout_seconds
         self._largest = largest_bytes
+        self._said = expected
+        self._expected = expected
 
     def get(self, path: str) -> Any:
         """The decoded answer; Unreachable or Refused if there is none."""
@@ -73,6 +85,17 @@ class JsonServer:
         return self._ask("POST", path, body, query)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, query: dict[str, str] | None) -> Any:
+        try:
+            answer = self._answer(method, path, body, query)
+        except Unreachable as error:
+            if error.status is None and not self._said:
+                self._said = True
+                logger.warning(f"{self.url} does not answer and is asked again for a while: {error}")
+            raise
+        self._said = self._expected
+        return answer
+
+    def _answer(self, method: str, path: str, body: dict[str, Any] | None, query: dict[str, str] | None) -> Any:
         url = f"{self.url}{path}"
         with _Deadline(self._seconds) as deadline, requests.Session() as session:
             session.mount(url, _WatchedAdapter(deadline))

@@ -63,6 +63,16 @@ def test_nobody_listening_is_unreachable() -> None:
         JsonServer("http://127.0.0.1:1", token=None, timeout_seconds=1.0).get("/x")
 
 
+def test_an_outage_is_said_once_and_not_where_it_is_expected(caplog) -> None:
+    for expected in (False, True):
+        server = JsonServer("http://127.0.0.1:1", token=None, timeout_seconds=1.0, expected=expected)
+        for _ in range(3):
+            with pytest.raises(Unreachable):
+                server.get("/x")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "http://127.0.0.1:1 does not answer and is asked again" in caplog.text
+
+
 BROKEN = {
     "a trickle of a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"1"),
     "a trickle of headers": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),

@@ -146,7 +146,7 @@ class VllmProcess:
 
     def wait_until_it_serves(self, seconds: float) -> None:
         """Return when it answers; RolloutUnavailable with the end of its log if it ends first or takes longer."""
-        server = JsonServer(self.url, token=self.key, timeout_seconds=5.0)
+        server = JsonServer(self.url, token=self.key, timeout_seconds=5.0, expected=True)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if ended := self.ended():
