@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Which measured set of versions (docs/versions.md): make env STACK=next, make test STACK=next.
+# Which set of versions (docs/versions.md): make env STACK=next, make test STACK=next.
 STACK ?=
 ifeq ($(STACK),next)
 VENV ?= .venv-next

@@ -1,4 +1,4 @@
-"""Run the tests in each measured set of versions and write the table of docs/versions.md.
+"""Run the tests in each set of versions and write the table of docs/versions.md.
 
 `python benchmarks/versions.py` runs what `make test` runs, in .venv and .venv-next (half an hour each on two cores);
 `--reports DIR` takes the JUnit files that are there (`.venv.xml`, `.venv-next.xml`, also of a part of the tests).

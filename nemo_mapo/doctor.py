@@ -124,7 +124,7 @@ def pinned(path: Path) -> dict[str, str]:
 
 
 def nearest_set(installed: Versions) -> Path | None:
-    """The measured set that shares most versions of the stack with what is installed; None without a checkout."""
+    """The pinned set that shares most versions of the stack with what is installed; None without a checkout."""
     there = [path for path in SETS if path.is_file()]
     return max(there, key=lambda path: len(STACK) - len(_unlike(installed, pinned(path))), default=None)
 
@@ -134,11 +134,11 @@ def _unlike(installed: Versions, tested: Versions) -> list[str]:
 
 
 def check_set(installed: Versions, path: Path) -> Finding:
-    """How the stack that is installed differs from a measured set."""
+    """How the stack that is installed differs from a pinned set."""
     tested = pinned(path)
     unlike = [f"{name} {tested.get(name)}" for name in _unlike(installed, tested)]
-    detail = f"{path.name}, with others than its {', '.join(unlike)}: not measured" if unlike else path.name
-    return Finding(verdict="OK", subject="nearest measured set", detail=detail)
+    detail = f"{path.name}, with others than its {', '.join(unlike)}: not run together" if unlike else path.name
+    return Finding(verdict="OK", subject="nearest pinned set", detail=detail)
 
 
 def supports(supported: SpecifierSet, version: str) -> bool:

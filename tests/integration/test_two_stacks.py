@@ -1,4 +1,4 @@
-"""A run that was saved with one measured set of versions goes on with the other: docs/versions.md."""
+"""A run that was saved with one set of versions goes on with the other: docs/versions.md."""
 
 import shutil
 import subprocess
