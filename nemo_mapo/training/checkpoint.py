@@ -315,7 +315,12 @@ def _validation_of(path: Path) -> dict[str, float]:
 
 
 def _link(link: Path, name: str) -> None:
-    """Point `link` to the checkpoint of this name beside it; it is never missing meanwhile."""
+    """Point `link` to the checkpoint of this name beside it; it is never missing meanwhile.
+
+    A run that was copied by something that follows links has a directory in its place, which goes.
+    """
+    if link.is_dir() and not link.is_symlink():
+        _remove(link)
     fresh = link.with_suffix(".next")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(name)

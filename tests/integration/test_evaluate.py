@@ -166,7 +166,7 @@ def test_another_config_does_not_touch_the_predictions_that_are_there(place, uni
     [
         ("pretrained_checkpoint.restore_from_path=null", "restore_from_path is not set"),
         ("model.tensor_model_parallel_size=2", "tensor_model_parallel_size=2: evaluation runs in one process"),
-        ("rollout.sampling.max_new_tokens=500", "item item-0: its prompt has"),
+        ("rollout.sampling.max_new_tokens=500", "the prompt of item item-0 has"),
         ("benchmark.audio_root=nowhere", "item item-0: audio nowhere/clips/0.wav cannot be read"),
     ],
 )

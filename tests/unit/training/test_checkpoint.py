@@ -2,6 +2,7 @@
 
 import multiprocessing
 import resource
+import shutil
 
 import pytest
 import torch
@@ -88,6 +89,15 @@ def test_the_best_is_kept_beside_the_newest_and_has_a_link(tmp_path):
     assert names(folder) == ["step_000002", "step_000005"]
     save(6, {"val/accuracy": 0.8})
     assert names(folder) == ["step_000006"] and (folder / "best").readlink().name == "step_000006"
+
+
+def test_a_run_copied_without_its_links_goes_on(tmp_path):
+    tiny, optimizer = stepped(seed=0, steps=1)
+    CheckpointStore(tmp_path / "run", keep=2).save(1, tiny.model, optimizer, {"step": 1}, {"val/accuracy": 0.5})
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    assert (copied / "best").is_dir() and not (copied / "best").is_symlink()
+    CheckpointStore(copied, keep=2).save(2, tiny.model, optimizer, {"step": 2}, {"val/accuracy": 0.75})
+    assert (copied / "best").readlink().name == "step_000002" and names(copied) == ["step_000001", "step_000002"]
 
 
 def test_what_is_the_best_is_said_in_lightnings_words(tmp_path):
