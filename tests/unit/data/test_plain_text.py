@@ -77,7 +77,7 @@ def tokenizer(request) -> PreTrainedTokenizerFast:
 
 
 def control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    return set(_control_tokens(tokenizer, len(tokenizer)))
+    return set(_control_tokens(tokenizer))
 
 
 def control_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:

@@ -147,7 +147,7 @@ def test_a_wrong_key_or_value_of_the_planner_is_named(override: str, said: str) 
 
 
 def test_the_command_plans_and_refuses() -> None:
-    small = run("plan.py", "plan.vocab_size=300", "plan.gpu_memory_gb=7")
+    small = run("plan.py", "plan.vocab_size=300", "plan.gpu_memory_gb=6.5")
     assert small.returncode == 3, small.stderr
     assert "does not fit: pipeline stage 0 needs" in small.stdout
     wrong = run("plan.py", "plan.vocab_size=300", "trainer.devices=0")
