@@ -4,6 +4,7 @@ Nothing here imports torch or NeMo, so that a typo is answered at once.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -130,7 +131,7 @@ def _primary(default: Path, given: argparse.Namespace) -> Path:
     named = Path(given.config_name)
     named = named if named.suffix in (".yaml", ".yml") else named.with_name(f"{named.name}.yaml")
     inside = folder / named
-    return named if named.is_file() and not inside.is_file() else inside
+    return named if os.path.isfile(named) and not os.path.isfile(inside) else inside
 
 
 def _help(primary: Path, search_path: Sequence[Path], description: str | None) -> str:

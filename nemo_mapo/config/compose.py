@@ -1,6 +1,7 @@
 """Hydra's composition of `conf/` and overrides, with errors in the words of `load` instead of Hydra's."""
 
 import copy
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -125,10 +126,11 @@ def _written_search_path(primary: Path) -> list[Path]:
 
 
 def _check_directories(primary: Path, search_path: Sequence[Path]) -> None:
-    if not primary.is_file():
-        known = sorted(path.stem for path in primary.parent.glob("*.yaml"))
+    if not os.path.isfile(primary):
+        beside = primary.parent.glob("*.yaml") if os.path.isdir(primary.parent) else ()
+        known = sorted(path.stem for path in beside)
         raise ConfigError(f"no config file {primary}{nearest(primary.stem, known)}")
-    if missing := [str(path) for path in search_path if not path.is_dir()]:
+    if missing := [str(path) for path in search_path if not os.path.isdir(path)]:
         raise ConfigError(*(f"--config-dir {path}: no such directory" for path in missing))
 
 

@@ -68,5 +68,7 @@ PathText = Annotated[str, AfterValidator(_path)]
 """Of a file or directory."""
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]\S*$")]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$", max_length=253)]
+"""Name or address of a machine."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable."""

@@ -1,5 +1,6 @@
 """What a command line sets: options of config groups, which Hydra composes, and values, which are set afterwards."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,9 @@ class Groups:
 
     def __contains__(self, name: object) -> bool:
         is_name = isinstance(name, str) and "." not in name and name != ""
-        return is_name and (any((folder / str(name)).is_dir() for folder in self.directories) or bool(_stored(name)))
+        return is_name and (
+            any(os.path.isdir(folder / str(name)) for folder in self.directories) or bool(_stored(name))
+        )
 
     def options(self, name: str) -> list[str]:
         """What can be chosen in a group."""

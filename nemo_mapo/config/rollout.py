@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from nemo_mapo.config.base import config_class
-from nemo_mapo.config.fields import Count, Flag, PathText, Port, Positive, Seconds, Url, Variable
+from nemo_mapo.config.fields import Count, Flag, Host, PathText, Port, Positive, Seconds, Url, Variable
 
 if TYPE_CHECKING:
     from nemo_mapo.config.model import ModelConfig
@@ -22,7 +22,7 @@ class VllmConfig:
     and go to another when one fails. Without any, a server is started beside the trainer, watched and stopped."""
     python: PathText = ".venv-vllm/bin/python"
     """Interpreter of the environment that has vLLM, to start servers with; `make vllm` builds this one."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address that examples/serve_vllm.py listens at."""
     port: Port = 8000
     """Its port; a server that is started beside the trainer takes a free one."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,16 +29,17 @@ def check_start(config: RunConfig) -> None:
         ConfigError: naming each key whose file or directory is not there, a run from noise that nobody asked for, a run
             directory that is in use, another number of processes than the config says.
     """
-    problems = [
-        *_no_reward(config),
-        *_no_start(config),
-        *_missing_files(config),
-        *_missing_manifests(config),
-        *_missing_modules(config),
-        *used_directory(config),
-        *_processes(config),
-        *config.exp_manager.login_problems(),
-    ]
+    with _looking():
+        problems = [
+            *_no_reward(config),
+            *_no_start(config),
+            *_missing_files(config),
+            *_missing_manifests(config),
+            *_missing_modules(config),
+            *used_directory(config),
+            *_processes(config),
+            *config.exp_manager.login_problems(),
+        ]
     if problems:
         raise ConfigError(*problems)
 
@@ -46,15 +48,26 @@ def check_evaluation_start(config: EvaluationConfig) -> None:
     """ConfigError naming each path of an evaluation that is not there; what was generated needs no model."""
     benchmark, checkpoint = config.benchmark, config.pretrained_checkpoint.restore_from_path
     problems = []
-    if not Path(benchmark.items_path).is_file():
-        problems.append(f"benchmark.items_path={benchmark.items_path}: no such file{_siblings(benchmark.items_path)}")
-    if benchmark.audio_root is not None and not Path(benchmark.audio_root).is_dir():
-        problems.append(f"benchmark.audio_root={benchmark.audio_root}: no such directory")
-    if not Path(config.output_dir).exists():
-        problems += [] if checkpoint is None else _checkpoint_problems(checkpoint)
-        problems += _tokenizer_problems(config.data.tokenizer)
+    with _looking():
+        if not Path(benchmark.items_path).is_file():
+            near = _siblings(benchmark.items_path)
+            problems.append(f"benchmark.items_path={benchmark.items_path}: no such file{near}")
+        if benchmark.audio_root is not None and not Path(benchmark.audio_root).is_dir():
+            problems.append(f"benchmark.audio_root={benchmark.audio_root}: no such directory")
+        if not Path(config.output_dir).exists():
+            problems += [] if checkpoint is None else _checkpoint_problems(checkpoint)
+            problems += _tokenizer_problems(config.data.tokenizer)
     if problems:
         raise ConfigError(*problems)
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    """ConfigError for a path that cannot even be looked at: no permission, a name that is too long."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}; correct the path, or who may read it") from error
 
 
 def used_directory(config: RunConfig) -> Iterator[str]:

@@ -87,6 +87,15 @@ def test_a_wrong_override_is_answered_with_what_it_should_be(override, said):
     assert said in refusal(override)
 
 
+def test_names_that_are_too_long_for_a_file_are_answered_as_others():
+    name = "a" * 300
+    assert "unknown key" in refusal(f"{name}=1") and "no such config group" in refusal(f"{name}/b=1")
+    assert "has no option" in refusal(f"objective={name}")
+    assert "no config file" in refusal(primary=CONF / f"{name}.yaml") and "no config file" in refusal(
+        primary=CONF / name / "x.yaml"
+    )
+
+
 def test_all_overrides_that_cannot_be_read_are_named_at_once():
     said = refusal("objective=gpro", "rollout=vlm")
     assert "2 problems" in said and "did you mean grpo?" in said and "did you mean vllm?" in said

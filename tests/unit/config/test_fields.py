@@ -87,6 +87,7 @@ def test_every_number_and_switch_of_every_config_is_of_a_kind():
         "rewards.terms.accuracy.weight=true",
         "rewards.judge.timeout_seconds=inf",
         "rewards.judge.base_url=localhost",
+        "rollout.vllm.host=../..",
         "rewards.judge.api_key_variable='my key'",
         "exp_manager.explicit_log_dir=' '",
         "exp_manager.resume_if_exists=maybe",

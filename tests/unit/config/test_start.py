@@ -36,6 +36,11 @@ def refusal(place, *overrides):
     return str(refused.value)
 
 
+@pytest.mark.parametrize("key", ["pretrained_checkpoint.restore_from_path", "data.tokenizer", "warm_start.cuts_path"])
+def test_a_path_that_cannot_be_looked_at_is_named(place, key):
+    assert f"{'a' * 300}" in (said := refusal(place, f"{key}={'a' * 300}")) and "File name too long" in said
+
+
 def test_what_marks_a_checkpoint_is_what_marks_it_where_it_is_written():
     assert checkpoint._STATE_FILE == CHECKPOINT_FILE
 
