@@ -142,7 +142,7 @@ def problems_of(
     count, length = tokens.shape
     clips: list[tuple[Tensor, ...]] = [()] * count
     if settings["audio"]:
-        samples = SAMPLE_RATE // 100
+        samples = SAMPLE_RATE // 10
         while policy.num_audio_tokens(samples) < length - QUESTION:
             samples += SAMPLE_RATE // 100
         tokens[:, 1 : 1 + length - QUESTION] = special.audio_id
