@@ -23,6 +23,7 @@ COPIED = (
 )
 LAYOUTS = "tests/distributed/test_layouts.py"
 GATHERED = "tests/distributed/test_gathered_weights.py"
+LONGEST_SECONDS = 900
 NOTICED, SURVIVED = "noticed ", "SURVIVED"
 TESTS_FAILED = 1
 """Exit status of pytest when it ran and a test failed; anything else above 0 is a broken command."""
@@ -781,7 +782,18 @@ def outcome(fault: Fault) -> str:
         # vLLM's environment is not copied.
         vllm = {"NEMO_MAPO_VLLM_PYTHON": str(ROOT / ".venv-vllm" / "bin" / "python")}
         environment = vllm | os.environ
-        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+        try:
+            finished = subprocess.run(
+                command,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+                timeout=LONGEST_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return f"tests did not end within {LONGEST_SECONDS} s: "
     if finished.returncode == 0:
         return SURVIVED
     return NOTICED if finished.returncode == TESTS_FAILED else f"{finished.stdout[-2000:]}{finished.stderr[-2000:]}"
