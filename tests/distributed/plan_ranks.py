@@ -17,6 +17,7 @@ from nemo_mapo.config.plan import PlanConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import PAD
+from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import freeze
 from nemo_mapo.platform import install_cpu_host
 from nemo_mapo.rows import Prompt, Row, training_rows
@@ -136,18 +137,14 @@ def activations(model: ModelConfig, precision: str) -> tuple[int, int]:
         token_signals(policy, sequences, head_reduction="max")
     rows, longest = sequences.tokens.shape
     longest += -longest % model.tensor_model_parallel_size if model.sequence_parallel else 0
-    batch = MicroBatch(
+    batch = micro_batch(
+        policy,
+        precision,
         tokens=rows * longest,
         clips=len(sequences.audio.lengths),
         audio_seconds=sequences.audio.waveforms.shape[1] / SAMPLE_RATE,
-        vocab_size=policy.vocab_size,
-        width=DTYPES[precision].itemsize,
-        measures_mass=True,
-        cuda=False,
     )
-    encoder = perception_bytes(model, batch)
-    assert encoder is not None
-    return saved.num_bytes, stage_bytes(model, batch, 0) + encoder + logits_bytes(model, batch)[0]
+    return saved.num_bytes, planned_bytes(model, batch)
 
 
 def shared_activations(model: ModelConfig, precision: str, shared: SharedPrompts) -> tuple[int, int]:
@@ -166,19 +163,29 @@ def shared_activations(model: ModelConfig, precision: str, shared: SharedPrompts
     batching = MicroBatching(rows=len(rows), shared_prompts=True)
     with saved_tensors(policy) as saved:
         token_signals(policy, token_batch(rows, pad_id=0), head_reduction="max", batching=batching)
-    batch = MicroBatch(
+    batch = micro_batch(
+        policy,
+        precision,
         tokens=shared.tokens,
         shared=shared,
         clips=shared.groups,
         audio_seconds=samples / SAMPLE_RATE,
-        vocab_size=policy.vocab_size,
-        width=DTYPES[precision].itemsize,
-        measures_mass=True,
-        cuda=False,
     )
+    return saved.num_bytes, planned_bytes(model, batch)
+
+
+def micro_batch(policy: AudioLLM, precision: str, **size: Any) -> MicroBatch:
+    """What a pass of that policy on a CPU is planned for."""
+    return MicroBatch(
+        vocab_size=policy.vocab_size, width=DTYPES[precision].itemsize, measures_mass=True, cuda=False, **size
+    )
+
+
+def planned_bytes(model: ModelConfig, batch: MicroBatch) -> int:
+    """Of the only pipeline stage, the audio encoder and the logits."""
     encoder = perception_bytes(model, batch)
     assert encoder is not None
-    return saved.num_bytes, stage_bytes(model, batch, 0) + encoder + logits_bytes(model, batch)[0]
+    return stage_bytes(model, batch, 0) + encoder + logits_bytes(model, batch)[0]
 
 
 @dataclass(kw_only=True)
