@@ -142,9 +142,10 @@ class MapoActor:
         )
         merged = merge_metrics(gather_metrics(metrics))
         signals = TokenSignals.unread(batch.sequences, mass=self.captures_audio_mass)
+        asked = len(signals.stacked())
         for rows, stacked in zip(parts, said or [None] * len(parts), strict=True):
             part = select_rows(batch.sequences, rows)
-            signals.put(rows, known_to_all_stages(stacked, len(signals.stacked()), part, self.policy))
+            signals.put(rows, known_to_all_stages(stacked, asked, part, self.policy))
         return TrainingPass(loss=merged["train/loss"], metrics=merged, signals=signals)
 
 
