@@ -654,9 +654,16 @@ FAULTS = (
     Fault(
         name="from parts: a clip keeps the positions of Whisper's padding",
         file="nemo_mapo/models/whisper.py",
-        right="[frames[: self._num_positions(length)] for",
+        right="[frames[: self._num_positions(len(one))] for",
         wrong="[frames for",
         tests=("tests/integration/test_assemble.py", "-k", "padding"),
+    ),
+    Fault(
+        name="kept encodings: those of earlier weights are given",
+        file="nemo_mapo/models/encoded_clips.py",
+        right="        if weights != self._weights:",
+        wrong="        if not self._weights:",
+        tests=("tests/unit/models/test_encoded_clips.py",),
     ),
     Fault(
         name="Hugging Face: gate and up of fused experts exchanged",

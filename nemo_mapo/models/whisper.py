@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from nemo_mapo.config.model import WhisperPerceptionConfig
 from nemo_mapo.models.clip_length import too_short
+from nemo_mapo.models.encoded_clips import EncodedClips
 from nemo_mapo.models.projector import Projector
 
 _DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
@@ -15,7 +16,8 @@ class WhisperPerception(nn.Module):
     """The encoder on clips padded with silence to 30 s, as Whisper was trained and as transformers runs it.
 
     Its positions attend to the padding too; those that lie in the padding are dropped afterwards, so a clip has the
-    tokens of its own length. A clip does not depend on its batch.
+    tokens of its own length. A clip does not depend on its batch. Of a frozen encoder (`model.freeze.perception`) a
+    clip's positions are computed once and kept: 30 s of padding cost more than a small decoder does.
     """
 
     def __init__(self, config: WhisperPerceptionConfig, hidden_size: int, sample_rate: int) -> None:
@@ -35,6 +37,7 @@ class WhisperPerception(nn.Module):
         # `module`, as in the other kinds: what freezing takes for the projector goes by these names.
         self.module = WhisperEncoder(encoder)
         self.projector = Projector(config.projector, encoder.d_model, hidden_size)
+        self._clips = EncodedClips(self.module)
 
     def num_tokens(self, num_samples: int) -> int:
         """Tokens of the clip without its padding; ValueError for one that is empty or longer than Whisper takes."""
@@ -54,13 +57,19 @@ class WhisperPerception(nn.Module):
         """Encode waveforms; see `Perception`. Features are float32, whatever the encoder's type."""
         samples = lengths.tolist()
         counts = [self.num_tokens(length) for length in samples]
-        features = torch.stack(
-            [self._features(waveform[:length]) for waveform, length in zip(waveforms, samples, strict=True)]
-        )
-        encoded = self.module(features.to(self.module.conv1.weight.dtype)).last_hidden_state
-        clips = [frames[: self._num_positions(length)] for frames, length in zip(encoded, samples, strict=True)]
+        alone = [waveform[:length] for waveform, length in zip(waveforms, samples, strict=True)]
+        if self._clips.frozen:
+            clips = [self._clips.encoded(waveform, lambda one: self._encode([one])[0]) for waveform in alone]
+        else:
+            clips = self._encode(alone)
         projected = self.projector(clips)
         return nn.utils.rnn.pad_sequence(projected, batch_first=True), torch.tensor(counts, device=lengths.device)
+
+    def _encode(self, waveforms: list[Tensor]) -> list[Float[Tensor, "_ width"]]:
+        """The encoder's positions of each clip, without those of the padding."""
+        features = torch.stack([self._features(waveform) for waveform in waveforms])
+        encoded = self.module(features.to(self.module.conv1.weight.dtype)).last_hidden_state
+        return [frames[: self._num_positions(len(one))] for frames, one in zip(encoded, waveforms, strict=True)]
 
     @torch.no_grad()
     def _features(self, waveform: Float[Tensor, " samples"]) -> Float[Tensor, "mel frames"]:

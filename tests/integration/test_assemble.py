@@ -111,6 +111,26 @@ def test_a_clip_has_the_positions_of_whisper_that_are_not_padding(made: Made) ->
         perception.num_tokens(480001)
 
 
+@torch.no_grad()
+def test_a_frozen_whisper_encodes_a_clip_once_and_alike(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    perception = made.model.perception
+    assert isinstance(perception, WhisperPerception)
+    clips = [torch.randn(samples, generator=torch.Generator().manual_seed(samples)) for samples in (320, 24123)]
+    waveforms, lengths = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), torch.tensor([320, 24123])
+    learning, _ = perception(waveforms, lengths)
+    perception.module.requires_grad_(False)
+    try:
+        first, _ = perception(waveforms, lengths)
+        monkeypatch.setattr(perception.module, "forward", None)  # not asked again
+        again, _ = perception(waveforms, lengths)
+        alone, _ = perception(clips[1][None], lengths[1:])
+    finally:
+        perception.module.requires_grad_(True)
+    assert float((first - learning).abs().max()) <= 1e-5
+    assert torch.equal(again, first)
+    assert float((alone[0] - first[1]).abs().max()) <= 1e-6
+
+
 def test_the_projector_stacks_neighbours_and_fills_the_last_up() -> None:
     projector = Projector(ProjectorConfig(type="linear", stack=2), 1, 2)
     with torch.no_grad():
