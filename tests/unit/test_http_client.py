@@ -1,10 +1,10 @@
 """How requests fail, and when they are sent again, against a scripted HTTP server."""
 
 import gzip
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -81,49 +81,61 @@ BROKEN = {
 }
 
 
-@pytest.fixture
-def raw() -> Iterator[Callable[[bytes, bytes], JsonServer]]:
-    """A server that sends bytes, and then others again and again, to whoever connects."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    over = threading.Event()
+class Raw:
+    """A server that sends bytes, and then others again and again, to whoever connects; after 400 times it hangs up."""
 
-    def start(head: bytes, again: bytes, pause: float = 0.05) -> JsonServer:
-        def send() -> None:
-            connected, _ = listening.accept()
-            with connected, suppress(OSError):
-                connected.sendall(head)
-                while not over.wait(pause):
-                    connected.sendall(again)
+    def __init__(self) -> None:
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.over = threading.Event()
+        self.client_hung_up = threading.Event()
 
-        threading.Thread(target=send, daemon=True).start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    def start(self, head: bytes, again: bytes, pause: float = 0.05) -> JsonServer:
+        threading.Thread(target=self._send, args=(head, again, pause), daemon=True).start()
+        url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         return JsonServer(url, token=None, timeout_seconds=1.0, largest_bytes=1 << 20)
 
-    yield start
-    over.set()
-    listening.close()
+    def _send(self, head: bytes, again: bytes, pause: float) -> None:
+        connected, _ = self.listening.accept()
+        with connected:
+            try:
+                connected.sendall(head)
+                for _ in range(400):
+                    if self.over.wait(pause):
+                        return
+                    connected.sendall(again)
+                    if select.select([connected], [], [], 0)[0] and not connected.recv(1 << 16):
+                        raise ConnectionResetError
+            except OSError:
+                self.client_hung_up.set()
+
+
+@pytest.fixture
+def raw(monkeypatch) -> Iterator[Raw]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Raw()
+    yield server
+    server.over.set()
+    server.listening.close()
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_an_answer_has_its_time_however_its_bytes_arrive(raw, kind: str, monkeypatch) -> None:
-    """With a time-out between two bytes only, none of these but silence would ever end."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_an_answer_has_its_time_however_its_bytes_arrive(raw: Raw, kind: str) -> None:
+    """With a time-out between two bytes only, all of these but silence would last as long as the server likes."""
     with pytest.raises(Unreachable, match=r"no whole answer within 1 s|timed out"):
-        raw(*BROKEN[kind]).get("/x")
+        raw.start(*BROKEN[kind]).get("/x")
+    assert raw.client_hung_up.wait(10)
 
 
-def test_a_body_without_an_end_is_refused_at_the_limit(raw, monkeypatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_body_without_an_end_is_refused_at_the_limit(raw: Raw) -> None:
     with pytest.raises(Refused, match="more than 1048576 bytes"):
-        raw(b"HTTP/1.1 200 OK\r\n\r\n", b" " * (1 << 18), 0.001).get("/x")
+        raw.start(b"HTTP/1.1 200 OK\r\n\r\n", b" " * (1 << 18), 0.001).get("/x")
 
 
-def test_a_compressed_body_is_not_unpacked(raw, monkeypatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_compressed_body_is_not_unpacked(raw: Raw) -> None:
     bomb = gzip.compress(bytes(1 << 24))
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     with pytest.raises(Refused, match=r"compressed \(gzip\), which was not asked for"):
-        raw(head + bomb, b"").get("/x")
+        raw.start(head + bomb, b"").get("/x")
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '"\x00'])
@@ -155,11 +167,10 @@ def test_a_server_that_says_when_to_come_back_is_waited_for_within_reason() -> N
     ("header", "low", "high"),
     [("7", 7, 7), ("in an hour", 3000, 3600), ("soon", 0, 0), ("-3", 0, 0)],
 )
-def test_retry_after_is_a_number_or_a_date(raw, monkeypatch, header: str, low: float, high: float) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_retry_after_is_a_number_or_a_date(raw: Raw, header: str, low: float, high: float) -> None:
     if header == "in an hour":
         header = format_datetime(datetime.now(UTC) + timedelta(hours=1))
     head = f"HTTP/1.1 429 Too Many Requests\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n".encode()
     with pytest.raises(Unreachable) as caught:
-        raw(head, b"").get("/x")
+        raw.start(head, b"").get("/x")
     assert low <= caught.value.retry_after_seconds <= high
