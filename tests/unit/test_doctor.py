@@ -97,6 +97,16 @@ def test_both_measured_sets_are_known_and_in_range() -> None:
         assert [str(finding) for finding in found if finding.verdict != "OK"] == []
 
 
+@pytest.mark.parametrize(("path", "extras"), zip(doctor.SETS, (("dev", "aligner"), ("dev", "nemo3")), strict=True))
+def test_a_set_can_be_installed_with_its_extras(path: Path, extras: tuple[str, ...]) -> None:
+    """Of a pin outside the range of an extra pip says only that it found no way, after minutes."""
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    versions = doctor.pinned(path)
+    for wanted in (Requirement(line) for extra in extras for line in offered[extra]):
+        pin = versions[canonicalize_name(wanted.name)]
+        assert pin in wanted.specifier, f"{path.name}: {wanted.name}=={pin} is not {wanted.specifier}"
+
+
 def test_what_differs_from_the_nearest_measured_set_is_said() -> None:
     newer = doctor.SETS[1]
     versions = doctor.pinned(newer) | {"transformers": "5.1"}
