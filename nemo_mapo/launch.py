@@ -21,7 +21,7 @@ from nemo_mapo.data.dataset import PromptDataset, PromptLoader, build_dataloader
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.warm_start import start_embedded
-from nemo_mapo.evaluation.evaluate import Evaluator, test_records, test_summary, waveforms
+from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator, test_records, test_summary, waveforms
 from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
@@ -222,14 +222,19 @@ class Assembly:
 
     def validate(self, step: int) -> dict[str, float]:
         """Evaluate the policy on the validation split."""
+        evaluation = self._answer_validation(step)
+        right = round(evaluation.accuracy * evaluation.samples)
+        warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
+        return evaluation.metrics()
+
+    def _answer_validation(self, step: int) -> Evaluation:
+        """Greedy decoding of the validation split; what a report shows of it goes into the run directory."""
         evaluation = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
         self.directory.rollouts.append(evaluation.records)
         if is_main_rank():
             for question, clips in evaluation.clips.items():
                 write_clips(self.directory.path, question, clips, self.config.data.train_ds.sample_rate)
-        right = round(evaluation.accuracy * evaluation.samples)
-        warn_below_chance(right, evaluation.samples, chance=evaluation.chance, step=step)
-        return evaluation.metrics()
+        return evaluation
 
     def _keep_clip(self, step: int, prompt: Prompt) -> None:
         """Keep the clips of the sampled question, at the first step and at those that end in a validation."""

@@ -52,8 +52,7 @@ class SupervisedAssembly(Assembly):
         loss = {"val/loss": self._loss(batches)}
         if not _all_have_choices(batches):
             return loss
-        found = self.validator(self.policy, self._backend(self.policy), step=step, split="validation")
-        self.directory.rollouts.append(found.records)
+        found = self._answer_validation(step)
         if step > 0:
             right = round(found.accuracy * found.samples)
             warn_below_chance(right, found.samples, chance=found.chance, step=step)

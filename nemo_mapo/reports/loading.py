@@ -81,10 +81,12 @@ def load_run(run_dir: Path) -> RunFiles:
         raise RunFileError(f"{run_dir} holds no {METRICS_FILE}; is it a run directory, and has the run started?")
     notes: list[str] = []
     metrics = _read_jsonl(run_dir / METRICS_FILE, notes)
-    profiles = _read_jsonl(run_dir / PROFILES_FILE, notes)
     rollouts = _read_jsonl(run_dir / ROLLOUTS_FILE, notes)
     test = _read_jsonl(run_dir / TEST_FILE, notes) if (run_dir / TEST_FILE).is_file() else []
     config_text, config = _read_config(run_dir / CONFIG_FILE, notes)
+    # Supervised training writes them at its test only.
+    expected = not is_supervised(config) or (run_dir / PROFILES_FILE).is_file()
+    profiles = _read_jsonl(run_dir / PROFILES_FILE, notes) if expected else []
     _check_metrics(run_dir / METRICS_FILE, metrics)
     return RunFiles(
         run_dir=run_dir,
@@ -117,6 +119,11 @@ def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The mapping under `name`, or an empty one."""
     found = config.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def is_supervised(config: Mapping[str, Any]) -> bool:
+    """Whether a run's config is that of supervised training (examples/sft.py)."""
+    return bool(section(section(config, "trainer"), "sft"))
 
 
 def _read_jsonl(path: Path, notes: list[str]) -> list[Record]:

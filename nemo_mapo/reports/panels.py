@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_mapo.reports import theme
 from nemo_mapo.reports.charts import Scale
-from nemo_mapo.reports.loading import section
+from nemo_mapo.reports.loading import is_supervised, section
 from nemo_mapo.reports.theme import NU, OMEGA, Colour
 
 
@@ -270,6 +270,39 @@ MASKS = Section(
     ),
 )
 
+_OF_MAPO = {"mass", "delta-h", "term", "loss", "attention-loss", "kl", "entropy", "lost"}
+"""Panels of what supervised training has not: rollouts, a reference, MAPO's terms."""
+
+_TARGETS = Panel(
+    name="target-loss",
+    title="Loss on the targets",
+    curves=(
+        Curve(key="train/loss", label="training", colour=theme.LINE),
+        Curve(key="val/loss", label="held-out", colour=theme.AUDIO),
+    ),
+    scale=Scale(label="nats per token", bottom=0.0),
+    caption="Mean negative log-likelihood of the target tokens. Where the held-out curve turns up while the training "
+    "curve falls, stop: checkpoints/best is the one with the best validation.",
+)
+_FORMAT = Panel(
+    name="format-held-out",
+    title="Format of held-out completions",
+    curves=(Curve(key="val/format", label="in format", colour=theme.FORMAT),),
+    scale=Scale(label="share of completions", kind="percent", bottom=0.0, top=1.0),
+    caption="Greedy completions with reasoning and answer as the template has them. MAPO needs at least 90 %.",
+)
+
+SUPERVISED = (
+    replace(LEARNING, lead="Accuracy and format on questions never trained on.", panels=(LEARNING.panels[0], _FORMAT)),
+    replace(LISTENING, panels=tuple(panel for panel in LISTENING.panels if panel.name not in _OF_MAPO)),
+    replace(
+        LOSSES,
+        lead="What is minimised, and whether the optimiser is at ease.",
+        panels=(_TARGETS, *(panel for panel in LOSSES.panels if panel.name not in _OF_MAPO)),
+    ),
+)
+"""Charts of supervised training (examples/sft.py)."""
+
 SPEED = Panel(
     name="speed",
     title="Generation speed",
@@ -282,13 +315,15 @@ PHASE_ORDER = ("data", "rollout", "reference", "references", "pos_gate", "reward
 """Phases in the order of a step; phases that are not named here come last."""
 
 SECTIONS = (LEARNING, LISTENING, LOSSES, MASKS)
-"""Charts of every run."""
+"""Charts of a MAPO run."""
 
 _OWN_COLOURS = (theme.LENGTH, theme.MASK, theme.ATTENTION, theme.MASS, theme.EARLY, theme.LATE)
 
 
 def sections_of(config: Mapping[str, Any]) -> tuple[Section, ...]:
-    """The charts of a run: those of every run, and one of the rewards that only its config names."""
+    """The charts of a run: those of its kind, and one of the rewards that only its config names."""
+    if is_supervised(config):
+        return SUPERVISED
     terms = section(section(config, "rewards"), "terms")
     drawn = {curve.key for panel in LEARNING.panels for curve in panel.curves}
     weighted = [

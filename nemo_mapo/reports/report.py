@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_mapo.reports.figures import is_recorded, panel_figure, profile_figures, timing_figure
-from nemo_mapo.reports.loading import Record, RunFiles, load_run, recorded, section
+from nemo_mapo.reports.loading import Record, RunFiles, is_supervised, load_run, recorded, section
 from nemo_mapo.reports.outcome import Change, Outcome, outcome, question_difference
 from nemo_mapo.reports.pages import Card, Figure, write_page
 from nemo_mapo.reports.panels import SPEED, Section, sections_of
@@ -60,7 +60,7 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
         notes=files.notes,
         sections=[
             *(_block(item, files, others) for item in sections_of(files.config)),
-            _profiles(files),
+            *([_profiles(files)] if files.profiles or not is_supervised(files.config) else []),
             _timing(files),
         ],
         samples=samples_view(pick_samples(files.rollouts, run_dir), run_dir),

@@ -62,7 +62,10 @@ def test_a_run_records_loss_accuracy_and_format_and_writes_a_report(trained):
     assert records[-1]["val/loss"] < records[0]["val/loss"]
     assert {"val/accuracy", "val/accuracy_silent", "val/format"} <= records[-1].keys()
     assert {"loss", "accuracy", "format"} <= json.loads((trained / "run.json").read_text())["test"].keys()
-    assert (trained / "report.html").is_file() and (trained / "rollouts.jsonl").is_file()
+    page = (trained / "report.html").read_text()
+    # Players beside the held-out completions, and no chart of what supervised training has not.
+    assert (trained / "rollouts.jsonl").is_file() and "<audio" in page
+    assert "Loss on the targets" in page and 'href="#masks"' not in page and "Not recorded" not in page
 
 
 def test_a_run_in_two_sessions_ends_as_one(corpus, trained, tmp_path):

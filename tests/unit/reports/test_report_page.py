@@ -232,3 +232,16 @@ def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
     assert done.stderr.decode().startswith("error: ")
     with pytest.raises(RunFileError):
         write_report(tmp_path)
+
+
+def test_the_page_of_supervised_training_has_its_own_charts_only(make_run, tmp_path):
+    run = make_run()
+    run.drop("mapo/")
+    run.drop("rollout/")
+    run.write(tmp_path)
+    (tmp_path / "profiles.jsonl").unlink()
+    (tmp_path / "config.yaml").write_text("trainer: {sft: {max_steps: 4}}\n")
+    text = write_report(tmp_path).read_text()
+    assert "Loss on the targets" in text and "Held-out accuracy" in text
+    for other in ('href="#masks"', "Along the completion", "Policy-gradient", "profiles.jsonl is missing"):
+        assert other not in text
