@@ -1,4 +1,4 @@
-"""Rewards of the user's own: a function that is named by its import path in the config of this run."""
+"""Custom rewards: a user's function, named by its import path in the config of this run."""
 
 import importlib
 import inspect
@@ -20,7 +20,7 @@ class RewardError(ValueError):
 
 
 class CustomReward:
-    """Calls a function of the user's on all completions of a batch, and takes nothing but numbers from it."""
+    """Calls a user's function on all completions of a batch, and accepts only numbers from it."""
 
     def __init__(self, name: str, term: CustomTerm) -> None:
         self._name = name
