@@ -37,7 +37,7 @@ class CustomReward:
         """Return one value per sample; RewardError naming the entry if the function does not."""
         try:
             returned = self._function(list(samples), **self._arguments)
-        except Exception as error:  # whatever it raises is the user's to see, with the entry that it belongs to
+        except Exception as error:  # show the user any exception, with the entry that it belongs to
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise RewardError(
                 f"{self._where} raised {type(error).__name__} at {place.filename}:{place.lineno}: {error}"

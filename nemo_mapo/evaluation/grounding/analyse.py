@@ -176,7 +176,7 @@ def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: Analys
 
 
 def _add_examples(problems: Sequence[Problem], answers: dict[str, list[Group]], found: Found) -> None:
-    """Keep the answers to the first questions, whether they were right, and their clips."""
+    """Keep the answers to the first questions, right or wrong, and their clips."""
     first = len(found.accuracy["full"]) - len(problems)
     for row, problem in enumerate(problems[: EXAMPLES - len(found.examples)]):
         example = problem.example
