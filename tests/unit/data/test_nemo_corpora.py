@@ -149,7 +149,7 @@ def test_parts_of_a_member_are_cuts_of_their_own(tmp_path):
         ("truncated", "damaged archive: write it again"),
         ("a member is lost", "NeMo would leave these lines out"),
         ("a member is spare", "spare.flac"),
-        ("a member is no audio", "no readable audio"),
+        ("a member is no audio", "not readable audio"),
     ],
 )
 def test_an_archive_that_nemo_would_read_in_part_is_refused(tmp_path, damage, message, when):
