@@ -1,7 +1,7 @@
 """GRPO, mask only, attention only, full MAPO and sharper masks x seeds on the embedded task: one table, one page.
 
-Every run is an ordinary training run; finished ones are skipped and interrupted ones resumed, so the command can be
-repeated until all are there.
+Every run is an ordinary training run. Finished runs are skipped and interrupted ones resumed, so you can repeat the
+command until all are finished.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Job:
     overrides: tuple[str, ...]
 
     def is_finished(self) -> bool:
-        """Whether its test figures are there; exits where the directory holds a run of another config."""
+        """Whether it has test results; exits if the directory holds a run of another config."""
         summary, config = self.run_dir / "run.json", self.run_dir / "config.yaml"
         if not summary.is_file() or "test" not in json.loads(summary.read_text()):
             return False
@@ -51,12 +51,12 @@ class Job:
         return load(compose(HERE.parent / "conf" / "train_mapo.yaml", self.overrides), RunConfig)
 
     def command(self) -> list[str]:
-        """An ordinary training run, resumed where it was begun."""
+        """An ordinary training run, resumed if it was started before."""
         return [sys.executable, str(HERE / "train_mapo.py"), *self.overrides, "exp_manager.resume_if_exists=true"]
 
 
 def job(variant: str, seed: int, output: Path, overrides: list[str]) -> Job:
-    """A seed decides the order of the questions and sampling, the same for every variant; the start is one."""
+    """A seed fixes question order and sampling for every variant; all variants share one start policy."""
     run_dir = output / f"{variant}-seed{seed}"
     of_run = [f"objective={variant}", f"seed={seed}", f"data.train_ds.seed={seed}", "trainer.num_threads=1"]
     return Job(variant, seed, run_dir, (*of_run, f"exp_manager.explicit_log_dir={run_dir}", *overrides))
@@ -94,26 +94,26 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="runs/ablation", help="directory of the runs (default: %(default)s)")
+    parser.add_argument("--output", default="runs/ablation", help="directory for the runs (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME",
                         help=f"any of {', '.join(VARIANTS)} (default: all)")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="(default: 1 2 3)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
-    parser.add_argument("--table-only", action="store_true", help="tabulate finished runs, start none")
-    parser.add_argument("--readme", help="also put table and picture into this README")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel runs (default: cores)")
+    parser.add_argument("--table-only", action="store_true", help="only tabulate finished runs")
+    parser.add_argument("--readme", help="also write table and figure into this README")
     parser.add_argument("overrides", nargs="*", help="overrides for every run, after --")
     return parser.parse_args()
 
 
 def run_all(jobs: list[Job], at_a_time: int) -> None:
-    """Train; whichever run needs the warm start first makes it, the others wait for it."""
+    """Train; the first run that needs the warm start trains it, and the others wait for it."""
     with tqdm(total=len(jobs), desc="ablation", unit="run") as bar, ThreadPoolExecutor(at_a_time) as pool:
         for _ in pool.map(run_one, jobs):
             bar.update()
 
 
 def run_one(job: Job) -> None:
-    """Train one run with its output in its directory; stop the ablation where it fails."""
+    """Train one run with its output in its directory; stop the ablation if it fails."""
     job.run_dir.mkdir(parents=True, exist_ok=True)
     log = job.run_dir / "console.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Analyse how a trained model listens: `python examples/analyse.py RUN`; the page lies in RUN/analysis."""
+"""Analyse how a trained model listens: `python examples/analyse.py RUN`; the page goes into RUN/analysis."""
 
 import argparse
 from pathlib import Path
@@ -43,19 +43,21 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     defaults = AnalysisConfig()
-    parser = argparse.ArgumentParser(description=__doc__, epilog="What each figure is: docs/grounding.md")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="What each metric means: docs/grounding.md")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory of examples/train_mapo.py")
     parser.add_argument("--checkpoint", metavar="NAME", help=f"below RUN/checkpoints, or {START} (default: the newest)")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="(default: %(default)s)")
-    parser.add_argument("--cuts", type=Path, metavar="MANIFEST", help="questions of this Lhotse manifest instead")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="questions at a time (default: the split's)")
-    parser.add_argument("--max-items", type=int, metavar="N", help="use N questions only, drawn at random with --seed")
+    parser.add_argument(
+        "--cuts", type=Path, metavar="MANIFEST", help="ask the questions of this Lhotse manifest instead"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="questions per batch (default: the split's)")
+    parser.add_argument("--max-items", type=int, metavar="N", help="use only N questions, drawn at random with --seed")
     parser.add_argument("--ratios", type=float, nargs="+", default=defaults.ratios, metavar="SHARE",
                         help="shares of a clip to silence (default: %(default)s)")  # fmt: skip
     parser.add_argument("--samples", type=int, default=defaults.samples_per_item, metavar="K",
-                        help="completions of each question for accuracy by length (default: %(default)s)")  # fmt: skip
+                        help="completions per question for accuracy by length (default: %(default)s)")  # fmt: skip
     parser.add_argument("--collapse", type=float, default=defaults.collapse_threshold, metavar="SHARE",
-                        help="collapse index above which a completion counts (default: %(default)s)")  # fmt: skip
+                        help="completions above this collapse index have collapsed (default: %(default)s)")  # fmt: skip
     parser.add_argument("--late-after", metavar="TEXT",
                         help="tokens after the first TEXT are late, e.g. '.' (default: the last third)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=defaults.seed, help="(default: %(default)s)")

@@ -11,8 +11,8 @@ def main() -> None:
     """Write the page and print where it is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("analyses", nargs="+", type=Path, metavar="RUN",
-                        help="a run directory (its newest analysis is taken) or an analysis file")  # fmt: skip
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="what to call them (default: their directories)")
+                        help="a run directory (its newest analysis is used) or an analysis file")  # fmt: skip
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names on the page (default: their directories)")
     parser.add_argument("--output", type=Path, default=Path("compare.html"), help="(default: %(default)s)")
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""What `make demo` runs: synthetic corpus, warm start, MAPO training, test, report, and five lines that sum it up."""
+"""What `make demo` runs: synthetic corpus, warm start, MAPO training, test, report, and a five-line summary."""
 
 import argparse
 import os
@@ -11,11 +11,11 @@ from nemo_mapo.reports.summary import summary_lines
 
 HERE = Path(__file__).parent
 THREADS = min(2, os.cpu_count() or 1)
-"""Alone on the machine, two threads take a third off the time of a step; more bring little to a model this small."""
+"""On an idle machine two threads save a third of the time of a step; more help little with a model this small."""
 
 
 def main() -> None:
-    """Run the steps one after the other; each is skipped or resumed where it was done before."""
+    """Run the steps one after the other; each is skipped or resumed if it ran before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="runs/demo", help="run directory (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="overrides for train_mapo.py, e.g. trainer.mapo.max_steps=20")

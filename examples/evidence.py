@@ -1,7 +1,7 @@
-"""Does it help? Every variant on every task with paired seeds, measured on the test split: docs/evidence.md's tables.
+"""Does it help? Every variant on every task with paired seeds, on the test split: the tables of docs/evidence.md.
 
-Settings were fixed before the test split was read; no seed is dropped, and runs that were started and not finished are
-named. Finished runs are skipped and interrupted ones resumed, so the command can be repeated until all are there.
+Settings were fixed before the test split was read; no seed is dropped, and unfinished runs are
+named. Finished runs are skipped and interrupted ones resumed, so you can repeat the command until all are finished.
 """
 
 import argparse
@@ -44,11 +44,11 @@ VARIANTS = {
     "mapo_log_ratio": ("objective=mapo", "objective.signal=log_ratio", ANSWER_WORDS),
 }
 LATE_AFTER = "."
-"""Late is what follows the first sentence, which describes the clip."""
+"""Tokens after the first sentence, which describes the clip, are late."""
 
 
 def job(task: str, variant: str, seed: int, arguments: argparse.Namespace) -> Job:
-    """A seed decides the order of the questions and the sampling, the same for every variant; the start is one."""
+    """A seed fixes question order and sampling for every variant; all variants share one start policy."""
     run_dir = arguments.output / task / f"{variant}-seed{seed}"
     steps = arguments.steps
     of_run = [f"seed={seed}", f"data.train_ds.seed={seed}", "trainer.num_threads=1", f"trainer.mapo.max_steps={steps}"]
@@ -58,7 +58,7 @@ def job(task: str, variant: str, seed: int, arguments: argparse.Namespace) -> Jo
 
 
 def measured(run_dir: Path, checkpoint: str | None, *, missing_too: bool) -> Path | None:
-    """The measurements of a run's newest checkpoint or its start, made if `missing_too`."""
+    """The measurements of a run's newest checkpoint or its start; missing ones are made if `missing_too`."""
     there = [
         path for path in (run_dir / "evidence").glob("*-test.json") if (START in path.name) == (checkpoint == START)
     ]
@@ -108,15 +108,17 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/evidence"), help="of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/evidence"), help="directory for the runs (default: %(default)s)"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="(default: all)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="(default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="(default: 1 2 3 4 5)")
-    parser.add_argument("--steps", type=int, default=30, help="rollout batches of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="rollout batches per run (default: %(default)s)")
     parser.add_argument("--items", type=int, default=300, help="questions of the test split (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
-    parser.add_argument("--table-only", action="store_true", help="tabulate what is there, start nothing")
-    parser.add_argument("--page", type=Path, help="also put the tables between this page's markers")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel runs (default: cores)")
+    parser.add_argument("--table-only", action="store_true", help="only tabulate finished runs")
+    parser.add_argument("--page", type=Path, help="also write the tables between the markers of this page")
     parser.add_argument("overrides", nargs="*", help="overrides for every run, after --")
     return parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""Take a trained model out: a directory that transformers loads.
+"""Export a trained model to a directory that transformers loads.
 
-A Qwen Omni thinker, or the decoder of a text LLM, comes from the run's checkpoint, adapters merged; talker, vocoder and
-vision are those of the original.
+A Qwen Omni thinker, or the decoder of a text LLM, comes from the run's checkpoint, with adapters merged; talker,
+vocoder and vision are copied from the original.
 """
 
 import argparse
@@ -61,16 +61,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="such as RUN/checkpoints/step_000100")
     parser.add_argument("--original", type=Path, required=True, help="the Hugging Face directory that was imported")
-    parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the trained tensors (default: the checkpoint's)")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write; must not exist yet")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="dtype of the trained tensors (default: the checkpoint's)"
+    )
     parser.add_argument("--lora-alpha", type=float, help="model.lora.alpha of a run with adapters, which are merged")
     parser.add_argument(
-        "--adapters", action="store_true", help="write the adapters alone, in PEFT's format, instead of merging them"
+        "--adapters", action="store_true", help="write only the adapters, in PEFT's format, instead of merging them"
     )
     parser.add_argument(
         "--thinker-only",
         action="store_true",
-        help="leave the other parts out; then --original may be IMPORTED/original, without weights",
+        help="leave out the other parts; then --original may be IMPORTED/original, which has no weights",
     )
     return parser.parse_args()
 

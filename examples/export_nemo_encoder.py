@@ -1,4 +1,4 @@
-"""Take the trained encoder of a run out: an ASR model and a perception module that NeMo loads."""
+"""Export the trained encoder of a run: an ASR model and a perception module that NeMo loads."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory of examples/train_mapo.py")
     parser.add_argument("--checkpoint", metavar="NAME", help="below RUN/checkpoints (default: the newest)")
-    parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write; must not exist yet")
     arguments = parser.parse_args()
     install_cpu_host()
     initialize_parallel()

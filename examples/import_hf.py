@@ -1,4 +1,4 @@
-"""Bring a Hugging Face model in: it becomes a Megatron checkpoint. config.json tells the family.
+"""Import a Hugging Face model as a Megatron checkpoint. config.json determines the model family.
 
 Qwen2.5-Omni and Qwen3-Omni (the thinker), and NeMo's SALM, are policies to train from; text LLMs (Llama, Qwen2.5,
 Qwen3, dense or with experts) are decoders, to which examples/assemble.py gives an encoder. Reads safetensors of a local
@@ -21,11 +21,11 @@ from nemo_mapo.training.salm import import_salm  # noqa: E402
 
 
 def main() -> None:
-    """Convert, then print how to train from it."""
+    """Convert, then print the training command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of the Hugging Face model")
-    parser.add_argument("--llm", type=Path, help="of a NeMo SALM: directory of the text LLM that it was made of")
-    parser.add_argument("--output", type=Path, required=True, help="directory to make; must not be there yet")
+    parser.add_argument("--llm", type=Path, help="for a NeMo SALM: directory of the text LLM that it was built from")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write; must not exist yet")
     arguments = parser.parse_args()
     install_cpu_host()
     initialize_parallel()
@@ -34,9 +34,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     output = arguments.output
-    print(f"{done.tensors} tensors written to {output}; {done.left_aside} of talker, vocoder and vision left aside")
+    print(f"{done.tensors} tensors written to {output}; {done.left_aside} of talker, vocoder and vision not imported")
     if not done.has_perception:
-        print("a text LLM is a decoder without an encoder; make a policy of it with:")
+        print("a text LLM is a decoder without an encoder; make it a policy with:")
         print(f"  python examples/assemble.py --encoder ... --decoder {arguments.model} --output ...")
         return
     print("train from it with:")
@@ -46,7 +46,9 @@ def main() -> None:
 
 def _import(model: Path, llm: Path | None, output: Path) -> Converted:
     if is_salm(model) != (llm is not None):
-        raise ValueError(f"{model}: --llm is for a NeMo SALM, and only for it: config.json names its pretrained_llm")
+        raise ValueError(
+            f"{model}: a NeMo SALM (its config.json has pretrained_llm) needs --llm, and no other model takes it"
+        )
     return import_hf(model, output) if llm is None else import_salm(model, llm, output)
 
 

@@ -1,4 +1,4 @@
-"""Take the encoder of a NeMo ASR model (.nemo): writes a config to train an audio LLM with it."""
+"""Import the encoder of a NeMo ASR model (.nemo): writes a config to train an audio LLM with it."""
 
 import argparse
 from pathlib import Path
@@ -16,16 +16,16 @@ from nemo_mapo.platform import install_cpu_host  # noqa: E402
 
 
 def main() -> None:
-    """Write OUTPUT/conf/model/perception/imported.yaml, then print how to train with it."""
+    """Write OUTPUT/conf/model/perception/imported.yaml, then print the training command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--asr", type=Path, required=True, help=".nemo file of an ASR model")
-    parser.add_argument("--output", type=Path, required=True, help="directory that gets a folder conf")
+    parser.add_argument("--output", type=Path, required=True, help="directory in which a folder conf is written")
     arguments = parser.parse_args()
     install_cpu_host()
     target = arguments.output / "conf" / "model" / "perception" / "imported.yaml"
     try:
         if target.exists():
-            raise ValueError(f"{target} is there already; remove it or name another directory")
+            raise ValueError(f"{target} already exists; remove it or name another directory")
         config = {
             "type": "nemo",
             "restore_from_path": str(arguments.asr.absolute()),

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _cuts(path: Path, first: int) -> Iterator[tuple[str, Cut]]:
-    """Cuts with the name of their split; of a file of `input_cfg` items the first ones, because archives are read."""
+    """Cuts with the name of their split; from a file of `input_cfg` items only the first, because archives are read."""
     if path.suffix in (".yaml", ".yml"):
         config = DatasetConfig(input_cfg=str(path), check_cuts=first)
         validate_manifest(config, open_ended=True)
@@ -89,7 +89,7 @@ def _choose(cuts: list[tuple[str, Cut]], count: int, seed: int) -> list[tuple[st
 
 
 def _prompt_reader(arguments: argparse.Namespace) -> PromptReader:
-    """Example to the pieces of its prompt, the clip as one placeholder; without a tokenizer there are none."""
+    """Maps an example to the pieces of its prompt, with the clip as one placeholder; none without a tokenizer."""
     if arguments.tokenizer is None:
         return lambda example: ()
     tokenizer = load_tokenizer(arguments.tokenizer)
@@ -119,7 +119,11 @@ def _facts(cuts: list[tuple[str, Cut]]) -> list[tuple[str, str]]:
     seconds = sorted(cut.duration for _, cut in cuts)
     facts = [(f"Questions, {split}", f"{count:,}") for split, count in splits.items()]
     facts += [(f"Questions, {task}", f"{count:,}") for task, count in tasks.most_common(4)]
-    return [*facts, ("Seconds a clip, median", f"{seconds[len(seconds) // 2]:.1f}"), ("Longest", f"{seconds[-1]:.1f}")]
+    return [
+        *facts,
+        ("Seconds per clip, median", f"{seconds[len(seconds) // 2]:.1f}"),
+        ("Longest", f"{seconds[-1]:.1f}"),
+    ]
 
 
 def _arguments() -> argparse.Namespace:
@@ -131,16 +135,16 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("data_page.html"), help="default: data_page.html")
     parser.add_argument("--samples", type=int, default=16, help="clips on the page (default 16)")
-    parser.add_argument("--first", type=int, default=2000, help="cuts read of a YAML file (default 2000)")
+    parser.add_argument("--first", type=int, default=2000, help="cuts read from a YAML file (default 2000)")
     parser.add_argument("--task", help="show only this task")
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="also show each prompt as a model with this tokenizer reads it"
     )
     parser.add_argument("--template", choices=sorted(INSTRUCTIONS), default="think",
-                        help="the reasoning template that is asked for (default: %(default)s)")  # fmt: skip
+                        help="reasoning template that the prompt asks for (default: %(default)s)")  # fmt: skip
     parser.add_argument("--instruction", metavar="TEXT", default="template", help="data.prompt.instruction")
     parser.add_argument("--system", metavar="TEXT", help="data.prompt.system")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for choosing clips (default 0)")
     return parser.parse_args()
 
 

@@ -9,8 +9,8 @@ from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, recipe, write_re
 from nemo_mapo.embedded.synthetic_export import export_questions
 
 _EPILOG = """
-The result depends on the arguments alone: run again with the same ones, and nothing is done; with others, the corpus is
-recreated. Train on it with
+The result depends only on the arguments: with the same ones a second run does nothing; with others it recreates the
+corpus. Train on it with
   python examples/train_mapo.py data.corpus_dir=OUTPUT
 The manifests are described in data/lhotse_manifests/README.md.
 """
@@ -21,7 +21,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="directory to write (made if it does not exist)")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write (created if it does not exist)")
     for split in SPLITS:
         size = getattr(defaults, split)
         described = f"{split} clips (default {size})"
@@ -30,16 +30,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prior-shift",
         action="store_true",
-        help="the corpus whose training text predicts the answer and whose test text does not (docs/evidence.md)",
+        help="make the corpus whose training text predicts the answer and whose test text does not (docs/evidence.md)",
     )
     parser.add_argument(
-        "--questions", type=Path, metavar="DIR", help="also write it as files for prepare_data.py and evaluate.py"
+        "--questions",
+        type=Path,
+        metavar="DIR",
+        help="also write the corpus as files for prepare_data.py and evaluate.py",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Write the corpus and say where its parts are."""
+    """Write the corpus and print the paths of its parts."""
     arguments = _arguments()
     try:
         sizes = {split: getattr(arguments, split) for split in SPLITS}

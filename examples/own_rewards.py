@@ -6,7 +6,7 @@ from nemo_mapo.rewards.protocol import RewardSample
 
 
 def brief(samples: Sequence[RewardSample], *, seconds_per_token: float = 0.02) -> list[float]:
-    """1 for a completion that has at most as many tokens as its clips allow, falling to 0 at twice as many."""
+    """1 for a completion with at most as many tokens as its clips allow, falling to 0 at twice as many."""
     values = []
     for sample in samples:
         allowed = sum(clip.duration_seconds for clip in sample.example.clips) / seconds_per_token

@@ -1,7 +1,7 @@
 """Plan the memory of a run: python examples/plan.py [the overrides of train_mapo.py] [plan.KEY=VALUE ...].
 
-Prints what a GPU of every pipeline stage holds, and ends with status 3 where it does not fit. Needs no GPU and no data
-but the tokenizer (or plan.vocab_size).
+Prints the memory that a GPU of every pipeline stage needs, and ends with status 3 if it does not fit. Needs no GPU, and
+of the data only the tokenizer (or plan.vocab_size).
 """
 
 import sys
@@ -37,7 +37,7 @@ def plan(composed: DictConfig) -> bool:
     from nemo_mapo.console import quiet_upstream
     from nemo_mapo.platform import hide_cuda_devices, install_cpu_host
 
-    # A plan is counted on the CPU, also where there are GPUs.
+    # A plan is computed on the CPU, even if there are GPUs.
     hide_cuda_devices()
     quiet_upstream()
     from nemo_mapo.data.tokenizer import load_tokenizer

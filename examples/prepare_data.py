@@ -14,12 +14,11 @@ from nemo_mapo.data.importers.registry import IMPORTERS  # noqa: E402
 from nemo_mapo.data.splits import SPLITS, manifest_path  # noqa: E402
 
 _EPILOG = """
-What must lie in INPUT:
+Expected files in INPUT:
 {layouts}
 
-Into OUTPUT come cuts_<split>.jsonl.gz, prepare_report.json, a tokenizer with --tokenizer, and copies of audio where
---resample asks for them. How corpora become questions is described in docs/data.md. The commands that follow on the
-result are printed.
+OUTPUT gets cuts_<split>.jsonl.gz, prepare_report.json, a tokenizer with --tokenizer, and copies of audio if --resample
+requires them. docs/data.md describes how corpora become questions. At the end the next commands are printed.
 """
 
 
@@ -66,13 +65,17 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", choices=IMPORTERS, metavar="NAME", help=f"one of {', '.join(IMPORTERS)}")
     parser.add_argument("--input", type=Path, required=True, help="the corpus's directory (or one file of it)")
-    parser.add_argument("--output", type=Path, required=True, help="directory to make")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--audio-dir", type=Path, help="where the audio is, if not where the corpus has it")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="rate of the audio (default 16000)")
+    rate.add_argument(
+        "--sample-rate", type=int, default=16000, metavar="HZ", help="sample rate of the audio (default 16000)"
+    )
     rate.add_argument("--resample", type=int, metavar="HZ", help="write mono FLAC copies at this rate where needed")
-    parser.add_argument("--skip-invalid", action="store_true", help="count wrong lines as dropped instead of stopping")
-    parser.add_argument("--seed", type=int, default=0, help="of drawn choices and of the split (default 0)")
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="count invalid lines as dropped instead of stopping"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of drawn choices and of the split (default 0)")
     parser.add_argument(
         "--shares",
         type=float,
@@ -84,19 +87,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--group-by",
         metavar="FIELD",
-        help="keep questions with the same value of this field (speaker) in one split; else those about the same file",
+        help="keep questions with the same value of this field (speaker) in one split; default: about the same file",
     )
     parser.add_argument(
         "--tokenizer",
         metavar="train|DIR",
-        help="train a tokenizer on the text of the training split, or copy that of your model (its tokenizer/)",
+        help="train a tokenizer on the text of the training split, or copy your model's tokenizer (its tokenizer/)",
     )
     parser.add_argument(
         "--vocabulary",
         type=int,
         default=PrepareOptions.vocabulary,
         metavar="N",
-        help=f"most entries of a trained tokenizer (default {PrepareOptions.vocabulary})",
+        help=f"maximum number of entries of a trained tokenizer (default {PrepareOptions.vocabulary})",
     )
     parser.add_argument("--split", choices=SPLITS, help="put everything into this split")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Write a run's report.html again and print the run's five-line summary: `python examples/report.py RUN_DIR`."""
+"""Rewrite a run's report.html and print the run's five-line summary: `python examples/report.py RUN_DIR`."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path, help="directory that holds metrics.jsonl")
     parser.add_argument("--overlay", nargs="+", type=Path, default=[], metavar="RUN",
-                        help="runs whose curves are laid over those of run_dir")  # fmt: skip
+                        help="runs whose curves are added to those of run_dir")  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="write the page at every step, until interrupted")
     arguments = parser.parse_args()
     try:
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _watch(run_dir: Path, overlay: list[Path]) -> None:
-    """Write the page again whenever the metrics have grown."""
+    """Rewrite the page whenever the metrics have grown."""
     seen = 0.0
     while True:
         changed = (run_dir / METRICS_FILE).stat().st_mtime

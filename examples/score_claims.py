@@ -1,6 +1,6 @@
-"""Perception accuracy and omission rate of reasoning, as a text judge sorts its claims (in the manner of CAFE).
+"""Perception accuracy and omission rate of reasoning, from a judge that classifies its claims (in the style of CAFE).
 
-The paper publishes neither its judge nor its prompt nor the denominators: all are options that you have to give.
+The paper publishes neither its judge nor its prompt nor the denominators: all are required options.
 """
 
 import argparse
@@ -38,13 +38,13 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, help=f"JSON lines with {', '.join(FIELDS)}")
-    parser.add_argument("--base-url", required=True, help="OpenAI-compatible server of the judge, up to and with /v1")
-    parser.add_argument("--model", required=True, help="the judge's name there")
-    parser.add_argument("--instructions", type=Path, required=True, help="text file: how to sort claims")
+    parser.add_argument("--base-url", required=True, help="URL of the judge's OpenAI-compatible server, including /v1")
+    parser.add_argument("--model", required=True, help="the judge's model name on that server")
+    parser.add_argument("--instructions", type=Path, required=True, help="text file that says how to classify claims")
     for name, meaning in (("predicted", "perception accuracy"), ("target", "omission rate")):
         described = f"kinds in the denominator of {meaning}: {', '.join(KINDS)}"
         parser.add_argument(f"--{name}", nargs="+", required=True, metavar="KIND", help=described)
-    parser.add_argument("--cache", help="file that remembers verdicts")
+    parser.add_argument("--cache", help="file that caches verdicts")
     parser.add_argument("--output", type=Path, help="(default: INPUT with .claims.json)")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Score predictions that were made elsewhere: a benchmark's file and a file of predictions in, tables out."""
+"""Score predictions that were made elsewhere: reads a benchmark's file and a file of predictions, prints tables."""
 
 import argparse
 import json
@@ -15,11 +15,11 @@ from nemo_mapo.evaluation.benchmarks.tables import build_results, comparison_mar
 from nemo_mapo.rewards.judge import JudgeError
 from nemo_mapo.statistics import compare_paired
 
-_MAP_HELP = "key of a field in the items file, where it is not the published one; none leaves out its tables"
+_MAP_HELP = "key of a field in the items file if it differs from the published one; an empty key drops its table"
 
 
 def main() -> None:
-    """Print the tables, and write them where --output says."""
+    """Print the tables, and write them to --output."""
     arguments = _arguments()
     try:
         print(_score(arguments))
@@ -72,10 +72,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("benchmark", choices=sorted(LAYOUTS))
     parser.add_argument("--items", type=Path, required=True, help="the benchmark's published file")
     parser.add_argument("--predictions", type=Path, required=True, help=".json, .jsonl or .parquet with id, prediction")
-    parser.add_argument("--compare", type=Path, help="second predictions: paired tests, first minus second")
+    parser.add_argument(
+        "--compare", type=Path, help="second file of predictions, for paired tests of first minus second"
+    )
     parser.add_argument("--field", help="key of the predictions (default: the benchmark's; `completion` in our files)")
     parser.add_argument("--template", choices=get_args(AnswerTemplate), default="none",
-                        help="around the answer")  # fmt: skip
+                        help="template around the answer")  # fmt: skip
     parser.add_argument("--map", action="append", default=[], type=_pair, metavar="NAME=KEY", help=_MAP_HELP)
     parser.add_argument(
         "--keep-defective", action="store_true", help="keep items whose answer is not among the choices"

@@ -1,4 +1,4 @@
-"""MMAR-Rubrics: score the reasoning of predictions by the rubric of each item, with a judge of yours."""
+"""MMAR-Rubrics: score the reasoning of predictions by the rubric of each item, with your own judge."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ SAMPLES = 10_000
 
 
 def main() -> None:
-    """Print the score, and write everything where --output says."""
+    """Print the score, and write everything to --output."""
     arguments = _arguments()
     try:
         print(_score(arguments))
@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judge-url", required=True, help="OpenAI-compatible server")
     parser.add_argument("--judge-model", required=True, help="its chat model")
     parser.add_argument("--max-tokens", type=int, default=2048, help="of a reply")
-    parser.add_argument("--attempts", type=int, default=3, help="how often a reply without scores is asked for again")
+    parser.add_argument("--attempts", type=int, default=3, help="how often to ask for a reply that has no scores")
     parser.add_argument("--output", type=Path, required=True, help="directory for rubrics.json and ratings.jsonl")
     return parser.parse_args()
 

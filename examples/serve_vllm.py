@@ -1,7 +1,7 @@
 """Serve rollouts with vLLM: `python examples/serve_vllm.py [key=value ...]`, with the trainer's own overrides.
 
-Writes what vLLM needs to build the model (not its weights, which the trainer sends) into rollout.vllm.sync_dir, prints
-the command and becomes it. rollout.vllm.host and .port say where it listens; docs/rollouts.md.
+Writes the files from which vLLM builds the model (not its weights, which the trainer sends) into rollout.vllm.sync_dir,
+prints the command and becomes that process. It listens at rollout.vllm.host and .port; docs/rollouts.md.
 """
 
 import os

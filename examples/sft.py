@@ -1,4 +1,4 @@
-"""Teach an audio language model targets from your own data: `python examples/sft.py [key=value ...]`; see --help."""
+"""Fine-tune an audio language model on your own data (SFT): `python examples/sft.py [key=value ...]`; see --help."""
 
 from pathlib import Path
 

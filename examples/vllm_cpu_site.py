@@ -1,7 +1,7 @@
-"""For `make vllm`, which copies it into the environment as sitecustomize.py: torchvision on a machine without CUDA.
+"""For `make vllm`, which copies it into the environment as sitecustomize.py: makes torchvision work without CUDA.
 
-Its compiled part, which wants CUDA libraries, does not load there. Two of the operators in it are looked up when
-torchvision is imported, and nothing that is served calls them: declaring them is enough.
+Its compiled part needs CUDA libraries and does not load there. Importing torchvision looks up two of its operators,
+but no served model calls them, so it is enough to declare them.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class DeclaresOperators(MetaPathFinder):
-    """Declares them before the first import of torchvision, and finds nothing itself."""
+    """Declares them before the first import of torchvision; finds no modules itself."""
 
     libraries: list[Any] = []  # noqa: RUF012
     """Declarations live as long as this does."""

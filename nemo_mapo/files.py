@@ -30,10 +30,10 @@ def whole_directory(final: Path) -> Iterator[Path]:
     What a killed process has left of it is replaced.
 
     Raises:
-        ValueError: `final` is there already or cannot be written, or another process is writing it.
+        ValueError: `final` already exists or cannot be written, or another process is writing it.
     """
     if final.exists():
-        raise ValueError(f"{final} is there already: remove it, or name another directory")
+        raise ValueError(f"{final} already exists: remove it, or name another directory")
     unfinished = final.with_name(final.name + UNFINISHED)
     try:
         unfinished.mkdir(parents=True, exist_ok=True)

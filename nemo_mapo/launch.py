@@ -66,7 +66,7 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     `assembly` says what a run is made of; None is a MAPO run.
 
     Raises:
-        ValueError: what the user can fix: config, data, run directory.
+        ValueError: an error that the user can fix: config, data, run directory.
         RewardsUnavailable, RolloutUnavailable: a server is out of reach; the run has saved and can be resumed.
         NoRoomLeft: the disk is full; the last checkpoint that was whole is untouched.
     """

@@ -16,7 +16,7 @@ from nemo_mapo.ranks import from_main_rank
 
 
 class AlignableGenerativeInterface(ABC):
-    """An actor that is trained by reinforcement learning: it infers, and it gives loss and gradient."""
+    """An actor that is trained by reinforcement learning: inference, loss and gradient."""
 
     @abstractmethod
     def get_loss_and_metrics(self, batch: Any, forward_only: bool) -> Any:

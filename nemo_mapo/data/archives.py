@@ -33,12 +33,12 @@ class Shard(NamedTuple):
 
 
 class CheckedTarredIterator(LazyNeMoTarredIterator):  # type: ignore[misc]
-    """NeMo's reader, which here refuses what it would pass over: damaged archives, and lines without a member."""
+    """NeMo's reader, but it refuses what NeMo would skip: damaged archives, and lines without a member."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         listed: Any = self.paths
-        # NeMo looks the manifest of a shard up by its number, as if shards were always counted from 0.
+        # NeMo looks up the manifest of a shard by its number, as if shards were always numbered from 0.
         self.paths: Any = dict(zip(self.shard_id_to_manifest, listed, strict=True)) if len(listed) > 1 else listed
 
     def _iter_sequential(self, tar_path: str, shard_manifest: Mapping[str, Any], manifest_path: str) -> Iterator[Any]:
@@ -66,7 +66,7 @@ def tarred_entries(source: Source) -> Iterator[Entry]:
 
 
 def shards(manifests: str, archives: str, where: str) -> list[Shard]:
-    """Manifests and archives by shard, in order; ValueError if they are not of the same shards.
+    """Manifests and archives by shard, in order; ValueError if they do not cover the same shards.
 
     One manifest may be about all archives: its lines then say `shard_id`.
     """
@@ -93,12 +93,12 @@ def header_of(audio: Any, where: str) -> Header:
     try:
         found = soundfile.info(audio)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{where} is no readable audio: write the archive again ({error})") from error
+        raise ValueError(f"{where} is not readable audio: write the archive again ({error})") from error
     return Header(found.samplerate, found.channels, found.duration)
 
 
 def headers_of(archive: Path, *, no_audio: frozenset[str] = frozenset()) -> dict[str, Header]:
-    """The header of each member by name, but for those whose suffix is in `no_audio`; ValueError for a damaged one."""
+    """The header of each member by name, except for suffixes in `no_audio`; ValueError for a damaged one."""
     found = {}
     try:
         with tarfile.open(archive) as tar:
@@ -109,7 +109,7 @@ def headers_of(archive: Path, *, no_audio: frozenset[str] = frozenset()) -> dict
                 if Path(member.name).suffix in no_audio:
                     continue
                 if not member.isfile():
-                    raise ValueError(f"{archive}: member {member.name} is no plain file: write the archive again")
+                    raise ValueError(f"{archive}: member {member.name} is not a regular file: write the archive again")
                 file = tar.extractfile(member)
                 assert file is not None, "a plain file"
                 found[member.name] = header_of(file, f"{archive}: member {member.name}")
@@ -148,7 +148,7 @@ def _numbered(paths: list[Path], pattern: re.Pattern[str], example: str, where: 
     for path in paths:
         found = pattern.search(str(path))
         if found is None:
-            raise ValueError(f"{where}: no number of a shard in the name {path}: NeMo wants names like {example}")
+            raise ValueError(f"{where}: no shard number in the name {path}: NeMo needs names like {example}")
         if int(found[1]) in numbered:
             raise ValueError(f"{where}: {path} and {numbered[int(found[1])]} are both shard {found[1]}")
         numbered[int(found[1])] = path
@@ -181,5 +181,5 @@ def _member(audio_filepath: str) -> str:
 
 
 def _skipped(lines: list[dict[str, Any]]) -> bool:
-    """Whether NeMo passes over all of these lines."""
+    """Whether NeMo skips all of these lines."""
     return all(line.get("_skipme", False) for line in lines)

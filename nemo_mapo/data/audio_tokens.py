@@ -1,4 +1,4 @@
-"""A text LLM's tokenizer with the tokens of audio, and its chat template with a place for a clip."""
+"""Adds audio tokens to a text LLM's tokenizer, and clips to its chat template."""
 
 from typing import Any, Final
 
@@ -36,10 +36,10 @@ SALM_TEMPLATES: Final = {
 
 
 def with_audio_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Add the tokens of audio, and those of a turn that the tokenizer lacks; returns the ids that are new.
+    """Add the audio tokens, and turn tokens that the tokenizer lacks; returns the new ids.
 
-    The chat template stays the decoder's, and takes clips too; the token at which it ends an answer becomes eos_token.
-    Without a template, turns are laid out as in the embedded run.
+    The chat template stays the decoder's and now accepts clips; the token with which it ends an answer becomes
+    eos_token. Without a template, turns have the format of the embedded run.
 
     Raises:
         ValueError: a template whose answers do not end with a token at which generation can stop.
@@ -52,9 +52,9 @@ def with_audio_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def with_salm_tokens(tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> list[int]:
-    """Add the placeholder of NeMo's SALM, with the id that NeMo gives it, and lay turns out as its prompt format does.
+    """Add the placeholder of NeMo's SALM, with the id that NeMo gives it, and format turns as its prompt format does.
 
-    Returns the ids that are new.
+    Returns the new ids.
     """
     tokenizer.chat_template = SALM_TEMPLATES[prompt_format]
     return _with_template(tokenizer, [SALM_AUDIO])

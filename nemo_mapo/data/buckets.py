@@ -1,4 +1,4 @@
-"""Borders of duration buckets that fit a split, estimated as NeMo's `estimate_duration_bins.py` does."""
+"""Boundaries of duration buckets that fit a split, estimated as by NeMo's `estimate_duration_bins.py`."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from nemo_mapo.data.manifests import checked_entries
 
 
 class BucketEstimate(NamedTuple):
-    """Borders, and how many clips lie between them."""
+    """Boundaries, and the number of clips in each bucket."""
 
     bins: tuple[float, ...]
     """Seconds, ascending; for `bucket_duration_bins`."""
     clips: tuple[int, ...]
-    """Clips of each bucket; one more than borders."""
+    """Clips of each bucket; one more entry than `bins`."""
 
 
 class _Clip(NamedTuple):
@@ -23,9 +23,10 @@ class _Clip(NamedTuple):
 
 
 def estimate_bins(config: DatasetConfig, num_buckets: int) -> BucketEstimate:
-    """Borders between which Lhotse finds about the same total duration, over the clips within the split's bounds.
+    """Boundaries of buckets with about equal total duration (Lhotse's estimate), over clips within the split's limits.
 
-    Reads manifests (of tarred corpora also headers), no audio. Fewer borders come out if many clips last equally long.
+    Reads manifests (and headers of tarred corpora), but no audio. There are fewer boundaries if many clips have equal
+    duration.
 
     Raises:
         ValueError: fewer than two buckets, or fewer clips than buckets.

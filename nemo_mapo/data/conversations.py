@@ -22,16 +22,16 @@ from nemo_mapo.rewards.answers import resolve_choice
 
 Turn = dict[str, Any]
 _PLACEHOLDER = "[audio]"
-"""Stands for `audio_locator_tag` on an item without one."""
+"""Default of `audio_locator_tag` for an item without one."""
 _BESIDE_AUDIO = frozenset({".json", ".nodata", ".nometa"})
 """Members that Lhotse writes beside the audio."""
 
 
 def question_fields(record: dict[str, Any], where: str, locator: str) -> dict[str, Any]:
-    """The fields of a question that a conversation stands for: the user's texts, the assistant's answer, and the rest.
+    """The fields of the question in a conversation: the user's texts, the assistant's answer, and the rest.
 
-    Choices are the line's `choices`, or those that the user's text spells if the answer is one of them; else there are
-    none, which supervised training accepts.
+    Choices are the line's `choices`, or those listed in the user's text if the answer is one of them; otherwise there
+    are none, which supervised training accepts.
 
     Raises:
         ValueError: not one turn of an assistant with text after the user's, or no clip.
@@ -89,7 +89,7 @@ def conversation_entries(source: Source) -> Iterator[Entry]:
 def conversation_cuts(item: dict[str, Any], *, shuffle: bool, seed: int) -> Iterator[Cut]:
     """Read conversations through NeMo's adapter; each becomes the cut of its first clip, with the others in `audio_2` …
 
-    Lines are looked at before NeMo opens a file that they name.
+    Lines are checked before NeMo opens a file that they name.
     """
     shards = _shards(item, "input_cfg")
     if shuffle:

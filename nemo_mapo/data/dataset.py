@@ -1,4 +1,4 @@
-"""Cuts to problems, and the dataloader that NeMo's Lhotse dataloading makes of a `DatasetConfig`."""
+"""Converts cuts to problems, and builds NeMo's Lhotse dataloader from a `DatasetConfig`."""
 
 import logging
 import random
@@ -43,10 +43,10 @@ AudioTokenCount = Callable[[int], int]
 """Samples of a clip to audio tokens of the model."""
 
 LOUDEST = 16.0
-"""Full scale is 1. Mixes and overshoots of a resampler stay well below these 24 dB; integers do not."""
+"""Full scale is 1. Mixes and resampler overshoot stay well below these 24 dB; integer samples do not."""
 
 _BAR_DELAY_SECONDS = 2.0
-"""Short walks over a split need no progress bar."""
+"""A short pass over a split needs no progress bar."""
 
 
 _REPETITION = re.compile(r"(_repeat\d+)+$")
@@ -71,10 +71,10 @@ class PromptDataset(Dataset[list[Problem]]):
         replace_unreadable: bool = False,
         open_ended: bool = False,
     ) -> None:
-        """Lay out all cuts of a batch, or only those numbered `rows` (a data-parallel rank's share).
+        """Read all cuts of a batch, or only those with index in `rows` (a data-parallel rank's share).
 
-        With `open_ended`, questions need no choices. With `replace_unreadable`, another clip of the batch stands in for
-        one that cannot be read.
+        With `open_ended`, questions need no choices. With `replace_unreadable`, another clip of the batch replaces one
+        that cannot be read.
         """
         self.tokenizer = tokenizer
         self.audio_tokens = audio_tokens
@@ -110,7 +110,7 @@ class PromptDataset(Dataset[list[Problem]]):
     def _read(self, batch: list[Cut], row: int) -> tuple[Cut, list[Float[Tensor, "_"]]]:
         """The cut of a row and its audio; if that cannot be read, the next of the batch (cyclically) that can.
 
-        Looks at the whole batch, not at this rank's rows: what stands in does not depend on the number of ranks.
+        Searches the whole batch, not only this rank's rows, so the replacement does not depend on the number of ranks.
         """
         for cut in batch[row:] + batch[:row]:
             try:
@@ -169,10 +169,10 @@ def load_waveform(cut: Cut) -> Float[Tensor, " samples"]:
 
 
 class EpochSampler(Sampler[CutSet]):
-    """Batches of cuts of one epoch, a function of (config, rank, epoch) alone; can begin in the middle.
+    """Batches of cuts of one epoch, determined by (config, rank, epoch); can begin in the middle.
 
-    Every pass sets up NeMo's sampler afresh, so nothing is carried over from an earlier pass (Shar readers, for one,
-    count their own).
+    Every pass sets up a new NeMo sampler, so no state is carried over from an earlier pass (Shar readers, for example,
+    keep their own count).
     """
 
     def __init__(self, make_sampler: Callable[[int], CutSampler]) -> None:
@@ -181,7 +181,7 @@ class EpochSampler(Sampler[CutSet]):
         self._skip = 0
 
     def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
-        """Choose the epoch of the passes to come; the next one, and only it, leaves out its first `skip` batches."""
+        """Set the epoch of the following passes; only the next pass skips its first `skip` batches."""
         if epoch < 0 or skip < 0:
             raise ValueError(f"epoch={epoch} and skip={skip} must not be negative")
         self._epoch, self._skip = epoch, skip
@@ -214,10 +214,10 @@ def build_dataloader(
 ) -> PromptLoader:
     """Batch a split through NeMo's Lhotse dataloading; an epoch is one pass over all items of `input_cfg`.
 
-    Ranks get disjoint batches, equally many each; a remainder is divided among them (or left out, with `drop_last`).
-    Weights of `input_cfg` items set how early an item is drawn, or how often if the split is infinite; that has one
-    epoch without end. With `only`, no question but those with these ids is read. Run `validate_manifest` first: here a
-    manifest is taken to be sound.
+    Ranks get disjoint batches, the same number each; a remainder is divided among them (or dropped, with `drop_last`).
+    Weights of `input_cfg` items set how early an item is drawn, or how often if the split is infinite; an infinite
+    split has a single endless epoch. With `only`, only questions with these ids are read. Run `validate_manifest`
+    first: this function assumes a valid manifest.
     """
     allowed = only
     if allowed is None and dataset_config.max_samples is not None:
@@ -234,13 +234,13 @@ def build_dataloader(
         repeated = _REPETITION if dataset_config.infinite else _NEVER
         return sampler.filter(lambda cut: repeated.sub("", example_id(cut)) in allowed)
 
-    # torch draws a seed per pass; from its own generator, so that reading data does not move the global one.
+    # torch draws a seed per pass; give it its own generator, so that reading data does not advance the global one.
     generator = torch.Generator().manual_seed(dataset_config.seed)
     return DataLoader(prompt_dataset, sampler=EpochSampler(make_sampler), batch_size=None, generator=generator)
 
 
 def skip_batches(dataloader: PromptLoader, epoch: int, n: int = 0) -> None:
-    """Make the next pass over `dataloader` run through `epoch` from batch `n` on, without reading the audio before."""
+    """Make the next pass over `dataloader` start at batch `n` of `epoch`, without reading the audio before it."""
     _epoch_sampler(dataloader).set_epoch(epoch, skip=n)
 
 
@@ -296,7 +296,7 @@ def _nemo_config(config: DatasetConfig, *, epoch: int, drop_last: bool) -> dict[
         "force_finite": not config.infinite,
         # Batches are drawn in the training process: needed to continue at a given one.
         "force_map_dataset": True,
-        # The allocator is the trainer's business.
+        # The trainer configures the allocator.
         "cuda_expandable_segments": False,
     }
 
@@ -326,16 +326,16 @@ def question_ids(config: DatasetConfig, dataset: PromptDataset) -> list[str]:
 
 @cache
 def _refuse_missing_audio() -> None:
-    """Lower Lhotse's tolerance for this process: by default it fills up to half a second with mirrored samples.
+    """Lower Lhotse's tolerance for this process: by default it pads up to half a second with mirrored samples.
 
-    Once, because Lhotse announces every change.
+    Done once, because Lhotse logs every change.
     """
     set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE_SECONDS)
 
 
 @contextmanager
 def _preserved_global_rng() -> Iterator[None]:
-    """Keep the process's random state, which NeMo overwrites whenever it sets up a dataloader."""
+    """Preserve the process's random state, which NeMo overwrites whenever it sets up a dataloader."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):

@@ -20,7 +20,7 @@ from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_fil
 from nemo_mapo.data.sources import refuse_unsafe_path, refuse_unsafe_source
 
 DURATION_TOLERANCE_SECONDS = 0.05
-"""How much longer than its file a manifest may claim a clip to be (durations are often rounded)."""
+"""By how much a manifest may overstate the duration of a file (durations are often rounded)."""
 
 LONGEST_SECONDS = 1e7
 """No clip is longer; larger numbers are mistakes."""
@@ -38,7 +38,7 @@ SEVERAL_CLIPS = (
 
 
 class Header(NamedTuple):
-    """What an audio file says about itself."""
+    """The header of an audio file."""
 
     sample_rate: int
     """Hz."""
@@ -63,13 +63,13 @@ class Entry:
     """Hz; None if the manifest leaves it to the file."""
     channels: int
     audio: Path | None
-    """None if the audio is not a file of its own (in an archive)."""
+    """None if the audio has no file of its own (in an archive)."""
     recorded_seconds: float | None = None
-    """Length of the whole file as the manifest has it; None if it does not say."""
+    """Length of the whole file according to the manifest; None if it does not say."""
     header: Header | None = None
     """Of audio in an archive that was looked into."""
     archived: str = ""
-    """Where in which archive that is."""
+    """The archive and the place in it."""
     further: tuple["Entry", ...] = ()
     """The clips of the question after the first."""
 
@@ -96,7 +96,7 @@ def manifest_files(location: str, where: str, key: str) -> list[Path]:
 
 
 def refuse_missing(paths: list[Path], location: str, where: str, key: str) -> None:
-    """ValueError for manifests that are not there, or if there is none at all."""
+    """ValueError for missing manifests, or if there are none at all."""
     missing = [str(path) for path in paths if not path.is_file()] or ([] if paths else [location])
     if missing:
         raise ValueError(
@@ -112,7 +112,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
-                    raise ValueError(f"{path}:{number}: a blank line, at which Lhotse's reader breaks off: delete it")
+                    raise ValueError(f"{path}:{number}: a blank line, at which Lhotse's reader stops: delete it")
                 record = json.loads(line, parse_constant=_no_number)
                 if not isinstance(record, dict):
                     raise ValueError(f"{path}:{number}: not a JSON object but {record!r}: delete the line")
@@ -128,7 +128,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _no_number(text: str) -> float:
-    raise json.JSONDecodeError(f"{text} is no number of JSON", text, 0)
+    raise json.JSONDecodeError(f"{text} is not a JSON number", text, 0)
 
 
 def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archive: bool) -> Entry:
@@ -168,11 +168,11 @@ def lhotse_entry(record: dict[str, Any], place: str, manifest: Path, *, in_archi
 
 
 def _check_with_lhotse(record: Mapping[str, Any], where: str) -> None:
-    """ValueError for what Lhotse's own reader stumbles over when the cut is drawn."""
+    """ValueError for anything on which Lhotse's own reader would fail when the cut is drawn."""
     if unknown := sorted(record.keys() - _CUT_FIELDS):
         raise ValueError(
-            f"{where}: field {unknown[0]!r} is none of a Lhotse cut ({', '.join(sorted(_CUT_FIELDS))}): move it into "
-            "custom, where questions, choices and answers stand"
+            f"{where}: field {unknown[0]!r} does not exist in a Lhotse cut ({', '.join(sorted(_CUT_FIELDS))}): move it "
+            "into custom, which holds questions, choices and answers"
         )
     try:
         MonoCut.from_dict(copy.deepcopy(dict(record)))
@@ -240,7 +240,7 @@ def seconds_of(record: Mapping[str, Any], name: str, where: str) -> float:
 
 
 def rate_of(record: Mapping[str, Any], where: str) -> int:
-    """The field sampling_rate; ValueError if it is no number of Hz."""
+    """The field sampling_rate; ValueError if it is not a number of Hz."""
     value = record.get("sampling_rate")
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ValueError(f"{where}: field 'sampling_rate' is {value!r}: give Hz, a whole number")
@@ -282,11 +282,11 @@ def _check_recording(recording: Mapping[str, Any], channel: int, sources: list[d
 
 
 def check_audio(entry: Entry, sample_rate: int) -> None:
-    """Compare an entry with its audio file, or what an archive was found to hold.
+    """Compare an entry with its audio file, or with the header found in an archive.
 
     Raises:
         UnreadableClip: the file is missing, has no readable header, or is shorter than the entry says.
-        ValueError: rate or channels are not those that are trained on, or the path is unsafe.
+        ValueError: sample rate or channels do not match those of training, or the path is unsafe.
     """
     if entry.sample_rate is not None and entry.sample_rate != sample_rate:
         raise ValueError(
@@ -331,5 +331,5 @@ def _header_of_file(audio: Path, where: str) -> Header:
     try:
         found = info(audio)
     except AudioLoadingError as error:
-        raise UnreadableClip(f"{where}: {audio} is no readable audio file: replace it ({error})") from error
+        raise UnreadableClip(f"{where}: {audio} is not a readable audio file: replace it ({error})") from error
     return Header(found.samplerate, found.channels, found.duration)

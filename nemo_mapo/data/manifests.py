@@ -1,4 +1,4 @@
-"""Manifests as NeMo's Lhotse dataloading reads them: examples out of cuts, and every check that needs no decoding.
+"""Manifests as NeMo's Lhotse dataloading reads them: examples from cuts, and every check that needs no decoding.
 
 Audio paths in a manifest are absolute or relative to the manifest's own directory, never to the working directory.
 """
@@ -29,7 +29,7 @@ _BAR_DELAY_SECONDS = 2.0
 
 
 class CheckedSplit(NamedTuple):
-    """What is in a split, or in the part of it that was looked at."""
+    """Content of a split, or of the part of it that was checked."""
 
     found: int
     """Cuts."""
@@ -40,10 +40,10 @@ class CheckedSplit(NamedTuple):
 
 
 def validate_manifest(config: DatasetConfig, *, open_ended: bool = False) -> CheckedSplit:
-    """Check the lines of a split (all, or `check_cuts` of each item) before anything is built; return what was found.
+    """Check the lines of a split (all, or `check_cuts` of each item) before anything is built; return its content.
 
-    Reads manifests and the headers of the audio files, but decodes nothing: a stream that breaks off in the middle of a
-    file is found when the clip is read. With `open_ended`, questions need no choices. Up to `max_unreadable` missing,
+    Reads manifests and the headers of the audio files, but decodes nothing: a stream that ends in the middle of a file
+    is found when the clip is read. With `open_ended`, questions need no choices. Up to `max_unreadable` missing,
     unreadable or too short files are logged.
 
     Raises:
@@ -83,12 +83,12 @@ def validate_manifest(config: DatasetConfig, *, open_ended: bool = False) -> Che
 
 
 def cut_ids(config: DatasetConfig) -> set[str]:
-    """Ids of the cuts of a split (or of the first `check_cuts` of each item), whose lines are sound."""
+    """Ids of the cuts of a split (or of the first `check_cuts` of each item), whose lines are valid."""
     return {entry.id for _, entries in checked_entries(config) for entry in entries}
 
 
 def checked_entries(config: DatasetConfig) -> Iterator[tuple[Source, Iterator[Entry]]]:
-    """Every source of a split that is no curriculum, with its lines (or the first `check_cuts` of them)."""
+    """Every source of a split without phases, with its lines (or the first `check_cuts` of them)."""
     for source in sources_of(config.items):
         yield source, islice(entries_of(source), config.check_cuts)
 
@@ -125,7 +125,7 @@ def completions_by_choice(config: DatasetConfig) -> dict[str, Mapping[str, str]]
 def clips_of(cut: Cut) -> list[Cut]:
     """The cut itself, and its further clips in order: recordings in its custom fields `audio_2`, `audio_3`, ...
 
-    ValueError naming a field that holds something else, or that does not follow on.
+    ValueError naming a field that holds something else, or whose number does not follow on the previous one.
     """
     custom = cut.custom or {}
     clips = [cut]
@@ -156,8 +156,8 @@ def example_id(cut: Cut) -> str:
 def parse_example(name: str, fields: Mapping[str, Any], where: str, *, open_ended: bool = False) -> Example:
     """Build an `Example` from the fields question, choices, answer, task and (optional) reasoning and caption.
 
-    With `open_ended`, a question without the field choices has none. `where` begins the message of the ValueError that
-    is raised when a field is missing or contradicts another.
+    With `open_ended`, a question without the field choices has none. `where` is the start of the ValueError message
+    if a field is missing or contradicts another.
     """
     question, answer, task = (_text(fields, name, where) for name in ("question", "answer", "task"))
     choices = () if open_ended and fields.get("choices") is None else _choices(fields, answer, where)

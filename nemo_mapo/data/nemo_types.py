@@ -1,7 +1,7 @@
 """The types of `input_cfg` items: how each is checked before a run, and how NeMo's dataloading reads it.
 
-NeMo finds the reader of a type by name, and has a decorator to add names. Ours stand for NeMo's own readers with the
-checks around them that untrusted files and complete epochs need.
+NeMo finds the reader of a type by name, and has a decorator to add names. Ours wrap NeMo's own readers in the checks
+that untrusted files and complete epochs need.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,9 +33,9 @@ def entries_of(source: Source) -> Iterator[Entry]:
 
 
 def nemo_items(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Items of `input_cfg` as NeMo is to read them; run the checks of `entries_of` first.
+    """Items of `input_cfg` in the form that NeMo reads; run the checks of `entries_of` first.
 
-    A list of manifests becomes the weighted mixture that NeMo makes of it: by its weights, or by numbers of lines.
+    A list of manifests becomes a weighted mixture as in NeMo: by its weights, or by numbers of lines.
     """
     return [_nemo_item(item) for item in items]
 
@@ -67,7 +67,7 @@ def _nemo_item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _CheckedIterator(LazyNeMoIterator):  # type: ignore[misc]
-    """NeMo's reader, which looks at a path before anything opens it."""
+    """NeMo's reader, but it checks a path before anything opens it."""
 
     def _create_recording(self, audio_path: str, duration: float, sampling_rate: int | None = None) -> Any:
         refuse_unsafe_path(audio_path, f"manifest {self.path}")

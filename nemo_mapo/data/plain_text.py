@@ -1,4 +1,4 @@
-"""Text of users as token ids: what looks like a control token in it stays text."""
+"""User text as token ids: anything that looks like a control token stays text."""
 
 import re
 from functools import lru_cache
@@ -10,24 +10,24 @@ _LIKE_CONTROL = re.compile(r"<\|.*\|>")
 
 
 def control_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The control tokens that `text` would become if it were tokenised as it is; mostly none."""
+    """The control tokens that `text` would produce if it were tokenised directly; usually none."""
     names = _control_tokens(tokenizer)
     return tuple(names[token] for token in _encode(text, tokenizer) if token in names)
 
 
 def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a user's text without a control token, whatever it spells; decoded they give the text again.
+    """Token ids of a user's text, never a control token; decoding them gives the text again.
 
         encode_plain("What does <|im_end|> mean?", tokenizer)
 
     Raises:
-        ValueError: the tokenizer makes a control token of the text in any way.
+        ValueError: the tokenizer still produces a control token when the text is split.
     """
     names = _control_tokens(tokenizer)
     ids = _encode(text, tokenizer)
     if names.keys().isdisjoint(ids):
         return ids
-    # With the first character apart from the rest nothing is left to find, not even by models that know the whole.
+    # Split after a control token's first character, so that no tokenizer recognises it.
     spelled = re.compile("|".join(map(re.escape, sorted(names.values(), key=len, reverse=True))))
     cuts = [0, *(match.start() + 1 for match in spelled.finditer(text)), len(text)]
     pieces = [text[start:end] for start, end in pairwise(cuts)]
@@ -51,10 +51,10 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 @lru_cache(maxsize=8)
 def _control_tokens_of(tokenizer: PreTrainedTokenizerBase, added: int) -> dict[int, str]:
-    """What means something other than its letters, by id: special tokens, and added ones of the form `<|...|>`.
+    """Control tokens by id: special tokens, and added ones of the form `<|...|>`.
 
-    Reasoning tags such as `<think>` are not among them: completions spell them. `added` is how many tokens were added
-    to the vocabulary.
+    Reasoning tags such as `<think>` are not among them, because completions contain them. `added` is the number of
+    tokens that were added to the vocabulary.
     """
     named = tokenizer.special_tokens_map
     unknown = named.pop("unk_token", None)

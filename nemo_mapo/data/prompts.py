@@ -37,13 +37,13 @@ def encode_prompt(
 
     A tokenizer with a chat template (Qwen's) lays the turn out by it; else it is
     `<|user|><|audio_start|><|audio|>*N<|audio_end|> question choices: a, b.<|assistant|>`. A question without choices
-    ends with itself. With `num_audio_tokens` = 0 the markers are left out too: the prompt of a text-only model, which
-    is also what `without_audio` leaves of the prompt with audio. The instruction of `wording` follows the question
-    on a line of its own. Question, choices and instruction are text throughout, whatever control tokens they spell.
+    has no such list. With `num_audio_tokens` = 0 the markers are left out too: this is the prompt of a text-only model,
+    and equals `without_audio` of the prompt with audio. The instruction of `wording` follows the question on a separate
+    line. Question, choices and instruction are always plain text, even if they contain control tokens.
 
     Raises:
         ValueError: the template gives no placeholder for a clip; `wording` has a system message and the tokenizer no
-            chat template for it, or it spells a control token.
+            chat template for it, or the message contains a control token.
     """
     counts = [count for count in _as_list(num_audio_tokens) if count]
     choices = f" choices: {', '.join(example.choices)}." if example.choices else ""
@@ -81,7 +81,7 @@ def _as_list(counts: int | Sequence[int]) -> Sequence[int]:
 
 
 def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | None, clips: int) -> list[int]:
-    """The turn as the model's own chat template has it, each clip as one placeholder."""
+    """The turn in the model's own chat template, each clip as one placeholder."""
     if system is not None and (found := control_tokens_in(system, tokenizer)):
         raise ValueError(f"data.prompt.system={system!r} spells the control token {found[0]}: remove it")
     clip = [{"type": "audio", "audio": ""}] * clips
@@ -102,7 +102,7 @@ def _templated(text: str, tokenizer: PreTrainedTokenizerBase, *, system: str | N
 
 
 def _around(text: str, whole: str, before: str, after: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of `whole` = before + text + after, of which `text` is a user's and the rest ours."""
+    """Ids of `whole` = before + text + after, where `text` comes from a user and the rest from us."""
     if whole != f"{before}{text}{after}":
         raise ValueError(f"the chat template does not show the question once and as it is: {text!r}")
     if not control_tokens_in(text, tokenizer):
@@ -116,10 +116,10 @@ def _encoded(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def prefill(prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens at the end of a prompt with which it begins the completion's reasoning; mostly none.
+    """The tokens at the end of a prompt that open the completion's reasoning; usually none.
 
-    Some chat templates end in `<think>` (Qwen3-Omni-Thinking's), or in `<think></think>` if thinking is off. What
-    reads a completion by its tags reads these tokens and the completion as one text.
+    Some chat templates end in `<think>` (Qwen3-Omni-Thinking's), or in `<think></think>` if thinking is off. Code that
+    parses the tags of a completion reads these tokens and the completion as one text.
     """
     last = list(prompt[-_PREFILL_TOKENS:])
     if not re.search(rf"{_PREFILL.pattern}$", tokenizer.decode(last)):
@@ -129,12 +129,12 @@ def prefill(prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 def whole_text(prompt: Prompt, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A completion decoded without its end-of-turn token, after what its prompt begins for it."""
+    """A completion decoded without its end-of-turn token, preceded by the reasoning opened in its prompt."""
     return completion_text(tokenizer, [*prefill(prompt.token_ids.tolist(), tokenizer), *token_ids])
 
 
 def shown_prompt(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, bool], ...]:
-    """Pieces of a prompt for people: a stretch of text with False, or one added token (`<|im_start|>`) with True."""
+    """Readable pieces of a prompt: a span of text with False, or one added token (`<|im_start|>`) with True."""
     added = set(tokenizer.added_tokens_decoder)
     stretches = groupby(ids, lambda token: token in added)
     return tuple(

@@ -1,4 +1,4 @@
-"""Where things stand in a row of prompt + completion; the one place that shifts by one.
+"""Positions in a row of prompt + completion; the only place that shifts by one.
 
 A row holds the prompt at 0..P-1 and the completion y_1..y_T at P..P+T-1. Everything indexed by a completion token
 (log-probability, entropies, attention query) is read at the position that predicts it, P+t-2 for y_t.
@@ -23,7 +23,7 @@ Rows = slice | list[int]
 
 
 def token_batch(rows: Sequence[Row], *, pad_id: int) -> TokenBatch:
-    """Lay rows out gapless and right-padded: `token_batch(training_rows(groups), pad_id=0)`."""
+    """Batch rows without gaps and right-padded: `token_batch(training_rows(groups), pad_id=0)`."""
     audio, audio_row = audio_of([row.prompt for row in rows])
     whole = [torch.cat([row.prompt.token_ids, row.token_ids]) for row in rows]
     return TokenBatch(
@@ -36,7 +36,7 @@ def token_batch(rows: Sequence[Row], *, pad_id: int) -> TokenBatch:
 
 
 def audio_of(prompts: Sequence[Prompt]) -> tuple[AudioBatch, Int[Tensor, " batch *clips"]]:
-    """The distinct clips of prompts, each once, and the row or rows of each prompt among them, filled up with -1."""
+    """The distinct clips of prompts, each once, and the rows of each prompt's clips among them, padded with -1."""
     clips = {id(clip): clip for prompt in prompts for clip in prompt.clips}
     number = {name: row for row, name in enumerate(clips)}
     heard = [[number[id(clip)] for clip in prompt.clips] for prompt in prompts]
@@ -46,7 +46,7 @@ def audio_of(prompts: Sequence[Prompt]) -> tuple[AudioBatch, Int[Tensor, " batch
 
 
 def audio_batch(clips: Sequence[Float[Tensor, "_"]]) -> AudioBatch:
-    """Clips as the encoder takes them."""
+    """Clips in the encoder's input form."""
     return AudioBatch(
         waveforms=pad_sequence(list(clips), batch_first=True) if clips else torch.zeros(0, 0),
         lengths=torch.tensor([len(clip) for clip in clips], dtype=torch.int64),
@@ -85,7 +85,7 @@ def at_predicting_positions(
 ) -> Float[Tensor, "batch time"]:
     """Read `values` for each completion token at the position that predicts it; 0 past the completion's end.
 
-    `packed` values stand in one row, sequence after sequence (`packed_row`).
+    `packed` values are in one row, sequence after sequence (`packed_row`).
     """
     num_tokens = int(sequences.completion_lengths.max())
     offsets = torch.arange(num_tokens, device=values.device)
@@ -177,7 +177,7 @@ def by_completion(
 
 
 def select_rows(sequences: TokenBatch, rows: Rows) -> TokenBatch:
-    """A part of the rows with only the audio they need, padding cut to their longest."""
+    """A part of the rows with only the audio they need, padded to their longest."""
     prompt_lengths = sequences.prompt_lengths[rows]
     completion_lengths = sequences.completion_lengths[rows]
     audio_row = sequences.audio_row[rows]
@@ -195,7 +195,7 @@ def select_rows(sequences: TokenBatch, rows: Rows) -> TokenBatch:
 
 
 def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
-    """A part of the rows of everything; times cut to the longest completion kept."""
+    """A part of the rows of all fields; the time axis is shortened to the longest completion kept."""
     sequences = select_rows(batch.sequences, rows)
     longest = int(sequences.completion_lengths.max())
 
@@ -209,7 +209,7 @@ def select_batch(batch: RolloutBatch, rows: Rows) -> RolloutBatch:
 
 
 def rows_together(parts: Iterable[tuple[Rows, Shaped[Tensor, "*any part time"]]], num_rows: int) -> Tensor:
-    """Right-padded values of some rows each as those of all rows, `[..., num_rows, longest]`, filled up with 0.
+    """Join right-padded values of parts of the rows into those of all rows, `[..., num_rows, longest]`, padded with 0.
 
     rows_together([([0, 2], torch.ones(2, 3)), ([1], torch.ones(1, 5))], 3)  # [3, 5]
     """
@@ -229,7 +229,7 @@ def completion_tokens(sequences: TokenBatch) -> list[Int[Tensor, "_"]]:
 
 
 def without_audio(sequences: TokenBatch) -> TokenBatch:
-    """The same tokens with no clip behind their placeholders."""
+    """The same tokens without clips behind their placeholders."""
     return TokenBatch(
         tokens=sequences.tokens,
         prompt_lengths=sequences.prompt_lengths,
@@ -240,8 +240,8 @@ def without_audio(sequences: TokenBatch) -> TokenBatch:
 
 
 def drop_audio(sequences: TokenBatch, special: SpecialTokens) -> TokenBatch:
-    """Rows whose prompts have neither placeholders nor markers of audio; completions follow them and stay as they are,
-    audio tokens that the policy happened to sample included."""
+    """Rows whose prompts have neither placeholders nor markers of audio; completions stay unchanged, including audio
+    tokens that the policy happened to sample."""
     tokens, column = sequences.tokens, torch.arange(sequences.tokens.shape[1], device=sequences.tokens.device)
     audio_ids = torch.tensor([special.audio_id, special.audio_start_id, special.audio_end_id], device=tokens.device)
     dropped = torch.isin(tokens, audio_ids) & (column < sequences.prompt_lengths[:, None])

@@ -1,7 +1,7 @@
-"""Where audio may come from: files, and what an archive holds.
+"""Allowed sources of audio: files, and members of archives.
 
-A manifest is untrusted. Lhotse runs a source of type `command` in a shell, fetches a `url`, and hands the names of
-SPHERE and Opus files to a shell as they stand; none of that may happen because somebody opened a manifest.
+A manifest is untrusted. Lhotse runs a source of type `command` in a shell, fetches a `url`, and passes the names of
+SPHERE and Opus files to a shell unquoted; opening a manifest must never cause any of that.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Perception accuracy and omission rate in the manner of CAFE (arXiv 2603.02266), from the counts of a judge."""
+"""Perception accuracy and omission rate in the style of CAFE (arXiv 2603.02266), from the counts of a judge."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ SYSTEM = (
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """How many perceptual claims of a completion are of which kind."""
+    """Number of perceptual claims of a completion by kind."""
 
     matched: int
     hallucinated: int
@@ -31,7 +31,7 @@ class Claims:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimRules:
-    """What the paper does not publish: which claims a completion made, and which it should have made."""
+    """Denominators that the paper does not publish: claims that a completion made, and claims it should have made."""
 
     predicted: tuple[str, ...]
     """Kinds that count as predicted, the denominator of perception accuracy."""
@@ -62,7 +62,7 @@ def read_reasoning(path: Path) -> Iterator[dict[str, str]]:
     """Completions of a JSON-lines file with the fields id, question, answer, caption, text.
 
     Raises:
-        ValueError: naming file, item and field: no JSON, a field that is missing or no text, an id used twice.
+        ValueError: naming file, item and field: not JSON, a field that is missing or not a text, an id used twice.
     """
     for where, record in named_records(path, "id"):
         for name in FIELDS:
@@ -77,13 +77,13 @@ def score_claims(
     """Judge every completion; returns both rates together, with intervals, and the counts of each.
 
     Perception accuracy = N_matched / N_predicted, omission = N_missed / N_target, of the claims of all completions. The
-    first alone would reward saying little. Completions without a readable verdict are counted apart, never as anything.
+    first alone would reward saying little. Completions without a readable verdict are only counted separately.
     Intervals are over completions that have a denominator.
 
     Args:
         records: of `read_reasoning`.
         judge: of `judged.judge_of`.
-        instructions: what your judge is told about the kinds (the paper's prompt is not published).
+        instructions: explains the kinds to your judge (the paper's prompt is not published).
         rules: the denominators.
         seed: of the bootstrap.
     """

@@ -1,4 +1,4 @@
-"""Held-out accuracy with and without the audio, and how the model listens along its completions."""
+"""Held-out accuracy with and without the audio, and audio attention along completions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ SHOWN = 2
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionScore:
-    """What one question came to."""
+    """The result of one question."""
 
     id: str
     task: str
@@ -86,7 +86,7 @@ class Evaluation:
 
 @dataclass
 class _Found:
-    """What is counted while batches are evaluated."""
+    """Counts collected while batches are evaluated."""
 
     correct: list[float] = field(default_factory=list)
     silent: list[float] = field(default_factory=list)
@@ -103,7 +103,7 @@ class _Found:
 
     @classmethod
     def merged(cls, parts: "list[_Found]") -> "_Found":
-        """What all of them have counted."""
+        """The sum of the counts of all ranks."""
         whole = cls(profile=PositionProfile.merged(part.profile for part in parts))
         counted = ("correct", "silent", "totals", "in_format", "tasks", "ids", "choices", "words", "lengths")
         for name in (*counted, "records", "clips"):
@@ -124,7 +124,7 @@ class Evaluator:
         reference: FrozenReference,
         detailed: bool = False,
     ) -> None:
-        """`detailed` also measures the mean over heads, which costs another pass."""
+        """`detailed` also measures the mean over heads, which costs one more pass."""
         # Ranks whose experts are sharded have to make the same calls.
         self.shared_out = not shares_experts()
         self.batches = data_parallel_share(tuple(batches)) if self.shared_out else tuple(batches)
@@ -239,7 +239,7 @@ def test_summary(before: Evaluation | None, after: Evaluation) -> dict[str, floa
 
 
 def test_records(step: int, before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
-    """One record per question of the test split, what both policies made of it."""
+    """One record per question of the test split, with the results of both policies."""
     assert [one.id for one in before.questions] == [one.id for one in after.questions]
     return [
         {"step": step, "id": end.id, "task": end.task, "choices": end.choices, "start_correct": start.correct,
@@ -261,7 +261,7 @@ def answered_once(problems: Sequence[Problem], backend: RolloutBackend, sampling
 
 
 def waveforms(prompt: Prompt) -> list[NDArray[np.float32]]:
-    """The clips of a prompt as a file takes them."""
+    """The clips of a prompt in the form in which a file stores them."""
     return [clip.numpy() for clip in prompt.clips]
 
 

@@ -1,10 +1,10 @@
-"""What may surround an answer without changing it: typography of several scripts, and phrases of six languages."""
+"""Typography and phrases (in six languages) that may surround an answer without changing it."""
 
 import re
 import unicodedata
 
 _KEPT_APART = ("<super>", "<sub>", "<fraction>")
-"""Compatibility forms that are other answers: 5² is not 52."""
+"""Compatibility forms that would change an answer: 5² is not 52."""
 _STRAIGHT = str.maketrans(
     {
         **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'"),
@@ -50,10 +50,10 @@ OPENING = re.compile(
     r"(?:(?:(?:it|that|this)\s*(?:is|'s)|definitely|clearly|es\s+ist|es\s+la|c'est)\s*:?\s+|(?:应该|應該)?是\s*)?",
     re.IGNORECASE,
 )
-"""Words that may open an answer and state nothing by themselves."""
+"""Words that may open an answer but state nothing themselves."""
 
 EXCLUSION = re.compile(r"not\s+(?!only\b|just\b)[^.;\n]{1,60}?\s+but\s+", re.IGNORECASE)
-"""Before an answer: what it is not."""
+"""Before an answer: negates it."""
 
 DENIAL = re.compile(
     r"n't\b|\b(?:not|never|neither|nor|cannot|wrong|incorrect|false|if|whether|unless|doubt|unlikely|except|which|what)\b"
@@ -61,7 +61,7 @@ DENIAL = re.compile(
     r"|\b(?:pas|fauss?e?)\b|不|非|错|錯|違|误|誤|ない|なければ|如果|若",
     re.IGNORECASE,
 )
-"""Before a statement in its clause: then it states the opposite, or nothing."""
+"""Before a statement in its clause: the statement then means the opposite, or nothing."""
 
 CLAUSE_END = re.compile(r"[.!?;:\n]")
 
@@ -85,7 +85,7 @@ RETRACTION = re.compile(
     r"\b(?:wait|actually|sorry|correction|instead|or|oder|moment|perdón|o\s+bien)\b|或|不对|不對|いや|または",
     re.IGNORECASE,
 )
-"""In what follows an answer: then it is not final."""
+"""In the text after an answer: the answer is then not final."""
 
 
 def fold(text: str) -> str:
@@ -105,7 +105,7 @@ def fold(text: str) -> str:
 
 
 def plain_answer(text: str) -> str:
-    """Fold a text and take off what marks up an answer: end-of-turn tokens, emphasis, `\\boxed{}` (the last one)."""
+    """Fold a text and remove the markup of an answer: end-of-turn tokens, emphasis, `\\boxed{}` (the last one)."""
     bare = fold(_END_OF_TURN.sub("", text))
     if boxes := _BOXED.findall(bare):
         bare = boxes[-1]
@@ -114,7 +114,7 @@ def plain_answer(text: str) -> str:
 
 
 def unwrap(text: str) -> str:
-    """Take off what surrounds the whole of a text; round and square brackets around a letter stay, they mark it."""
+    """Remove wrappers around a whole text; round and square brackets around a letter stay, because they mark it."""
     text = text.lstrip("#\u00a1\u00bf ")
     while len(text) > 2 and (closing := WRAPPERS.get(text[0])):
         ended = text.rstrip(FINAL_MARKS)

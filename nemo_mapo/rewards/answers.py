@@ -1,4 +1,4 @@
-"""Which of the choices an answer means: one grammar, strict, and nothing if it may mean two."""
+"""Finds the choice that an answer names: one strict grammar, and no choice if two are possible."""
 
 import re
 import string
@@ -42,7 +42,7 @@ _QUOTED = "\"'"
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """What the beginning of a statement names."""
+    """The choice named at the beginning of a statement."""
 
     index: int
     rest: str
@@ -56,7 +56,7 @@ class _Contradiction(ValueError):
 
 
 def normalise_answer(text: str) -> str:
-    """Forget what does not change an answer: case, form of characters, white space, wrappers, emphasis, final marks."""
+    """Remove what does not change an answer: case, character forms, white space, wrappers, emphasis, final marks."""
     plain = _key(text)
     while True:
         shorter = plain.rstrip(FINAL_MARKS).rstrip()
@@ -97,7 +97,7 @@ def resolve_choice(answer: str | None, choices: Sequence[str]) -> int | None:
 
 
 def _complete(statement: str, spellings: list[tuple[str, ...]], *, stated: bool) -> int | None:
-    """The choice that a statement begins with, if nothing that follows makes it another answer."""
+    """The choice that a statement begins with, if nothing after it changes the answer."""
     statement = statement.strip()
     statement = unwrap(statement[_end(EXCLUSION, statement) :])
     if len(matches := _matches(statement, spellings)) == 1:
@@ -116,7 +116,7 @@ def _complete(statement: str, spellings: list[tuple[str, ...]], *, stated: bool)
 
 
 def _read(statement: str, spellings: list[tuple[str, ...]]) -> _Read | None:
-    """What a statement begins with. A text of one character may also be the letter before another text: "A) C"."""
+    """The beginning of a statement. A one-character text may also be the letter before another text: "A) C"."""
     text = _by_text(statement, spellings)
     if text is not None and len(statement) - len(text.rest) > 1:
         return text
@@ -179,7 +179,7 @@ def _prefix(statement: str, spellings: list[tuple[str, ...]]) -> _Read | None:
 
 
 def _is_boundary(text: str, end: int) -> bool:
-    """Whether a word ends here: what follows is nothing, white space, or a mark that cannot be a part of it."""
+    """Whether a word ends here: nothing, white space or a mark that cannot be part of the word follows."""
     rest = text[end:]
     return (
         re.match(r"$|\s|[\"')\]]|[(\[][A-Za-z][)\]]|[.,;:!?]+(?:$|\s|[^\x00-\x7f])|(?:です|だ|である|でした)", rest)
@@ -188,7 +188,7 @@ def _is_boundary(text: str, end: int) -> bool:
 
 
 def _names_another(rest: str, index: int, spellings: list[tuple[str, ...]]) -> bool:
-    """Whether what follows an answer takes it back, or names another choice by letter or by its whole text."""
+    """Whether the text after an answer retracts it, or names another choice by letter or by its whole text."""
     if RETRACTION.search(rest):
         return True
     letters = (next(filter(None, match.groups())).lower() for match in _OTHER_LABEL.finditer(rest))

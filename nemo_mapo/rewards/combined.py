@@ -30,7 +30,7 @@ class RewardTable:
     """Rewards of a batch of completions, in the order of the samples."""
 
     by_reward: dict[str, list[float | None]]
-    """Each computed reward, None if its judge gave no verdict; accuracy is always there."""
+    """Each computed reward, None if its judge gave no verdict; accuracy is always included."""
     total: list[float]
     """r = sum of weight * reward (2 accuracy + 1 format + 1 consistency by default); see `score` for missing ones."""
 
@@ -68,7 +68,7 @@ class RewardTable:
 
 
 def build_rewards(config: RewardsConfig) -> dict[str, Reward]:
-    """The rewards that are computed, by name; a user's function is imported here, and nowhere else.
+    """The rewards that are computed, by name; a user's function is imported only here.
 
     Raises:
         ValueError: naming the entry, if its function cannot be imported or called with a list of completions.
@@ -98,8 +98,8 @@ def score(samples: Sequence[RewardSample], config: RewardsConfig) -> RewardTable
     """Compute r = sum_k w_k r_k for every sample (paper Eq. 6: 2 r_acc + 1 r_format + 1 r_cons).
 
     A reward with weight 0 is not computed, except accuracy: the attention loss asks it which completions failed.
-    A missing verdict is no zero: the completion's other rewards are scaled to the weight of all,
-    r = (sum_k w_k) / (sum_there w_k) * sum_there w_k r_k, so that it competes with its group on what is known of it.
+    A missing verdict does not count as zero: the completion's other rewards are scaled to the full weight,
+    r = (sum_k w_k) / (sum_there w_k) * sum_there w_k r_k, so that it competes with its group on its known rewards.
 
     Raises:
         ValueError: a reward returned the wrong number of values, or a shipped one a value outside [0, 1].

@@ -1,4 +1,4 @@
-"""Consistency: does the thinking arrive at the answer that is given, without being truncated?"""
+"""Consistency: does the reasoning lead to the given answer, without being truncated?"""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import closed_reasoning, extract_answer
 
 _MARK = "\ue000{}\ue001"
-"""Stands for a mention of choice {} while a sentence is taken apart; private-use characters, so never in the text."""
+"""Marks a mention of choice {} while a sentence is parsed; private-use characters, so never in the text."""
 _MARKED = re.compile("\ue000(\\d+)\ue001")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -57,10 +57,10 @@ class Claim:
 
 
 class RuleConsistency:
-    """1 (YES) when the thinking is complete and its conclusion is the final answer and nothing else, else 0 (r_cons).
+    """1 (YES) if the reasoning is complete and concludes the final answer and nothing else, else 0 (r_cons).
 
-    A rule for templated text, as the embedded run writes it, where it stands in for a judge model; with real models
-    `JudgeConsistency` takes its place. Truth plays no part in it. YES needs all of these:
+    A rule for templated text such as the embedded run writes, in place of a judge model; for real models use
+    `JudgeConsistency`. Whether the answer is right does not matter. YES requires all of these:
 
     - the completion finished, its reasoning is closed and does not break off (see `_CUT_OFF`);
     - the final answer resolves to a choice;

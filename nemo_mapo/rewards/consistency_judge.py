@@ -1,4 +1,4 @@
-"""Consistency as the paper asks for it (Appendix B): a frozen model reads the thinking and the answer."""
+"""Consistency as in the paper (Appendix B): a frozen model reads the reasoning and the answer."""
 
 from collections.abc import Sequence
 
@@ -19,10 +19,10 @@ SYSTEM = (
 
 
 class JudgeConsistency:
-    """1 if the judge says YES, 0 if it says NO, None if it says nothing that can be read (r_cons).
+    """1 if the judge says YES, 0 if it says NO, None if its reply has no verdict (r_cons).
 
-    A completion whose reasoning is not closed or that gives no answer is 0 without asking: that is what the judge
-    would be asked. With `conditional_on_correct` so is one with a wrong answer.
+    A completion whose reasoning is not closed or that gives no answer is 0 without asking, because that is what the
+    judge would check. With `conditional_on_correct` the same holds for a wrong answer.
     """
 
     name = "consistency"

@@ -1,4 +1,4 @@
-"""Rewards of the user's own: a function that is named by its import path in the config of this run."""
+"""Custom rewards: a user's function, named by its import path in the config of this run."""
 
 import importlib
 import inspect
@@ -20,7 +20,7 @@ class RewardError(ValueError):
 
 
 class CustomReward:
-    """Calls a function of the user's on all completions of a batch, and takes nothing but numbers from it."""
+    """Calls a user's function on all completions of a batch, and accepts only numbers from it."""
 
     def __init__(self, name: str, term: CustomTerm) -> None:
         self._name = name
@@ -37,7 +37,7 @@ class CustomReward:
         """Return one value per sample; RewardError naming the entry if the function does not."""
         try:
             returned = self._function(list(samples), **self._arguments)
-        except Exception as error:  # whatever it raises is the user's to see, with the entry that it belongs to
+        except Exception as error:  # show the user any exception, with the entry that it belongs to
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise RewardError(
                 f"{self._where} raised {type(error).__name__} at {place.filename}:{place.lineno}: {error}"

@@ -1,4 +1,4 @@
-"""Format: does the completion keep to the chain-of-thought template?"""
+"""Format: does the completion follow the chain-of-thought template?"""
 
 from collections.abc import Sequence
 

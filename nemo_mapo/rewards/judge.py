@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible server that help to score: a judge that writes, an encoder that embeds."""
+"""Models behind an OpenAI-compatible server that help to score: a chat model as judge, and an embedding model."""
 
 import os
 import re
@@ -11,21 +11,21 @@ from nemo_mapo.console import Unavailable
 from nemo_mapo.http_client import JsonServer, Pauses, Refused, Unreachable
 
 _CONTROL = re.compile(r"<(?=\||/?s>|(?:start|end)_of_turn>)|\[(?=/?INST\])", re.IGNORECASE)
-"""Begins what chat models have as control tokens: `<|im_end|>`, `</s>`, `<end_of_turn>`, `[/INST]`."""
+"""Start of a chat model's control token: `<|im_end|>`, `</s>`, `<end_of_turn>`, `[/INST]`."""
 _LARGEST_ANSWER_BYTES = 16 << 20
-"""A reply is some hundred words, a batch of embeddings a few megabytes."""
+"""A reply has a few hundred words, a batch of embeddings a few megabytes."""
 
 
 class JudgeError(Unavailable):
-    """The server cannot be reached, refuses, or does not answer what was asked; nothing was scored."""
+    """The server cannot be reached, refuses, or sends an invalid response; nothing was scored."""
 
 
 class JudgeUnreachable(JudgeError):
-    """All attempts have failed for reasons that pass: time-outs, broken connections, 429, 5xx."""
+    """All attempts failed for temporary reasons: time-outs, broken connections, 429, 5xx."""
 
 
 def spelled_apart(text: str) -> str:
-    """A text in which no server's tokenizer finds a control token; else a completion could end the judge's question."""
+    """A text without control tokens for any server's tokenizer; otherwise a completion could end the judge's prompt."""
     return _CONTROL.sub(lambda match: f"{match.group()} ", text)
 
 
@@ -35,7 +35,7 @@ class ChatModel(Protocol):
 
     @property
     def name(self) -> str:
-        """What the results call it."""
+        """Its name in the results."""
         ...
 
     def chat(self, system: str, prompt: str) -> str:
@@ -48,15 +48,15 @@ class EmbeddingModel(Protocol):
     """Embeds texts."""
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return one vector a text, in order; JudgeError when there are none."""
+        """Return one vector per text, in order; JudgeError if there are none."""
         ...
 
 
 class OpenAIClient:
     """A `ChatModel` and an `EmbeddingModel` over HTTP.
 
-    Every request has a time limit. Time-outs, broken connections, 429 and 5xx are tried again, with growing pauses,
-    `max_attempts` times in all, before JudgeUnreachable; any other refusal is a JudgeError at once. An outage never
+    Every request has a time limit. Time-outs, broken connections, 429 and 5xx are retried with growing pauses,
+    `max_attempts` times in all, before JudgeUnreachable; any other HTTP error is a JudgeError at once. An outage never
     becomes a value.
     """
 
@@ -82,7 +82,7 @@ class OpenAIClient:
         return str(self._config.model)
 
     def chat(self, system: str, prompt: str) -> str:
-        """Return the reply of the chat model; control tokens in `prompt`, which quotes others, are spelled apart."""
+        """Return the reply of the chat model; control tokens in `prompt`, which quotes completions, are broken up."""
         if self._config.model is None:
             raise ValueError("judge.model is not set: name the chat model that judges")
         answer = self._post(

@@ -1,4 +1,4 @@
-"""Verdicts of a model that judges: asked many at a time, remembered, and never made up."""
+"""Verdicts of a judge model: requested concurrently, cached, and never made up."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Verdict = TypeVar("Verdict")
 _FEWEST_FAILURES = 8
-"""In a row, before a judge that is asked about few prompts at a time counts as gone."""
+"""Failed prompts in a row before a judge counts as down, if few prompts are asked at a time."""
 _SHOWN_REASONS = 3
 _SHOWN_CHARACTERS = 200
 _MARKUP = "*_`\"'#> \t\n"
@@ -29,17 +29,17 @@ _SAID = re.compile(r"\b(YES|NO)\b")
 
 
 class RewardsUnavailable(Unavailable):
-    """Too many verdicts are missing for the batch to be trained on; nothing was learned from it."""
+    """Too many verdicts are missing; the batch was not trained on."""
 
 
 class VerdictCache:
-    """Replies by what was asked, in a file of JSON lines that may be shared by processes and runs.
+    """Cache of replies by prompt, in a file of JSON lines that processes and runs may share.
 
-    Whole lines are appended; a line that was truncated while it was written is passed over and asked for again.
+    Whole lines are appended; a line that was truncated during writing is ignored and requested again.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; ValueError names a line that is no reply."""
+        """Read the file; ValueError names an invalid line."""
         self._path = path
         self._lock = threading.Lock()
         self._replies: dict[str, str] = {}
@@ -75,7 +75,7 @@ class VerdictCache:
 
 
 class _Outage:
-    """Counts the prompts in a row for which the judge could not be reached; one alone may be the prompt's own fault."""
+    """Counts consecutive prompts for which the judge could not be reached; a single one may be the prompt's fault."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -84,7 +84,7 @@ class _Outage:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it is of no use to go on."""
+        """Whether to stop asking."""
         return self._in_a_row >= self._most
 
     def count(self, *, failed: bool) -> None:
@@ -94,7 +94,7 @@ class _Outage:
 
 
 class Judge:
-    """Asks a chat model the same kind of thing about many texts."""
+    """Asks a chat model the same kind of question about many texts."""
 
     def __init__(self, model: ChatModel, *, concurrency: int, remembered: VerdictCache | None = None) -> None:
         self._model = model
@@ -102,10 +102,10 @@ class Judge:
         self._remembered = remembered
 
     def ask(self, system: str, prompts: Sequence[str], parse: Callable[[str], Verdict | None]) -> list[Verdict | None]:
-        """A verdict for each prompt, in order; None if the judge is out of reach or `parse` finds no verdict.
+        """A verdict for each prompt, in order; None if the judge cannot be reached or `parse` finds no verdict.
 
-        Replies with a verdict are remembered; equal prompts are asked once. When more prompts in a row than are asked
-        at a time have used up their attempts, the rest are given up: each would take as long.
+        Replies with a verdict are cached; equal prompts are asked once. If more consecutive prompts than are asked
+        at a time have used up their attempts, the rest are given up, because each would take as long.
         """
         distinct = list(dict.fromkeys(prompts))
         reasons: list[str] = []
@@ -155,7 +155,7 @@ class Judge:
 
 @cache
 def judge_of(config: JudgeConfig, cache_file: str | None) -> Judge:
-    """The judge that a config names; one for the whole process, with what it remembers."""
+    """The judge that a config names; one per process, with its cache."""
     remembered = None if cache_file is None else VerdictCache(Path(cache_file))
     return Judge(OpenAIClient(config), concurrency=config.concurrency, remembered=remembered)
 
@@ -163,8 +163,8 @@ def judge_of(config: JudgeConfig, cache_file: str | None) -> Judge:
 def yes_or_no(reply: str) -> bool | None:
     """The verdict of a reply that says YES or NO, alone or with an explanation; None if it says neither, or both.
 
-    Bold, quotes and headings do not count. It is the word that the reply begins with, set off from what follows, or
-    else the one that stands in it in capitals; the other one in capitals beside it makes it no verdict.
+    Bold, quotes and headings are ignored. The verdict is the first word of the reply if it is set off from the rest, or
+    else the one in capitals; if the other word is in capitals too, there is no verdict.
     """
     plain = re.sub(r"[*_`\"']", "", reply).strip(_MARKUP)
     said = set(_SAID.findall(plain))
@@ -174,7 +174,7 @@ def yes_or_no(reply: str) -> bool | None:
 
 
 def unit_score(reply: str) -> float | None:
-    """A plain number from 0 to 1 and nothing else, but for bold and quotes; None otherwise."""
+    """A plain number from 0 to 1 and nothing else, except bold and quotes; None otherwise."""
     text = reply.strip(_MARKUP)
     if not text.replace(".", "", 1).isdecimal() or not text.isascii():
         return None

@@ -1,4 +1,4 @@
-"""Rewards in the manner of MPAR2 (arXiv 2603.02266): perception, steps and review judged apart.
+"""Rewards in the style of MPAR2 (arXiv 2603.02266): perception, steps and review judged separately.
 
 Its format reward is `FormatReward` with `template=mpar2`. Values that the paper does not publish are keys
 of their entries.
@@ -35,7 +35,7 @@ WHOLE_SYSTEM = (
 
 
 class _Judged:
-    """What the three rewards share: their judge, and the parts of a completion."""
+    """Common part of the three rewards: their judge, and the parts of a completion."""
 
     def __init__(self, config: RewardsConfig) -> None:
         self.judge = judge_of(config.judge, config.judge_cache)
@@ -43,7 +43,7 @@ class _Judged:
 
     @staticmethod
     def parts(sample: RewardSample) -> Mpar2Parts | None:
-        """The completion taken apart; None if it does not have the structure."""
+        """The parts of the completion; None if it does not have the structure."""
         return mpar2_parts(sample.text) if sample.finished else None
 
 
@@ -125,7 +125,7 @@ class ReasoningSteps(_Judged):
 
 
 def floored_geometric_mean(scores: Sequence[float], floor: float) -> float:
-    """(prod_i max(s_i, floor))^(1/n): one step without ground pulls the whole down, but not to nothing."""
+    """(prod_i max(s_i, floor))^(1/n): one unfounded step lowers the whole score, but not to zero."""
     return math.exp(math.fsum(math.log(max(score, floor)) for score in scores) / len(scores))
 
 

@@ -1,4 +1,4 @@
-"""What a reward is: completions in, one value for each out."""
+"""Interface of a reward: takes completions, returns one value for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class RewardSample:
     finished: bool
     """Whether the model stopped by itself; False if the length limit truncated it."""
     num_tokens: int
-    """Token ids of the completion, the stop token included."""
+    """Number of token ids of the completion, including the stop token."""
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges completions; a value is None if a model that judges gave no verdict."""
+    """Scores completions; a value is None if its judge model gave no verdict."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Chain-of-thought templates: how the prompt asks for them, and completions taken apart."""
+"""Chain-of-thought templates: their prompt instructions, and parsing of completions."""
 
 import re
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Mpar2Parts:
 
 
 def split_completion(text: str, template: Template) -> Completion | None:
-    """Take a completion apart, or return None if it departs from `template` in anything.
+    """Split a completion into its parts, or return None if it deviates from `template` in any way.
 
     `<think>reasoning</think>answer`, `<think>reasoning</think><answer>answer</answer>`,
     `<reasoning>reasoning</reasoning><answer>answer</answer>` or that of `mpar2.py`:
@@ -120,7 +120,7 @@ def has_tags(text: str) -> bool:
 
 
 def mpar2_parts(text: str) -> Mpar2Parts | None:
-    """Take an MPAR2 completion apart, or return None if it departs from the template in anything.
+    """Split an MPAR2 completion into its parts, or return None if it deviates from the template in any way.
 
     `<thinking><perception>...</perception><reasoning>Sub-question: ... Answer: ... (at least once)</reasoning>
     <review>...</review></thinking><answer>...</answer>`.
@@ -152,8 +152,8 @@ def closed_reasoning(text: str, template: Template) -> str | None:
 def extract_answer(text: str, template: Template, *, finished: bool = True) -> str | None:
     """Return the one answer that a completion gives, or None if it gives none or several.
 
-    `think`: what follows the only `</think>`, or what stands there between `<answer>` and `</answer>`; an unfinished
-    completion has no answer there, for the rest of it may be missing. The other templates: what stands in the only
+    `think`: the text after the only `</think>`, or the part of it between `<answer>` and `</answer>`; an unfinished
+    completion has no answer, because the rest of it may be missing. Other templates: the content of the only
     `<answer>...</answer>`, outside the reasoning.
     """
     if template == "think":
@@ -172,7 +172,7 @@ def extract_answer(text: str, template: Template, *, finished: bool = True) -> s
 
 
 def _between_answer_tags(text: str) -> str | None:
-    """What stands in the only `<answer>...</answer>` of a text."""
+    """The content of the only `<answer>...</answer>` of a text."""
     if any(text.count(tag) != 1 for tag in _ANSWER):
         return None
     inside, closing, _ = text.partition("<answer>")[2].partition("</answer>")
@@ -182,7 +182,7 @@ def _between_answer_tags(text: str) -> str | None:
 def reasoning_words(text: str) -> int:
     """Count the words of the reasoning in either template; up to the end of the text if it is not closed."""
     opened = _OPENING.sub("", text, count=1)
-    # MPAR2's <reasoning> stands inside its <thinking>, and its review belongs to the reasoning.
+    # MPAR2's <reasoning> is inside its <thinking>, and its review counts as reasoning.
     end = r"</thinking>" if "<thinking>" in text else r"</(?:think|reasoning)>"
     reasoning = re.split(end, opened, maxsplit=1)[0]
     return len(re.findall(r"\w[\w'-]*", re.sub(r"</?\w+>", " ", reasoning)))

@@ -1,4 +1,4 @@
-"""What the engines in the trainer's process refuse alike, and which tokens none of them draws."""
+"""Checks shared by the engines in the trainer's process, and the tokens that none of them samples."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from nemo_mapo.rows import Prompt
 def never_drawn(
     vocabulary: set[int], tokenizer: PreTrainedTokenizerBase, forbidden: set[int], stops: set[int]
 ) -> set[int]:
-    """Ids that are never drawn: the forbidden ones, special tokens but for `stops`, ids that the tokenizer lacks.
+    """Ids that are never sampled: forbidden ones, special tokens except `stops`, ids that the tokenizer lacks.
 
     Raises:
         ValueError: an id is not in the vocabulary, a stop token is forbidden, or nothing but stop tokens is left.
@@ -70,9 +70,9 @@ def refuse_long(prompt: str, tokens: int, sampling: SamplingConfig, *, max_posit
     """ValueError, naming the options, if a prompt and the longest completion exceed the model's positions.
 
     Args:
-        prompt: what the message calls it.
-        tokens: of the prompt, audio included.
-        sampling: says how long completions may become.
+        prompt: its name in the message.
+        tokens: number of tokens of the prompt, including audio.
+        sampling: its length limit.
         max_positions: of the model.
     """
     if tokens + sampling.max_new_tokens > max_positions:

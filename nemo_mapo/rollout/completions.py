@@ -1,4 +1,4 @@
-"""Completions as an engine outside of this process gives them: checked before they become samples."""
+"""Completions from an engine outside this process: checked before they become samples."""
 
 import math
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from nemo_mapo.rows import Completion, Prompt
 
 
 class BadAnswer(RuntimeError):
-    """An engine answered with something other than what was asked for."""
+    """An engine returned an invalid response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """One completion as the engine states it, nothing checked yet."""
+    """One completion as returned by the engine, not checked yet."""
 
     token_ids: tuple[int, ...]
     sampling_log_probs: tuple[float, ...]
     """Under the distribution sampled from, nats."""
     stopped: bool
-    """Whether a stop token ended it; else the length limit did."""
+    """Whether a stop token ended it; otherwise the length limit did."""
 
 
 def check_completions(completions: Sequence[Drawn], *, count: int, max_tokens: int, vocab_size: int) -> None:
@@ -46,7 +46,7 @@ def check_completions(completions: Sequence[Drawn], *, count: int, max_tokens: i
 
 
 def completed(drawn: Drawn, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, weight_version: int) -> Completion:
-    """What was drawn for a prompt, as the rest of the package knows it."""
+    """Convert the completions of a prompt to the types of the rest of the package."""
     return Completion(
         token_ids=torch.tensor(drawn.token_ids, dtype=torch.int64),
         sampling_log_probs=torch.tensor(drawn.sampling_log_probs, dtype=torch.float32),

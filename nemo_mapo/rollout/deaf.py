@@ -1,4 +1,4 @@
-"""Generation in which chosen tokens attend to no audio: what a completion would be without listening there."""
+"""Generation in which chosen tokens do not attend to the audio, to see how the completion changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from nemo_mapo.rows import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class DeafTokens:
-    """Completion tokens, numbered from 0, that are read or drawn without attention to the audio: `first` to `end` - 1.
+    """Completion tokens, counted from 0, that are read or drawn without attention to the audio: `first` to `end` - 1.
 
-    A token is drawn at the position before it, so it is that position which does not listen. What the tokens before
-    heard stays in their hidden states, which deaf tokens read as ever.
+    A token is drawn at the position before it, so that position does not attend to the audio. What earlier tokens
+    heard stays in their hidden states, which deaf tokens read as usual.
 
         late = DeafTokens(first=torch.tensor([20]), end=torch.tensor([1000]))
     """
@@ -44,7 +44,7 @@ class DeafTokens:
 
 
 class DeafGeneration:
-    """Says for every pass of a generation which of its tokens are deaf, and which keys of the cache are audio."""
+    """Gives for every pass of a generation its deaf tokens, and the audio keys of the cache."""
 
     def __init__(self, deaf: DeafTokens, prompts: Sequence[Prompt], *, audio_token_id: int, group_size: int) -> None:
         """Of one call; ValueError if `deaf` is not about these prompts."""
@@ -69,7 +69,7 @@ class DeafGeneration:
         """For reading the last of the `drawn` tokens of each row, which stands at `position` of the cache."""
         prompts = rows // self.group_size
         whole = self._audio.to(rows.device)[prompts]
-        # Prompts ended one before the first drawn token; what is left of them, and right, is no audio.
+        # Prompts ended one position before the first drawn token; positions left and right of them are not audio.
         source = torch.arange(position + 1, device=rows.device) - (position - drawn + 1)[:, None] + whole.shape[1]
         inside = (source >= 0) & (source < whole.shape[1])
         audio = whole.gather(1, source.clamp(0, whole.shape[1] - 1)) & inside

@@ -1,4 +1,4 @@
-"""The rollout backend that a config names."""
+"""Builds the rollout backend that a config names."""
 
 from pathlib import Path
 
@@ -20,10 +20,10 @@ def build_backend(
     sample_rate: int,
     directory: Path,
 ) -> RolloutBackend:
-    """Build the engine of `rollout.backend` for a policy; what it writes goes into `directory`, unless the config says.
+    """Build the engine of `rollout.backend` for a policy; it writes into `directory` unless the config says otherwise.
 
     Raises:
-        ValueError: the config does not fit the model, the servers are not what it says, or this machine has no
+        ValueError: config and model do not match, the servers differ from the config, or this machine has no
             TensorRT-LLM.
         RolloutUnavailable: no vLLM server answers.
     """

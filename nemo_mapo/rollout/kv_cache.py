@@ -1,4 +1,4 @@
-"""Megatron's static KV cache as slots: allocated once, of one shape, for one completion after the other."""
+"""Megatron's static KV cache as slots: allocated once with a fixed shape, and reused for successive completions."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from nemo_mapo.upstream.megatron import key_value_cache
 
 
 class SlotCache:
-    """A cache of fixed shape; the completions under way stand in its first slots and all end at one position."""
+    """A cache of fixed shape; active completions occupy the first slots and all end at the same position."""
 
     def __init__(self, slots: int, room: int) -> None:
-        """Take memory for `slots` completions of `room` positions as soon as there is something to put in."""
+        """Reserve `slots` completions of `room` positions; memory is allocated on first use."""
         self.context = key_value_cache(slots, room)
         self.context.enable_decode_mode()
 
@@ -31,7 +31,7 @@ class SlotCache:
         return positions
 
     def begin(self, end: int) -> None:
-        """Forget what is there; the first completions will end at `end`."""
+        """Empty the cache; the first completions will end at `end`."""
         self.context.sequence_len_offset = end
 
     def admit(
@@ -42,7 +42,7 @@ class SlotCache:
         first: int,
         rotate: Callable[[Tensor, int], Tensor],
     ) -> None:
-        """Put prompts that were read into slots from `first` on, so that they end at `end`; empties `read`.
+        """Copy computed prompts into slots from `first` on, so that they end at `end`; empties `read`.
 
         Args:
             read: prompts from position 0, filled up to its `sequence_len_offset`.
@@ -61,7 +61,7 @@ class SlotCache:
             values[start : self.end, slots] = value[:, copies]
 
     def close_ranks(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " kept"]:
-        """Move completions from the last slots into those that are free, until the kept ones stand in the first.
+        """Move completions from the last slots into free ones, until the kept ones occupy the first slots.
 
         Args:
             kept: slots to keep, in ascending order.

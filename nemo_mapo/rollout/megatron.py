@@ -29,7 +29,7 @@ from nemo_mapo.types import AudioBatch
 from nemo_mapo.upstream.megatron import key_value_cache
 
 COMPACTION_SHARE: Final = 0.75
-"""Finished rows leave the batch, and prompts that wait take their places, when at most this share of it is still being
+"""Finished rows leave the batch, and waiting prompts take their slots, when at most this share of it is still being
 decoded. Measured on one core, 64 rows of unequal length, 5 layers of width 192, no prompt waiting: 27 to 43 % less time
 than keeping them, and within 5 % of a share of 0.9."""
 
@@ -57,7 +57,7 @@ class _Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """Prompts that have been read, each once, and the completions that begin with them."""
+    """Prompts that have been computed, each once, and the completions that begin with them."""
 
     context: StaticInferenceContext
     copies: Int[Tensor, " arriving"]
@@ -86,8 +86,8 @@ class _Live:
 class MegatronRollout:
     """A `RolloutBackend` that samples from the training weights in place.
 
-    Each prompt is read once; its keys and values serve all completions of its group. Prompts of unequal
-    length are padded on the left. Finished rows leave the batch, and prompts that wait take their places.
+    Each prompt is computed once; its keys and values serve all completions of its group. Prompts of unequal
+    length are padded on the left. Finished rows leave the batch, and waiting prompts take their slots.
     """
 
     weight_version: int
@@ -103,10 +103,10 @@ class MegatronRollout:
         stop_token_ids: Sequence[int] | None = None,
         weight_version: int = 0,
     ) -> None:
-        """Tie the backend to a model.
+        """Connect the backend to a model.
 
         Args:
-            model: the policy; generation neither changes it nor leaves it in another mode.
+            model: the policy; generation changes neither its weights nor its mode.
             tokenizer: of the model's vocabulary; must have the project's special tokens.
             batch_size: completions decoded together, whole groups only.
             forbidden_token_ids: never drawn, besides the tokenizer's special tokens (padding, audio, roles) and ids
@@ -133,7 +133,7 @@ class MegatronRollout:
         self._deaf: DeafGeneration | None = None
 
     def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Note the version: generation reads the training weights in place."""
+        """Record the version: generation reads the training weights in place."""
         self.weight_version = version
 
     def release(self) -> None:
@@ -183,13 +183,14 @@ class MegatronRollout:
     ) -> None:
         """Draw every completion into `samples`: groups wait, longest prompt first, until slots are free.
 
-        All rows stand at one position of the cache. A prompt that takes the places of finished rows is read by itself,
-        and its keys are turned to where it then ends; attention depends on distances only. When the cache has no room
-        for another whole completion, the rows in it are drawn to their ends, and the next round begins with it empty.
+        All rows are at the same position of the cache. A prompt that takes the slots of finished rows is computed by
+        itself, and its keys are rotated to the position where it then ends; attention depends only on distances. When
+        the cache has no room for another whole completion, the rows in it are completed, and the next round begins
+        with an empty cache.
         """
         waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
         together = self.batch_size // group_size
-        # Ranks whose experts are sharded make the same calls, so none of them takes in prompts of its own.
+        # Ranks whose experts are sharded make the same calls, so none of them may refill slots on its own.
         refills = len(waiting) > together and parallel_state.get_expert_model_parallel_world_size() == 1
         room = max(map(len, prompts)) + sampling.max_new_tokens * (2 if refills else 1)
         cache = SlotCache(min(together, len(waiting)) * group_size, room)
@@ -246,7 +247,7 @@ class MegatronRollout:
             if not any_expert_rank(remaining > 0):
                 return
             if remaining <= COMPACTION_SHARE * len(live.rows):
-                # A row that has stopped stands in where other ranks still need this one's experts.
+                # A stopped row is a filler if other ranks still need the experts of this rank.
                 kept = going_on.nonzero().flatten() if remaining else torch.zeros_like(live.rows[:1])
                 order = cache.close_ranks(kept)
                 live, tokens = _reordered(live, order), tokens[order]
@@ -370,7 +371,7 @@ class MegatronRollout:
 
 
 def _refuse_non_finite(samples: _Samples) -> None:
-    """Looked at once, after the last token: what was drawn from NaN must not pass for a sample."""
+    """Checked once, after the last token: tokens drawn from NaN must not become samples."""
     wrong = ~(samples.log_probs.isfinite() & samples.sampling_log_probs.isfinite())
     if bool(wrong.any()):
         row, step = wrong.nonzero()[0].tolist()

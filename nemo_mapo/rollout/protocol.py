@@ -1,4 +1,4 @@
-"""What the trainer and the evaluation ask of an engine that generates completions."""
+"""The interface that trainer and evaluation require of an engine that generates completions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -30,12 +30,12 @@ class RolloutBackend(Protocol):
         Args:
             version: number of the weights; `weight_version` once they are taken.
             tensors: all tensors of `AudioLLM.state_dict()`, whole, one after the other. An engine that reads the
-                training weights in place does not ask for them. Of a model that is sharded over ranks rank 0 alone gets
-                them, and an engine that asks has to run the iterator to its end on all ranks (`policy_tensors`).
+                training weights in place does not consume them. If the model is sharded, only rank 0 gets them, and
+                an engine that consumes them has to exhaust the iterator on all ranks (`policy_tensors`).
 
         Raises:
             ValueError: the tensors are not those of the engine's model; it keeps its weights and their version.
-            RolloutUnavailable: the engine is out of reach.
+            RolloutUnavailable: the engine cannot be reached.
         """
         ...
 
@@ -53,8 +53,8 @@ class RolloutBackend(Protocol):
             prompts: to complete.
             sampling: how tokens are drawn, and the length limits.
             group_size: completions per prompt, at least 1.
-            seeds: int64, one per completion, those of one prompt adjacent. A completion depends on its prompt, the
-                weights, `sampling` and its own seed, and on nothing else in the batch.
+            seeds: int64, one per completion, those of one prompt adjacent. A completion depends only on its prompt,
+                the weights, `sampling` and its own seed, not on the rest of the batch.
 
         Returns:
             The completions of each prompt, in the order of the seeds.
@@ -65,13 +65,13 @@ class RolloutBackend(Protocol):
         ...
 
     def release(self) -> None:
-        """Nothing more is generated before the next `update_weights`: give back what training has a use for."""
+        """No more generation before the next `update_weights`: release resources that training can use."""
         ...
 
 
 @runtime_checkable
 class PendingCompletions(Protocol):
-    """Completions on their way."""
+    """Completions in flight."""
 
     def result(self) -> list[list[Completion]]:
         """Wait for them, prompt by prompt. To be called by all ranks.
@@ -82,13 +82,13 @@ class PendingCompletions(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Stop asking for them; they are no longer wanted."""
+        """Stop requesting them; they are no longer needed."""
         ...
 
 
 @runtime_checkable
 class OverlappingBackend(RolloutBackend, Protocol):
-    """An engine that generates beside the trainer."""
+    """An engine that generates concurrently with the trainer."""
 
     def begin(
         self,

@@ -1,4 +1,4 @@
-"""From logits to a token: the distribution sampled from, the draw, and the log-probability of what was drawn.
+"""From logits to a token: the distribution sampled from, the draw, and the log-probability of the drawn token.
 
 All functions are pure. Randomness enters as uniforms that depend on a row's seed only, so a row's sample does not
 depend on its neighbours in the batch.
@@ -64,7 +64,7 @@ def penalize_repetition(
 ) -> Float[Tensor, "batch vocab"]:
     """Divide positive and multiply negative scores of each row's first `steps` tokens by `penalty`, once each.
 
-    What stands behind them must be no token that a row has before (padding is none).
+    Entries after `steps` must not be tokens that the row contains (padding is fine).
     """
     repeated = scores.gather(1, generated)
     penalized = torch.where(repeated > 0, repeated / penalty, repeated * penalty)
@@ -84,7 +84,7 @@ def keep_most_likely(scores: Float[Tensor, "batch vocab"], *, top_k: int, top_p:
     if top_p < 1.0:
         probabilities = torch.softmax(best, dim=-1)
         kept = (probabilities.cumsum(-1) - probabilities < top_p).sum(-1, keepdim=True)
-    # How many are kept and the least of their scores say which: a whole vocabulary need not be sorted.
+    # The number of kept tokens and their lowest score determine which: the vocabulary need not be sorted.
     least = best.gather(1, kept - 1)
     above, equal = scores > least, scores == least
     first_equal = equal & (equal.cumsum(-1) <= kept - above.sum(-1, keepdim=True))

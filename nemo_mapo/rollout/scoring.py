@@ -1,4 +1,4 @@
-"""The policy's own log-probs of what an engine drew, under the distribution that the engine drew from."""
+"""The policy's own log-probs of an engine's tokens, under the distribution that the engine sampled from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Drawing:
 
     @classmethod
     def of(cls, sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> "Drawing":
-        """As every backend draws: no special tokens but the end of turn, which stops a completion."""
+        """The sampling of every backend: no special tokens except the end of turn, which stops a completion."""
         stops = {SpecialTokens.from_tokenizer(tokenizer).end_id}
         forbidden = never_drawn(set(range(vocab_size)), tokenizer, set(), stops)
         return cls(sampling=sampling, never_drawn=tuple(sorted(forbidden)), stop_ids=tuple(sorted(stops)))

@@ -1,4 +1,4 @@
-"""The policy of a MAPO run with what belongs to it: it infers, and it gives loss and gradient."""
+"""The policy of a MAPO run with its engine and reference: generation, inference, loss and gradient."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,13 +35,13 @@ from nemo_mapo.types import Metric, ObjectiveInputs, RolloutBatch, TokenBatch, m
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPass:
-    """What `MapoActor.training_pass` gives beside the gradient, on every rank."""
+    """What `MapoActor.training_pass` returns besides the gradient, on every rank."""
 
     loss: float
     """Of the whole step, as the metrics are."""
     metrics: dict[str, float]
     signals: TokenSignals
-    """What the policy said of this rank's rows meanwhile."""
+    """The policy's signals for this rank's rows, from the same pass."""
 
 
 class MapoActor:
@@ -55,7 +55,7 @@ class MapoActor:
         objective: ObjectiveConfig,
         batching: MicroBatching,
     ) -> None:
-        """Tie together the policy (in Megatron's data-parallel wrapper), its rollout engine and its reference."""
+        """Combine the policy (in Megatron's data-parallel wrapper), its rollout engine and its reference."""
         self.wrapped = policy
         self.policy: AudioLLM = policy.module
         self.rollout = rollout
@@ -65,7 +65,7 @@ class MapoActor:
 
     @property
     def captures_audio_mass(self) -> bool:
-        """Whether the audio mass is among the policy's signals."""
+        """Whether the policy's signals include the audio mass."""
         return self.objective.captures_audio_mass
 
     @property
@@ -105,14 +105,14 @@ class MapoActor:
     def training_pass(self, batch: RolloutBatch, *, forward_only: bool = False) -> TrainingPass:
         """The MAPO loss of one optimiser step, of which `batch` is this data-parallel rank's share of the rows.
 
-        Megatron's schedule runs the micro-batches, adds up their gradients and reduces them over all ranks: they are
-        those of the whole step's loss when it returns.
+        Megatron's schedule runs the micro-batches, accumulates their gradients and reduces them over all ranks: on
+        return they are the gradients of the whole step's loss.
         """
         parts = self.batching.split(batch.sequences)
         said: list[Tensor | None] = []
         global_sequences = sum(gather_over_data_parallel(len(batch.advantages)))
         global_tokens = sum(gather_over_data_parallel(int(batch.sequences.completion_lengths.sum())))
-        # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
+        # The schedule divides by the number of micro-batches and data parallelism by its ranks, but our loss is a sum.
         scale = len(parts) * parallel_state.get_data_parallel_world_size()
 
         def forward_step(batches: Iterator[RolloutBatch], model: DistributedDataParallel) -> tuple[Any, Any]:
@@ -152,7 +152,7 @@ class MapoActor:
 def objective_inputs(
     signals: TokenSignals, batch: RolloutBatch, *, global_sequences: int, global_tokens: int
 ) -> ObjectiveInputs:
-    """Join what the policy says now with what the rollout batch remembers."""
+    """Join the current policy's outputs with the signals stored in the rollout batch."""
     remembered: dict[str, Any] = batch.each()
     if batch.old_log_probs is None:
         remembered["old_log_probs"] = signals.log_probs.detach()

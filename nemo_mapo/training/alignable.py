@@ -1,4 +1,4 @@
-"""The actor behind NeMo-Aligner's interface, for a trainer of NeMo-Aligner's; our own trainer uses the actor itself."""
+"""The actor with NeMo-Aligner's interface, for NeMo-Aligner's trainers; our own trainer uses the actor directly."""
 
 from collections.abc import Sequence
 

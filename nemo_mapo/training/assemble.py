@@ -1,4 +1,4 @@
-"""An audio LLM from parts: an encoder, a fresh projector, and a text LLM as decoder, ready to be trained."""
+"""Assembles an audio LLM from an encoder, a new projector and a text LLM as decoder, ready for training."""
 
 import json
 import shutil
@@ -51,12 +51,12 @@ class Assembled:
 
 
 def assemble(encoder: Encoder, decoder: Path, output: Path, *, seed: int) -> Assembled:
-    """Make OUTPUT/checkpoint, and beside it config, tokenizer, and the decoder's side files with the new vocabulary.
+    """Write OUTPUT/checkpoint, and beside it config, tokenizer, and the decoder's other files with the new vocabulary.
 
     Args:
         encoder: of `read_any_encoder`.
         decoder: Hugging Face directory of a text LLM.
-        output: directory to make.
+        output: directory to write.
         seed: of the projector's weights.
 
     Raises:
@@ -104,7 +104,7 @@ def assemble(encoder: Encoder, decoder: Path, output: Path, *, seed: int) -> Ass
 
 
 def _grown(decoder: Path, encoder: Encoder) -> tuple[HfModel, PreTrainedTokenizerBase, list[int]]:
-    """The policy that decoder and encoder make, the tokenizer with audio, and the ids that it got."""
+    """The policy from decoder and encoder, the tokenizer with audio tokens, and their ids."""
     model = read_model(decoder)
     if model.has_perception:
         raise ValueError(f"{decoder} has an encoder of its own; import it with examples/import_hf.py")
@@ -125,9 +125,9 @@ def _grown(decoder: Path, encoder: Encoder) -> tuple[HfModel, PreTrainedTokenize
 def with_rows(
     rows: Float[Tensor, "tokens hidden"], count: int, new_ids: Sequence[int]
 ) -> Float[Tensor, "more_tokens hidden"]:
-    """More rows, for new tokens; each new one is the mean of those that the model knew.
+    """Adds rows for new tokens; each new row is the mean over the model's existing tokens.
 
-    Rows of the new ids are the mean even if the model had such rows to fill its vocabulary up.
+    This also holds if the model already had rows with these ids as vocabulary padding.
     """
     known = rows[: min([*new_ids, len(rows)])]
     mean = known.double().mean(0).to(rows.dtype)

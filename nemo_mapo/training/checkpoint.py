@@ -1,4 +1,4 @@
-"""Megatron distributed checkpoints that are either whole or not there."""
+"""Megatron distributed checkpoints, written atomically."""
 
 import json
 import logging
@@ -52,12 +52,12 @@ def step_name(step: int | Any) -> str:
 class CheckpointStore:
     """The checkpoints of one run directory, `step_000020/` and so on.
 
-    A checkpoint is written under another name, flushed, and renamed when it is whole, so a directory with a final
-    name is always complete.
+    A checkpoint is written under a temporary name, flushed, and renamed when it is complete, so a directory with a
+    final name is always complete.
     """
 
     def __init__(self, directory: Path, *, keep: int, best: CheckpointCallbackConfig | None = None) -> None:
-        """Keep the `keep` newest, and the best as `best` says; None keeps the very best by accuracy or loss."""
+        """Keep the `keep` newest, and the best according to `best`; None keeps the single best by accuracy or loss."""
         self.directory = directory
         self.keep = keep
         self._best = best or CheckpointCallbackConfig()
@@ -74,9 +74,9 @@ class CheckpointStore:
         return read_checkpoint(found[-1]) if found else None
 
     def newest_undamaged(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
+        """The newest undamaged checkpoint, and what is wrong with each newer one.
 
-        On all ranks together; None if there is no checkpoint at all.
+        Collective over all ranks; None if there is no checkpoint at all.
 
         Raises:
             ValueError: every checkpoint is damaged, or one holds what could run code.
@@ -98,10 +98,10 @@ class CheckpointStore:
         trainer_state: dict[str, Any],
         validation: Mapping[str, float] | None = None,
     ) -> Path:
-        """Write a checkpoint of `step`, with the metrics of its validation, and remove those that are not to be kept.
+        """Write a checkpoint of `step`, with the metrics of its validation, and remove those that need not be kept.
 
         Raises:
-            ValueError: `validation` lacks the metric that says which checkpoint is the best.
+            ValueError: `validation` lacks the metric by which the best checkpoint is chosen.
         """
         if validation:
             self._best.score(validation)
@@ -122,7 +122,7 @@ class CheckpointStore:
         return final
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says of the best checkpoint."""
+        """The entry of the best checkpoint in run.json."""
         kept = self._ranked()[: self._best.save_top_k]
         return {"best_checkpoint": dict(zip(("name", "metric", "value"), kept[0], strict=True))} if kept else {}
 
@@ -134,7 +134,7 @@ class CheckpointStore:
             if scored := self._best.score(validation):
                 metric, score = scored
                 found.append((score, path.name, metric, validation[metric]))
-        # Sorting is stable: of equal ones the earlier stays in front.
+        # Sorting is stable: among equal ones the earlier stays first.
         return [one[1:] for one in sorted(found, key=lambda one: -one[0])]
 
     def _complete(self) -> list[Path]:
@@ -156,10 +156,10 @@ def write_checkpoint(
 ) -> None:
     """Write model (and optimiser, trainer state, RNG) to `final`, which appears only when it is whole.
 
-    Every rank writes its part; `final` must be on storage that all of them see.
+    Every rank writes its part; `final` must be on storage that all ranks share.
 
     Raises:
-        NoRoomLeft: the disk is full; what had been written of this checkpoint is removed.
+        NoRoomLeft: the disk is full; the partial checkpoint is removed.
     """
     unfinished = final.with_name(final.name + UNFINISHED)
     if is_main_rank():
@@ -192,7 +192,7 @@ def _removed_unless_whole(unfinished: Path) -> Iterator[None]:
     try:
         with no_room_in(unfinished.parent):
             yield
-    # Whatever ended it, Ctrl-C too: half a checkpoint must not take the room of the next.
+    # After any error, including Ctrl-C: a partial checkpoint must not take up the space of the next.
     except BaseException:
         if is_main_rank():
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -225,20 +225,20 @@ def refuse_damage(path: Path) -> None:
     """Refuse a checkpoint that differs from what was written: ValueError naming the file, on all ranks together."""
     if found := _damage_on_any_rank(path):
         raise ValueError(
-            f"{found}: the checkpoint is damaged. Take another one, or delete {path / CHECKSUMS} to read it all the "
-            "same, with whatever weights it has now"
+            f"{found}: the checkpoint is damaged. Use another one, or delete {path / CHECKSUMS} to load it "
+            "anyway, with whatever weights it has now"
         )
 
 
 def _damage_on_any_rank(path: Path) -> str:
     """Each rank reads a share of the files."""
     if not (path / CHECKSUMS).is_file():
-        logger.warning(f"{path} has no {CHECKSUMS}: whether its files are as they were written is not known")
+        logger.warning(f"{path} has no {CHECKSUMS}: its files cannot be verified")
     return next(filter(None, gather(damage(path, part=dist.get_rank(), parts=dist.get_world_size()))), "")
 
 
 def refuse_adapters(path: Path) -> None:
-    """ValueError for a checkpoint with LoRA adapters: a model without them would silently load its base alone."""
+    """ValueError for a checkpoint with LoRA adapters: a model without them would silently load only its base."""
     read_checkpoint(path)
     keys = checkpoint_reader(path).read_metadata().state_dict_metadata
     if adapters := sorted(key for key in keys if key.endswith(".lora_a")):
@@ -249,7 +249,7 @@ def refuse_adapters(path: Path) -> None:
 
 
 def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language_model"]) -> None:
-    """Load one part of a checkpoint and leave the other as it is, whatever the checkpoint has there.
+    """Load one part of a checkpoint and leave the other part of the model unchanged.
 
     Raises:
         ValueError: as `read_checkpoint` and `refuse_damage`.
@@ -293,19 +293,19 @@ def load_checkpoint(
 
 
 def _remove(checkpoint: Path) -> None:
-    """Take the final name away first: a directory with that name stays whole to the last."""
+    """Rename before deleting, so that a directory with the final name is always complete."""
     unfinished = checkpoint.with_name(checkpoint.name + UNFINISHED)
     checkpoint.rename(unfinished)
     shutil.rmtree(unfinished)
 
 
 def followed(path: Path) -> Path:
-    """The checkpoint that a path is: of a link (`best`), which may point elsewhere later, what it points to now."""
+    """The checkpoint at a path; a link (`best`), which may change later, is resolved to its present target."""
     return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def _validation_of(path: Path) -> dict[str, float]:
-    """Metrics of the validation of a checkpoint; none of one whose state is damaged, which is not the best then."""
+    """Validation metrics of a checkpoint; none if its state is damaged, so that it cannot be the best."""
     try:
         state = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -315,9 +315,9 @@ def _validation_of(path: Path) -> dict[str, float]:
 
 
 def _link(link: Path, name: str) -> None:
-    """Point `link` to the checkpoint of this name beside it; it is never missing meanwhile.
+    """Point `link` to the checkpoint of this name beside it, without a moment in which it is missing.
 
-    A run that was copied by something that follows links has a directory in its place, which goes.
+    A run copied with links followed has a directory in its place, which is removed.
     """
     if link.is_dir() and not link.is_symlink():
         _remove(link)

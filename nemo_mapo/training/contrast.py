@@ -1,4 +1,4 @@
-"""What the audio changes about each completion token's distribution, beyond its entropy (`objective.signal`; ours)."""
+"""How the audio changes the distribution of each completion token, beyond its entropy (`objective.signal`; ours)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,11 +30,11 @@ def audio_contrast(
     """The signal of every completion token, which takes the place of delta h in both masks; None for delta_entropy.
 
     log_ratio: log pi(y_t | x) - log pi_textref(y_t | x_text), the pointwise information that the audio gives about the
-    token that was drawn. kl, jsd: divergence of pi(. | x) from pi_textref(. | x_text) over the full vocabulary. pi is
-    the policy that drew the completions, so the signal is computed once per rollout batch.
+    sampled token. kl, jsd: divergence of pi(. | x) from pi_textref(. | x_text) over the full vocabulary. pi is the
+    policy that sampled the completions, so the signal is computed once per rollout batch.
 
     Args:
-        policy: pi; of several pipeline stages all run, and all know the result.
+        policy: pi; with several pipeline stages all of them run and all get the result.
         reference: pi_textref.
         sequences: the rows.
         log_probs: log pi of their completion tokens.

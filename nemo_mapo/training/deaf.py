@@ -1,4 +1,4 @@
-"""Where the deaf tokens of completions stand in the rows that the model reads, however those are laid out."""
+"""Positions of the deaf completion tokens in the rows that the model reads, for every row layout."""
 
 import torch
 from jaxtyping import Bool, Int

@@ -1,7 +1,7 @@
-"""Dynamic sampling (DAPO): other prompts take the place of those whose completions all have the same reward.
+"""Dynamic sampling (DAPO): other prompts replace those whose completions all have the same reward.
 
-Such a group has advantages 0 and teaches nothing. What replaces it comes from the prompts that would be drawn next, so
-none is passed over, and which prompt goes where does not depend on the number of ranks.
+Such a group has advantages 0 and nothing is learned from it. Replacements are the prompts that would be drawn next, so
+none is skipped, and the assignment of prompts does not depend on the number of ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from nemo_mapo.rows import Group, Problem
 from nemo_mapo.training.prompts import PromptStream, check_counts
 
 Score = Callable[[Sequence[Group]], tuple[RewardTable, Bool[Tensor, " group"]]]
-"""Rewards of the completions of groups, and which of the groups have different ones."""
+"""Rewards of the completions of groups, and which groups have unequal rewards."""
 Sample = Callable[[int, list[int], list[int]], list[Group]]
 """Number of the round, open places of all ranks, those that this rank is to sample a new prompt for (by index)."""
 
@@ -28,8 +28,8 @@ Sample = Callable[[int, list[int], list[int]], list[Group]]
 class RefillingPromptStream(PromptStream):
     """A `PromptStream` that also hands out single prompts.
 
-    They come from a batch of the stream that is set aside as a reserve, and from the next when that is used up. A
-    reserve counts as a batch of the epoch but not as a step of its phase; a phase that ends leaves what is left of it.
+    They come from a batch of the stream that is set aside as a reserve, and from the next one when it is used up. A
+    reserve counts as a batch of the epoch but not as a step of its phase; when a phase ends, its rest is dropped.
     """
 
     def __init__(self, stream: PromptStream) -> None:
@@ -51,7 +51,7 @@ class RefillingPromptStream(PromptStream):
         return read
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the stream, and what is left in reserve."""
+        """State of the stream, and the rest of the reserve."""
         return {**super().state_dict(), "reserve": None if self._reserve is None else dict(self._place)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,10 +118,10 @@ class Refilled:
 
 
 def refill(first: Sequence[Group], *, places: Sequence[int], max_rounds: int, score: Score, sample: Sample) -> Refilled:
-    """Sample a new prompt for every place whose group has equal rewards, until none has or `max_rounds` have passed.
+    """Sample a new prompt for every slot whose group has equal rewards, until none has or `max_rounds` have passed.
 
-    To be called by all ranks; each holds the groups of its `places` in the whole batch. A group that is still open in
-    the end stays as it was sampled first.
+    To be called by all ranks; each holds the groups of its `places` in the whole batch. A slot that is still open at
+    the end keeps the group that was sampled first.
     """
     rewards, differ = score(first)
     kept = list(zip(first, rewards.by_group(first), strict=True))

@@ -1,4 +1,4 @@
-"""Signs in a run's first steps that the model was not asked for what is rewarded, each with the key to change."""
+"""Signs in a run's first steps that prompt and reward do not match, each with the key to change."""
 
 import logging
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from nemo_mapo.config.run import RunConfig
 logger = logging.getLogger(__name__)
 
 FIRST_STEPS = 3
-"""Rollout batches that have to agree before anything is said: one may be bad luck."""
+"""Rollout batches that have to agree before a warning: one may be chance."""
 SIGNIFICANCE = 0.01
-"""A guessing model is called worse than chance once in a hundred evaluations, at most."""
+"""A guessing model is called worse than chance in at most one of a hundred evaluations."""
 
 
 class EarlySigns:
@@ -23,7 +23,7 @@ class EarlySigns:
         self._seen: list[Mapping[str, float]] = []
 
     def watch(self, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of the next training step of this session; says what the first three have in common."""
+        """Take the metrics of the next training step of this session; warns about what the first three share."""
         if len(self._seen) == FIRST_STEPS:
             return
         self._seen.append(metrics)

@@ -1,4 +1,4 @@
-"""A run directory that somebody comes back to: its config, and one of its checkpoints."""
+"""Reads a finished run directory: its config, and one of its checkpoints."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
+        raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml")
     recorded = read_recorded(path)
     if isinstance(recorded.get("data"), dict):
         recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
@@ -28,11 +28,11 @@ def read_run_config(run_dir: Path) -> RunConfig:
 
 
 def recorded_wording(run_dir: Path) -> Wording | None:
-    """What the prompts of a run said besides their questions; None if the directory is no run's."""
+    """What the prompts of a run contained besides their questions; None if the directory is not a run's."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         return None
-    # A run that records nothing asked nothing: the default of today was not its prompts'.
+    # A run without a record had no instruction: today's default did not exist then.
     data = read_recorded(path).get("data")
     return load(data.get("prompt") if isinstance(data, dict) else None, Wording, under="data.prompt")
 

@@ -1,4 +1,4 @@
-"""The loop that every way of training shares: steps, validation, log, checkpoints, in NeMo-Aligner's intervals."""
+"""The training loop that MAPO and SFT share: steps, validation, log, checkpoints, at NeMo-Aligner's intervals."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +22,13 @@ Validator = Callable[[int], dict[str, float]]
 
 
 class TrainingLoop(ABC):
-    """Steps up to the last; a run that is killed at any point and resumed ends with the weights of one that was not.
+    """Runs all steps; a run that is killed at any point and resumed ends with the weights of an uninterrupted one.
 
     Everything that decides a step (weights, optimiser, schedule, data position, step) is in the checkpoint.
     """
 
     name: ClassVar[str]
-    """What the progress bar calls it."""
+    """Its name in the progress bar."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def shown(self, metrics: dict[str, float]) -> dict[str, str]:
-        """What the progress bar says of a step."""
+        """Values of a step in the progress bar."""
 
     def fit(self) -> bool:
-        """Train to the last step; True when it was reached, False when time or a signal ended the run earlier.
+        """Train to the last step; True if it was reached, False if time or a signal ended the run earlier.
 
         Either way the state is saved (unless save_interval is 0) and a later run can resume.
         """
@@ -77,7 +77,7 @@ class TrainingLoop(ABC):
         with termination_request(self._interrupted()) as termination_requested, self.cleaned_up():
             if self.step == 0 and self.cfg.val_check_interval > 0:
                 validation = self.validate(0)
-                # A metric that there is not is better known before hours of training.
+                # Better to find a missing metric before hours of training.
                 self.config.exp_manager.checkpoint_callback_params.score(validation)
                 self.logger.log_metrics(validation, step=self.step)
             with self._progress_bar() as bar:
@@ -96,7 +96,7 @@ class TrainingLoop(ABC):
 
     @contextmanager
     def cleaned_up(self) -> Iterator[None]:
-        """What is left behind by the loop is cleaned up, however it ends."""
+        """Clean up, however the loop ends."""
         yield
 
     @abstractmethod
@@ -104,11 +104,11 @@ class TrainingLoop(ABC):
         """Called after each validation during training, before its metrics are logged."""
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says of this kind of run."""
+        """Entries of run.json for this kind of run."""
         return {}
 
     def update(self, loss: float) -> dict[str, float]:
-        """One optimiser step on the accumulated gradient of `loss`; returns what the metrics say of it.
+        """One optimiser step on the accumulated gradient of `loss`; returns its metrics.
 
         Raises:
             FloatingPointError: naming a bad tensor, after `max_skipped_steps` steps in a row that were not finite.
@@ -135,7 +135,7 @@ class TrainingLoop(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`; ValueError if it is none, or the run is past its last step."""
+        """Continue from a `state_dict`; ValueError if it is invalid, or the run is past its last step."""
         check_counts(state, ("step", "consumed_samples", "optimization_step", "skipped_in_a_row"))
         if state["step"] > self.max_steps:
             raise ValueError(
@@ -152,11 +152,11 @@ class TrainingLoop(ABC):
         """Load weights, optimiser and state of a checkpoint of `newest_undamaged`.
 
         Raises:
-            ValueError: what its trainer_state.json says cannot be.
+            ValueError: its trainer_state.json is inconsistent.
         """
         path, state = checkpoint.path, checkpoint.state
         if missing := sorted(self.state_dict().keys() - state.keys()):
-            raise ValueError(f"{path}: trainer_state.json says nothing of {', '.join(missing)}")
+            raise ValueError(f"{path}: trainer_state.json lacks {', '.join(missing)}")
         if path.name != step_name(state["step"]):
             raise ValueError(f"{path}: trainer_state.json says step={state['step']!r}, which is not this checkpoint's")
         self.config.exp_manager.checkpoint_callback_params.score(state.get(VALIDATION, {}))
@@ -168,7 +168,7 @@ class TrainingLoop(ABC):
         self.checkpoints.save(self.step, self.policy, self.optimizer, self.state_dict(), validation)
 
     def _finish_step(self, metrics: dict[str, float], termination_requested: Callable[[], bool]) -> bool:
-        """Validate, log and save as due; True when the run has to end here."""
+        """Validate, log and save as due; True if the run has to end here."""
         out_of_time = self.run_timer.is_finished()
         validate, save, _ = check_progress(
             self.step,
@@ -185,7 +185,7 @@ class TrainingLoop(ABC):
             metrics |= validation | self.timings()
             self.validated()
         self.logger.log_metrics(metrics, step=self.step)
-        # A signal may reach the ranks in different steps; they have to end in the same one.
+        # A signal may reach the ranks at different steps; they have to end at the same one.
         stop_now = any_rank(termination_requested())
         if save or (stop_now and self.cfg.save_interval > 0):
             self.save(validation)

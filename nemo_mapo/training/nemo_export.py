@@ -17,7 +17,7 @@ def export_nemo_encoder(run_dir: Path, checkpoint: str | None, output: Path) -> 
     Args:
         run_dir: of a run with `model.perception.restore_from_path`.
         checkpoint: name below checkpoints/; None is the newest.
-        output: folder to make.
+        output: folder to write.
 
     Raises:
         ValueError: no such run or checkpoint, or a run whose encoder is not that of a NeMo ASR model.
@@ -26,8 +26,8 @@ def export_nemo_encoder(run_dir: Path, checkpoint: str | None, output: Path) -> 
     asr = run.model.restored_encoder
     if asr is None:
         raise ValueError(
-            f"{run_dir}: model.perception.restore_from_path is not set; only the encoder of a NeMo ASR model goes back "
-            "into one"
+            f"{run_dir}: model.perception.restore_from_path is not set; only the encoder of a NeMo ASR model can be "
+            "exported to one"
         )
     path = find_checkpoint(run_dir, checkpoint)
     policy = build_policy(replace(run, model=unsharded(run.model)), load_tokenizer(run.data.tokenizer))

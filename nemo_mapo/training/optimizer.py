@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerStep:
-    """What became of one step; equal on all ranks."""
+    """The outcome of one step; equal on all ranks."""
 
     grad_norm: float
     """Global norm before clipping."""
@@ -38,7 +38,7 @@ class OptimizerStep:
 
 @runtime_checkable
 class PolicyOptimizer(Protocol):
-    """What the trainer asks of an optimiser."""
+    """The optimiser interface that the trainer needs."""
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -58,16 +58,16 @@ class PolicyOptimizer(Protocol):
 
 
 class SkippedSteps:
-    """Steps in a row that were not taken because a gradient is not finite, up to a limit."""
+    """Counts consecutive steps that were skipped because a gradient is not finite, up to a limit."""
 
     def __init__(self, *, limit: int, key: str) -> None:
-        """`key` is where the config says `limit`."""
+        """`key` is the config key of `limit`."""
         self.limit = limit
         self.key = key
         self.in_a_row = 0
 
     def count(self, taken: OptimizerStep, loss: float, *, step: int) -> None:
-        """Note what became of an update.
+        """Record the outcome of an update.
 
         Raises:
             FloatingPointError: naming the first bad tensor, when the limit is reached.
@@ -90,7 +90,7 @@ class SkippedSteps:
 def wrap_data_parallel(policy: AudioLLM, *, distributed_optimizer: bool = False) -> DistributedDataParallel:
     """Megatron's data parallelism: float32 gradient buffers, summed over ranks at the end of a step.
 
-    One process has it as well, so that there is one path for gradients.
+    A single process uses it as well, so that there is only one path for gradients.
     """
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, overlap_grad_reduce=False
@@ -125,10 +125,10 @@ def cosine(progress: float) -> float:
 
 
 class MainWeightAdamW:
-    """AdamW on float32 main weights; the model's own if they are float32, copies beside narrower ones.
+    """AdamW on float32 main weights: the model's own if they are float32, otherwise copies.
 
-    Gradients are those of Megatron's buffers (float32). Vectors (norms, biases) have no weight decay,
-    unless `decay_vectors` says so.
+    Gradients are those of Megatron's buffers (float32). Vectors (norms, biases) have no weight decay
+    unless `decay_vectors` is set.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 
 def global_gradient_norm(parameters: dict[str, nn.Parameter]) -> Tensor:
-    """2-norm of the whole model's gradient, each weight counted once however many ranks hold it; equal on all ranks."""
+    """2-norm of the whole model's gradient, with replicated weights counted once; equal on all ranks."""
     counted = [p for p in parameters.values() if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)]
     dense = _norm([gradient_of(p) for p in counted if not is_expert(p)])
     experts = _norm([gradient_of(p) for p in counted if is_expert(p)])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Fill packs of at most `budget` tokens with whole rows, first fit; returns the row numbers of each pack.
 
-    Rows are taken in their order, each into the first pack that has room for it, so that the result follows from the
-    lengths alone, and rows keep their order within a pack (those of one group therefore among themselves).
+    Rows are taken in order, each into the first pack with enough room, so the result depends only on the lengths, and
+    rows keep their order within a pack (and therefore within a group).
 
     Raises:
         ValueError: if a row alone is longer than the budget.

@@ -1,4 +1,4 @@
-"""Memory of a run before it is started: what a GPU of every pipeline stage holds, and whether it fits."""
+"""Plans the memory of a run before it starts: the needs of a GPU of every pipeline stage, and whether they fit."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ _START_ALIGNMENT, _BUCKET_ALIGNMENT = 64, 128
 
 @dataclass(frozen=True, kw_only=True)
 class StaticMemory:
-    """Bytes that a rank holds all the time; exact."""
+    """Bytes that a rank holds permanently; exact."""
 
     weights: int
     gradients: int
@@ -52,22 +52,22 @@ class StagePlan:
 
     static: StaticMemory
     activations: int
-    """Decoder layers, for all micro-batches under way, and what recompute adds; estimated."""
+    """Decoder layers, for all micro-batches in flight, and what recompute adds; estimated."""
     perception: int
     """Activations of the audio encoder; estimated."""
     logits: int
     kv_cache: int
     offloaded: int
-    """The reference that comes from host memory for its passes."""
+    """The reference that is loaded from host memory for its passes."""
 
     @property
     def held(self) -> int:
-        """Bytes that are there all the time."""
+        """Permanently allocated bytes."""
         return self.static.weights + self.static.gradients + self.static.optimizer + self.static.reference
 
     @property
     def peak(self) -> int:
-        """The most that is there at once: a training step, generation or a pass of an offloaded reference."""
+        """The largest allocation at once: a training step, generation or a pass of an offloaded reference."""
         training = self.activations + self.perception + self.logits
         return self.held + max(training, self.kv_cache, self.offloaded)
 
@@ -110,7 +110,7 @@ def pretended_rank(model: ModelConfig, *, world_size: int, stage: int) -> Iterat
 def static_memory(config: RunConfig, *, stage: int, vocab_size: int) -> StaticMemory:
     """Build this stage's part of the model without storage, and count.
 
-    The first tensor- and data-parallel rank stands for all: the others hold as much.
+    The first tensor- and data-parallel rank represents all, because the others hold the same amount.
     """
     # Weights of Transformer Engine's modules have the same shapes, and need a GPU to be made.
     plain = replace(config.model, attention_backend="sdpa", precision=PrecisionConfig())
@@ -141,7 +141,7 @@ def _count(config: RunConfig, model: AudioLLM, start: int) -> StaticMemory:
         narrow = group[0].element_size() < _FLOAT
         weights += (elements if distributed else sum(p.numel() for p in group)) * group[0].element_size()
         gradients += elements * _FLOAT
-        # Two moments, and main weights where the model's are narrower.
+        # Two moments, and main weights if the model's are narrower.
         optimizer += (elements // replicas if distributed else elements) * _FLOAT * (3 if narrow else 2)
     if config.model.lora is not None:
         start = parameter_bytes(
@@ -233,7 +233,7 @@ def make_plan(config: RunConfig, plan: PlanConfig, *, vocab_size: int) -> Plan:
 
 
 def _shared_prompts(config: RunConfig, row_tokens: int) -> SharedPrompts | None:
-    """A micro-batch whose completions are as long as they may be, whole groups first; None for a row each."""
+    """A micro-batch with completions of maximum length, whole groups first; None for separate rows."""
     model, group = config.model, config.trainer.mapo.num_rollouts_per_prompt
     completion = config.rollout.sampling.max_new_tokens
     # The last token of a prompt comes with each completion.
@@ -292,7 +292,7 @@ def _left_out(config: RunConfig, batch: MicroBatch) -> Iterator[str]:
 
 
 def too_large(plan: Plan, limits: PlanConfig) -> str | None:
-    """Why the plan does not fit a GPU, and what would make it smaller; None if it fits."""
+    """Why the plan does not fit a GPU, and how to make it smaller; None if it fits."""
     room = limits.gpu_memory_gb - limits.reserved_gb
     stage, worst = max(enumerate(plan.stages), key=lambda pair: pair[1].peak)
     if worst.peak / GB <= room:
@@ -317,7 +317,7 @@ def too_large(plan: Plan, limits: PlanConfig) -> str | None:
 
 
 def as_table(plan: Plan) -> str:
-    """The plan as text: a line for each part, a column for each pipeline stage, GB of one GPU."""
+    """The plan as text: one line per part, one column per pipeline stage, in GB of one GPU."""
     lines = {
         "weights": [stage.static.weights for stage in plan.stages],
         "gradients": [stage.static.gradients for stage in plan.stages],

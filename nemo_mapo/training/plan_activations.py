@@ -1,4 +1,4 @@
-"""What one micro-batch leaves in memory for its backward pass, in closed form; docs/planner.md derives the terms."""
+"""Memory that one micro-batch keeps for its backward pass, in closed form; docs/planner.md derives the terms."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _INDEX = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPrompts:
-    """Completions of one length whose prompts, of one length too, are read once: `attention.shared`."""
+    """Completions of equal length whose prompts, also of equal length, are computed once: `attention.shared`."""
 
     groups: int
     """Prompts of the micro-batch, or parts of groups."""
@@ -42,7 +42,7 @@ class SharedPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What decides about activations beside the model."""
+    """What determines activations besides the model."""
 
     tokens: int
     """Rows x tokens of a row, padding included; of a packed row its token budget."""
@@ -89,7 +89,7 @@ def stage_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
 
 
 def recompute_bytes(model: ModelConfig, batch: MicroBatch, stage: int) -> int:
-    """What running a recomputed layer again takes for a moment, if no other layer's activations are larger."""
+    """Temporary memory for running a recomputed layer again, if no other layer's activations are larger."""
     if model.decoder.recompute_granularity != "full":
         return 0
     kept = model.decoder.num_layers // model.pipeline_model_parallel_size - model.recomputed_layers_per_stage[stage]
@@ -202,7 +202,7 @@ def _attention(model: ModelConfig, batch: MicroBatch, *, target: bool) -> int:
 
 
 def _completions_attention(model: ModelConfig, shared: SharedPrompts, width: int, *, target: bool) -> int:
-    """What attention keeps beside its input, output and statistics where completions see [prompt keys | own keys]."""
+    """What attention saves besides its input, output and statistics if completions see [prompt keys | own keys]."""
     shards, dim = model.tensor_model_parallel_size, model.decoder.kv_channels
     heads, groups = model.decoder.num_attention_heads // shards, model.decoder.num_query_groups // shards
     wide = math.ceil((dim + 1) / HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE if target else dim
@@ -242,7 +242,7 @@ def _whole_layer_input(model: ModelConfig, batch: MicroBatch) -> int:
 
 
 def _dropped(model: ModelConfig, batch: MicroBatch, layer: int) -> int:
-    """What selective recompute does not keep of a layer."""
+    """What selective recompute drops of a layer."""
     decoder = model.decoder
     if decoder.recompute_granularity != "selective":
         return 0

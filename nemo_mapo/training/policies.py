@@ -1,4 +1,4 @@
-"""The policy of a run and its frozen start, from the run's config: for training and for whoever looks at it later."""
+"""The policy of a run and its frozen start, built from the run's config: for training and later analysis."""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_policy(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> AudioLLM:
-    """The model as its seed draws it, without adapters."""
+    """The model with weights drawn from its seed, without adapters."""
     return build_audio_llm(
         config.model,
         vocab_size=len(tokenizer),
@@ -40,7 +40,7 @@ WarmStarter = Callable[[AudioLLM, RunConfig, PreTrainedTokenizerBase], None]
 def load_start_weights(
     policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, warm_starter: WarmStarter
 ) -> None:
-    """Give a fresh policy what the run starts from: a checkpoint, or the warm start (made if it is not cached)."""
+    """Load the start weights into a fresh policy: a checkpoint, or the warm start (trained if it is not cached)."""
     start = config.pretrained_checkpoint.restore_from_path
     encoder = config.model.restored_encoder
     if start is not None:
@@ -63,7 +63,7 @@ def load_start_weights(
 def freeze_start(
     policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, batching: MicroBatching
 ) -> FrozenReference:
-    """The policy as it is now, as a reference; gives the policy its adapters and freezes what is not to be trained."""
+    """The present policy as a reference; adds adapters to the policy and freezes what is not trained."""
     start = policy
     if config.model.lora is None:
         start = build_policy(config, tokenizer)
@@ -84,7 +84,7 @@ def freeze_start(
 def prepare_for_targets(
     policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, batching: MicroBatching
 ) -> FrozenReference:
-    """Give a policy that learns targets its adapters, freeze what is not trained; returns it as its own reference."""
+    """Add adapters to a policy for SFT and freeze what is not trained; returns it as its own reference."""
     if config.model.lora is not None:
         add_lora(policy.language_model, config.model.lora, seed=config.seed)
     freeze(policy, config.model.resolved_freeze)

@@ -70,7 +70,7 @@ class PromptStream:
         return problems
 
     def metrics(self) -> dict[str, float]:
-        """What the metrics say about the data: only what the config makes interesting."""
+        """Metrics of the data, only those that the config makes meaningful."""
         metrics: dict[str, float] = {}
         if len(self.phases) > 1:
             metrics["data/phase"] = float(self.phase + 1)
@@ -92,7 +92,7 @@ class PromptStream:
         """Continue after the batches that `state` has consumed; ValueError for a state of an earlier nemo-mapo."""
         if missing := sorted(self.state_dict().keys() - state.keys()):
             raise ValueError(
-                f"the checkpoint does not say where its training data stood ({', '.join(missing)}): it was written by "
+                f"the checkpoint does not record its data position ({', '.join(missing)}): it was written by "
                 "an earlier nemo-mapo. Start a new run from it with pretrained_checkpoint.restore_from_path"
             )
         check_counts(state, ("phase", "steps_in_phase", "epoch", "batch"))
@@ -117,14 +117,14 @@ class PromptStream:
         self.phase, self.steps_in_phase, self.epoch, self.batch, self._iterator = phase, 0, 0, 0, None
 
     def _note_unreadable(self) -> None:
-        """Make the replaced clips of all ranks known to all, so that they end in the same step."""
+        """Share the replaced clips among all ranks, so that they end at the same step."""
         mine = _dataset(self.phases[self.phase]).unreadable
         self.unreadable = self.unreadable.union(*gather_over_data_parallel(mine))
         if len(self.unreadable) > self.max_unreadable:
             raise ValueError(
                 f"{len(self.unreadable)} clips of the training split cannot be read, which is more than "
                 f"data.train_ds.max_unreadable={self.max_unreadable}: {', '.join(sorted(self.unreadable))}; the log "
-                "says why. Replace them, or raise the bound"
+                "says why. Replace them, or raise the limit"
             )
 
     def _too_small(self) -> ValueError:

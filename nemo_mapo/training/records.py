@@ -13,7 +13,7 @@ from nemo_mapo.reports.report import write_report
 
 
 class JsonLines:
-    """A file with one JSON object per line, each with a `step`; the main rank alone writes it."""
+    """A file with one JSON object per line, each with a `step`; only the main rank writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,7 +29,7 @@ class JsonLines:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; a last line that was truncated while it was written is passed over."""
+        """All complete records; a last line that was truncated during writing is skipped."""
         if not self.path.exists():
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -83,7 +83,7 @@ class LivePage:
         self.run_dir = run_dir
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """The metrics are in the files already: this logger comes last."""
+        """The metrics are already in the files: this logger comes last."""
         if "val/accuracy" in metrics:
             write_report(self.run_dir)
 

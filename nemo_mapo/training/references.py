@@ -19,8 +19,8 @@ from nemo_mapo.types import TokenBatch
 class FrozenReference:
     """pi_ref (hears the audio; KL penalty) and pi_textref (does not; differential entropy) in one set of weights.
 
-    Either a frozen copy of the start policy, or the policy itself, which without its adapters is what it started from;
-    of an encoder or projector that is trained beside the adapters a copy is kept.
+    Either a frozen copy of the start policy, or the policy itself, which without its adapters equals its start; if
+    encoder or projector are trained beside the adapters, a copy of them is kept.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FrozenReference:
 
     @contextmanager
     def _with_start_weights(self) -> Iterator[None]:
-        """Put what is trained beside adapters aside; the outermost block of several brings it back."""
+        """Swap out what is trained beside adapters; the outermost of nested blocks restores it."""
         trained = [parameter.data for parameter, _ in self._start]
         try:
             for parameter, start in self._start:
@@ -68,7 +68,7 @@ class FrozenReference:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Bring an offloaded copy to the device; the outermost block of several takes it back."""
+        """Move an offloaded copy to the device; the outermost of nested blocks moves it back."""
         self._uses += 1
         self.model.to(device())
         try:
@@ -105,7 +105,7 @@ class FrozenReference:
 
 
 class OwnReference(FrozenReference):
-    """The policy as it is now in place of its start: what it would say without the audio."""
+    """The present policy in place of its start: its predictions without the audio."""
 
     def __init__(self, policy: AudioLLM, special: SpecialTokens, *, batching: MicroBatching) -> None:
         """Nothing is copied or frozen."""

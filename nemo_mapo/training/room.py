@@ -1,4 +1,4 @@
-"""What is said when a disk is full."""
+"""Errors for a full disk."""
 
 import errno
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def no_room_in(directory: Path) -> Iterator[None]:
         if not reason or isinstance(error, NoRoomLeft):
             raise
         raise NoRoomLeft(
-            f"{directory}: {reason}. Checkpoints that were whole before are untouched: free some room, then "
+            f"{directory}: {reason}. Earlier checkpoints are untouched: free some space, then "
             "continue with exp_manager.resume_if_exists=true"
         ) from error
 

@@ -123,7 +123,7 @@ class RunDirectory:
         write_text(self.summary, json.dumps(facts, indent=2) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop what an interrupted run recorded after its last checkpoint, and what was said of its end."""
+        """Drop what an interrupted run recorded after its last checkpoint, and the record of its end."""
         if not is_main_rank():
             return
         for file in (self.metrics, self.rollouts):
@@ -136,7 +136,7 @@ def open_run_directory(config: RunConfig) -> RunDirectory:
     """Create or reopen the run directory and write the resolved config into it, as the main rank.
 
     Raises:
-        ValueError: if it cannot be written, or holds a run that is not to be resumed or was configured differently.
+        ValueError: if it cannot be written, or holds a run that should not be resumed or was configured differently.
     """
     directory = RunDirectory(path=Path(config.exp_manager.explicit_log_dir))
     if not is_main_rank():
@@ -178,7 +178,7 @@ def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: b
 
 
 def this_command() -> str:
-    """The command that started this process, as a shell takes it."""
+    """The command that started this process, in shell syntax."""
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 

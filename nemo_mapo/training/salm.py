@@ -1,4 +1,4 @@
-"""NeMo's SALM in and out: a policy from its directory, and a directory that NeMo's own class loads."""
+"""Import and export of NeMo's SALM: a policy from its directory, and a directory that NeMo's own class loads."""
 
 import json
 import shutil
@@ -33,12 +33,12 @@ LLM = "llm"
 
 
 def import_salm(source: Path, llm: Path, output: Path) -> Converted:
-    """Make OUTPUT/checkpoint of a SALM, and beside it what training from it needs. Adapters are merged.
+    """Write OUTPUT/checkpoint from a SALM, and beside it what training needs. Adapters are merged.
 
     Args:
         source: directory that NeMo's `SALM.save_pretrained` made.
-        llm: Hugging Face directory of the LLM that it was made of, for its config and tokenizer.
-        output: directory to make.
+        llm: Hugging Face directory of the LLM that it was built from, for its config and tokenizer.
+        output: directory to write.
 
     Raises:
         ValueError: naming the file, tensor or option that is wrong; nothing is left behind.
@@ -48,7 +48,7 @@ def import_salm(source: Path, llm: Path, output: Path) -> Converted:
     tokenizer = load_tokenizer(llm)
     new_ids = with_salm_tokens(tokenizer, read_json(source / "config.json")["prompt_format"])
     old_rows = vocab_size_of(salm.model)
-    # Rows that fill the vocabulary up stay what they are, or the model could not go back bit for bit.
+    # Rows of vocabulary padding stay unchanged; otherwise the model could not be exported bit for bit.
     beyond = [token for token in new_ids if token >= old_rows]
     model = with_vocabulary(salm, max(old_rows, len(tokenizer)))
     state = model_without_storage(model).sharded_state_dict()
@@ -83,15 +83,15 @@ def export_salm(
     dtype: torch.dtype | None = None,
     lora_alpha: float | None = None,
 ) -> Converted:
-    """Make a directory that NeMo's `SALM.from_pretrained` loads; adapters, of either side, are merged.
+    """Write a directory that NeMo's `SALM.from_pretrained` loads; adapters, from either side, are merged.
 
     Rows of the vocabulary beyond those of the LLM, of the placeholder and the padding, are left out: NeMo never reads
     them.
 
     Args:
         checkpoint: of a run that began from `original`, or of import.
-        original: the folder `original` that import made.
-        output: directory to make.
+        original: the folder `original` written by import.
+        output: directory to write.
         dtype: of the tensors; None is the checkpoint's.
         lora_alpha: `model.lora.alpha` of a run with adapters.
 

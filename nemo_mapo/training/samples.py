@@ -1,4 +1,4 @@
-"""Completions to read: rollouts.jsonl, with what the objective thought of each token, and a table for the loggers."""
+"""Sample completions: rollouts.jsonl, with the objective's signals per token, and a table for the loggers."""
 
 import html
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class SampleWriter:
         *,
         keep_clip: Callable[[int, Prompt], None],
     ) -> None:
-        """`keep_clip` is told of each step's sampled prompt."""
+        """`keep_clip` is called with each step's sampled prompt."""
         self.file = file
         self.tokenizer = tokenizer
         self.objective = objective
@@ -41,7 +41,7 @@ class SampleWriter:
         self._table: list[dict[str, Any]] = []
 
     def write_training(self, step: int, group: Group, scored: ScoredRollouts) -> None:
-        """Record two completions of `group`, the batch's first, with what the objective makes of each token."""
+        """Record two completions of `group`, the batch's first, with the objective's signals for each token."""
         self._table = [_table_row(step, row, group, scored) for row in range(len(group))]
         totals = scored.rewards.total[: len(group)]
         rows = sorted({totals.index(max(totals)), totals.index(min(totals))})

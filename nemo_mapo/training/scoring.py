@@ -1,4 +1,4 @@
-"""From sampled completions to a batch that can be trained on: rewards, advantages, references, gate."""
+"""Turns sampled completions into a training batch: rewards, advantages, references, gate."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ Timer = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRollouts:
-    """A batch ready for the objective, with what the log and the samples page want to know about it."""
+    """A batch ready for the objective, with what log and sample page show about it."""
 
     batch: RolloutBatch
     rewards: RewardTable
@@ -72,7 +72,7 @@ class RolloutScorer:
         *,
         optimizer_steps: int,
     ) -> None:
-        """Take what a run has; its batches are trained on in so many optimiser steps."""
+        """Take the parts of a run; each batch is trained on in the given number of optimiser steps."""
         self.tokenizer = tokenizer
         self.special = special
         self.tagger = tagger
@@ -98,7 +98,7 @@ class RolloutScorer:
         )
 
     def rewards_of(self, groups: Sequence[Group]) -> tuple[RewardTable, Bool[Tensor, " group"]]:
-        """The rewards alone, and which groups have different ones, counting what is taken off for length."""
+        """Only the rewards, and which groups have unequal rewards after length penalties."""
         table = score_groups(groups, self.rewards)
         totals = torch.tensor(table.total) + self._overlong_penalty(groups)
         return table, ~_equal_groups(totals, len(groups[0]))
@@ -159,10 +159,10 @@ class RolloutScorer:
     def _read_before_training(
         self, sequences: TokenBatch, completions: Sequence[Completion], actor: MapoActor
     ) -> TokenSignals:
-        """What the policy says of the rows that are trained on after an update; 0 for the first optimiser step.
+        """The policy's signals for rows that are trained on after an update; 0 for the first optimiser step.
 
-        That one reads its rows with the same policy anyway (docs/decisions/0018). All are read if the objective needs
-        log pi of the batch sooner, or the engine cannot say log pi, so that log mu has to be compared.
+        That step runs its rows with the same policy anyway (docs/decisions/0018). All rows are scored if the objective
+        needs log pi of the batch earlier, or if the engine cannot report log pi and log mu has to be compared.
         """
         drawing = None
         if any(one.log_probs is None for one in completions):
@@ -274,9 +274,9 @@ def rollout_metrics(groups: Sequence[Group], table: RewardTable) -> dict[str, fl
 def agreement(
     signals: TokenSignals, completions: Sequence[Completion], response_mask: Bool[Tensor, "batch time"]
 ) -> dict[str, float]:
-    """How far the log-probs of engine and training agree, of the model's distribution or of that sampled from.
+    """Agreement of the log-probs of engine and training, under the model's distribution or the one sampled from.
 
-    Tokens at the edge of top-k or top-p that training could not have drawn are counted apart.
+    Tokens at the edge of top-k or top-p that training could not have sampled are counted separately.
     """
     ours, theirs = signals.log_probs, [one.log_probs for one in completions if one.log_probs is not None]
     metrics: dict[str, float] = {}
@@ -303,7 +303,7 @@ def _correlation(one: Float[Tensor, " token"], other: Float[Tensor, " token"]) -
 
 
 def _open_gate(groups: Sequence[Group]) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
-    """Every token, for an objective that asks for no gate."""
+    """All tokens, for an objective without a gate."""
     lengths = [len(one) for one in completions_of(groups)]
     return torch.ones(len(lengths), max(lengths), dtype=torch.bool), {}
 

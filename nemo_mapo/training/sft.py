@@ -36,7 +36,7 @@ class SftTrainer(TrainingLoop):
         checkpoints: CheckpointStore,
         run_timer: Timer,
     ) -> None:
-        """Train what `wrapped` holds; `targets` says what is learned of each prompt."""
+        """Train the model in `wrapped`; `targets` gives the target of each prompt."""
         super().__init__(config, wrapped.module, optimizer, prompts, validate, logger, checkpoints, run_timer)
         self.wrapped = wrapped
         self.targets = targets

@@ -1,4 +1,4 @@
-"""What one forward pass says about every completion token: log-probability, entropy, audio mass."""
+"""Signals of one forward pass for every completion token: log-probability, entropy, audio mass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ FEWEST_ROWS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatching:
-    """How rows go through the model: so many at a time, or packed up to a number of tokens; prompts shared or not."""
+    """How rows go through the model: a number at a time, or packed up to a token budget; prompts shared or not."""
 
     rows: int
     packed_tokens: int | None = None
@@ -64,7 +64,7 @@ class MicroBatching:
         return pack_rows((sequences.prompt_lengths + sequences.completion_lengths).tolist(), self.packed_tokens)
 
     def lay_out(self, sequences: TokenBatch) -> "ModelInputs":
-        """The rows of one pass as the model reads them: in a row each, or all in one."""
+        """The rows of one pass as the model reads them: separate, or all in one row."""
         if self.shared_prompts:
             return _shared(sequences)
         return ModelInputs.of(sequences, packed=self.packed_tokens is not None)
@@ -85,7 +85,7 @@ class ModelInputs:
 
     @classmethod
     def of(cls, sequences: TokenBatch, *, packed: bool = False) -> "ModelInputs":
-        """The rows as they are, or one after the other in a single row."""
+        """The rows unchanged, or one after the other in a single row."""
         tokens, lengths = packed_row(sequences) if packed else (sequences.tokens, None)
         return cls(
             tokens=tokens,
@@ -151,7 +151,7 @@ class TokenSignals:
         return torch.stack(self._there())
 
     def put(self, rows: Rows, read: Float[Tensor, "signal part part_time"]) -> None:
-        """Write down what was read of some rows, stacked as by `stacked`; signals behind the last stay as they are."""
+        """Store the signals of some rows, stacked as by `stacked`; later signals stay unchanged."""
         for signal, values in zip(self._there(), read, strict=False):
             signal[rows, : values.shape[1]] = values.to(signal)
 

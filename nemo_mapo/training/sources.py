@@ -1,9 +1,10 @@
-"""Where a step's completions come from: one class per way of getting them, put together as the config says.
+"""Sources of a step's completions: one class per way of getting them, combined as the config says.
 
     source = Refilled(Synchronous(requests, sampler, timer), requests, sampler, score, timer, max_rounds=3)
     source.next(step, version=optimization_step).groups  # of this rank's share of the step's prompts
 
-Sampling is a function of seed, step and place: how many ranks there are and when a batch is begun change no sample.
+Sampling depends only on seed, step and place: neither the number of ranks nor the time at which a batch is begun
+changes a sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ class StepGroups:
     sampled: int
     """Completions that all ranks sampled, in all rounds."""
     rewards: RewardTable | None = None
-    """If the source had to know them; else they are still to be computed."""
+    """Set if the source needed them; otherwise they are still to be computed."""
     metrics: dict[str, float]
 
 
@@ -61,13 +62,13 @@ class RolloutSource(Protocol):
         """The groups that `step` trains on; `version` is that of the policy's weights now.
 
         Raises:
-            RolloutUnavailable: the engine is out of reach.
-            RewardsUnavailable: the source looks at rewards, and a judge is out of reach.
+            RolloutUnavailable: the engine cannot be reached.
+            RewardsUnavailable: the source needs rewards, and a judge cannot be reached.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data stood before what has not been given yet: a resumed run draws that again."""
+        """The data position before anything not returned yet, from which a resumed run draws again."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,7 +76,7 @@ class RolloutSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Stop; no further groups are needed."""
         ...
 
 
@@ -90,13 +91,13 @@ class Request:
 
 
 class Requests:
-    """What is asked for at each step: every problem of the stream, with a group of `num_rollouts_per_prompt`."""
+    """The request of each step: every problem of the stream, with a group of `num_rollouts_per_prompt`."""
 
     def __init__(self, config: RunConfig, prompts: PromptStream) -> None:
         self.prompts = prompts
         self.group_size = config.trainer.mapo.num_rollouts_per_prompt
         self.places = data_parallel_prompts(prompts.batch_size, config.steps_per_generation)
-        """Where this rank's problems stand in the whole batch."""
+        """Positions of this rank's problems in the whole batch."""
         self._first_seed = config.seed * _SEEDS_PER_RUN
 
     @property
@@ -127,7 +128,7 @@ class Requests:
 
 
 class Twinned(Requests):
-    """TARS: half of each group hears the clip, the other half reads its caption."""
+    """TARS: half of each group gets the clip, the other half its caption."""
 
     def __init__(
         self, config: RunConfig, prompts: PromptStream, tokenizer: PreTrainedTokenizerBase, wording: Wording
@@ -161,7 +162,7 @@ class Sampler:
         return answered(request, drawn)
 
     def begin(self, request: Request) -> PendingCompletions:
-        """Begin what `draw` does, beside the trainer."""
+        """Begin what `draw` does, concurrently with the trainer."""
         engine, prompts = self.actor.rollout, [problem.prompt for problem in request.problems]
         assert isinstance(engine, OverlappingBackend), "the config demands it"
         return engine.begin(prompts, self.sampling, group_size=request.group_size, seeds=request.seeds)
@@ -198,12 +199,12 @@ class Synchronous:
         self.requests.load_state_dict(state)
 
     def close(self) -> None:
-        """Nothing is on its way."""
+        """Nothing is in flight."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Begun:
-    """A batch on its way."""
+    """A batch in flight."""
 
     request: Request
     pending: PendingCompletions
@@ -240,7 +241,7 @@ class OneAhead:
         return _Begun(request=request, pending=pending, before=before, metrics=self.requests.metrics())
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the data before the batch that is on its way: the resumed run begins it again."""
+        """Position in the data before the batch in flight: the resumed run begins it again."""
         return self.requests.state_dict() if self._begun is None else self._begun.before
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -248,13 +249,13 @@ class OneAhead:
         self.requests.load_state_dict(state)
 
     def close(self) -> None:
-        """Ask the engine for nothing more."""
+        """Send no further requests to the engine."""
         if self._begun is not None:
             self._begun.pending.abandon()
 
 
 class Refilled:
-    """Dynamic sampling: other prompts take the place of groups whose rewards are equal (`dynamic_sampling`)."""
+    """Dynamic sampling: other prompts replace groups whose rewards are equal (`dynamic_sampling`)."""
 
     def __init__(
         self,
@@ -266,7 +267,7 @@ class Refilled:
         *,
         max_rounds: int,
     ) -> None:
-        """Refill what `inner` gives from the reserve of the stream that `requests` reads."""
+        """Refill the groups of `inner` from the reserve of the stream that `requests` reads."""
         self.inner = inner
         self.requests = requests
         self.sampler = sampler
@@ -298,7 +299,7 @@ class Refilled:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the inner source; the stream's says what is left in reserve."""
+        """State of the inner source; the stream's state includes the reserve."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run's start was taught what the run trains on; checked before anything is built."""
+"""Checks, before anything is built, that a run's start policy was trained on the run's data."""
 
 from typing import get_args
 
@@ -38,6 +38,6 @@ def check_start_fits(config: RunConfig) -> None:
     if foreign := sorted(trained - taught):
         raise ValueError(
             f"{len(foreign)} of {len(trained)} cuts of data.train_ds ({foreign[0]}, ...) are not in "
-            f"warm_start.cuts_path={config.warm_start.cuts_path}: the start would describe other sounds than these. "
+            f"warm_start.cuts_path={config.warm_start.cuts_path}: the start would describe sounds other than these. "
             f"Drop it with ~warm_start, and {WAYS_OUT}"
         )

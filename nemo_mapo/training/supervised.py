@@ -27,16 +27,16 @@ def supervised_gradient(
 ) -> dict[str, float]:
     """Add the gradient of one optimiser step to Megatron's buffers; `sequences` is this data-parallel rank's share.
 
-    The loss is the mean negative log-likelihood, nats, of the completion tokens of the whole step: prompt and padding
-    have no part in it, and neither micro-batches, packing nor ranks change it. Returns `train/loss` and
-    `train/target_tokens` of the whole step, on every rank. The tokens of `deaf` learn without hearing the audio.
+    The loss is the mean negative log-likelihood, nats, of the completion tokens of the whole step. It excludes prompt
+    and padding and does not depend on micro-batches, packing or ranks. Returns `train/loss` and
+    `train/target_tokens` of the whole step, on every rank. The tokens of `deaf` are trained without hearing the audio.
 
         supervised_gradient(wrap_data_parallel(policy), sequences, MicroBatching(rows=8))["train/loss"]
     """
     policy: AudioLLM = wrapped.module
     parts = batching.split(sequences)
     global_tokens = sum(gather_over_data_parallel(int(sequences.completion_lengths.sum())))
-    # The schedule divides by the number of micro-batches, data parallelism by its ranks: our loss is a sum.
+    # The schedule divides by the number of micro-batches and data parallelism by its ranks, but our loss is a sum.
     scale = len(parts) * parallel_state.get_data_parallel_world_size()
 
     def forward_step(
@@ -57,7 +57,7 @@ def supervised_gradient(
 
     metrics: list[dict[str, Metric]] = get_forward_backward_func()(
         forward_step_func=forward_step,
-        # A batch that goes through whole stays as it is: which clips are encoded together decides the last bits.
+        # A batch that fits one pass stays unchanged: the last bits depend on which clips are encoded together.
         data_iterator=iter([(sequences, deaf)])
         if len(parts) == 1
         else ((select_rows(sequences, rows), None if deaf is None else deaf.of(rows)) for rows in parts),

@@ -1,4 +1,4 @@
-"""What supervised training has the model say: targets from the fields of a manifest."""
+"""Targets of supervised training, from the fields of a manifest."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,8 @@ def target_text(example: Example, config: TargetConfig, template: Template) -> s
     it the reasoning is written from the caption, or else from the answer, as the config says.
 
     Raises:
-        ValueError: naming the example, the field and the remedy: nothing to write a target from, a completion whose
-            answer is not the example's, or tags that do not make the template.
+        ValueError: naming the example, the field and the remedy: no field to write a target from, a completion with a
+            different answer, or tags that do not match the template.
     """
     if config.form == "plain":
         return example.answer
@@ -53,7 +53,7 @@ def _reasoning(example: Example, config: TargetConfig) -> str:
             f"{example.id}: neither 'reasoning' nor 'caption', and data.target.from_answer is null: add one of them to "
             "the manifest, give data.target.from_answer a text, or set data.target.form=plain"
         )
-    # Not str.format, which would read attributes of what it is given.
+    # Not str.format, which would read attributes of its arguments.
     for name in TARGET_FIELDS:
         written = written.replace(f"{{{name}}}", f"\0{name}\0")
     for name in TARGET_FIELDS:

@@ -38,7 +38,7 @@ class Alignment:
 
 
 def with_text_twins(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, wording: Wording) -> list[Problem]:
-    """Every problem twice, one after the other: with its clip, and with the clip's caption instead.
+    """Every problem twice in succession: with its clip, and with the clip's caption instead.
 
     ValueError naming a question without a caption.
     """
@@ -82,7 +82,7 @@ def alignment(
 
     Raises:
         ValueError: the model is sharded so that no rank sees all layers and positions.
-        RewardsUnavailable: the embedding model is out of reach.
+        RewardsUnavailable: the embedding model cannot be reached.
     """
     speech, reference, without = _pairs(groups, accuracy)
     texts = [one.text for one in completions_of(groups)]

@@ -1,4 +1,4 @@
-"""A request from outside to end."""
+"""Handling of SIGTERM and Ctrl-C."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ _STDERR: Final = 2
 def termination_request(notice: str) -> Iterator[Callable[[], bool]]:
     """While active, SIGTERM and Ctrl-C ask the loop to save and end after the step in progress.
 
-    A second Ctrl-C ends the process at once, even when it hangs. torchrun passes on the Ctrl-C that a terminal has sent
-    to its ranks already; there a SIGTERM follows when torchrun itself is made to end, and ends them at once.
+    A second Ctrl-C ends the process at once, even if it hangs. torchrun forwards a Ctrl-C that the terminal has already
+    sent to its ranks; under torchrun a later SIGTERM, sent when torchrun itself is ended, ends the ranks at once.
 
     Args:
-        notice: said once on Ctrl-C.
+        notice: printed once on Ctrl-C.
     """
     requested = False
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal requested
         if number == signal.SIGINT and not requested and is_main_rank():
-            # Not print: the main thread may be in the middle of one.
+            # Not print: the main thread may be in the middle of a print.
             os.write(_STDERR, f"\n{notice}\n".encode())
         requested = True
         if number == signal.SIGINT:

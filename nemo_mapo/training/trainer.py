@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class MapoTrainer(TrainingLoop):
-    """Generates, scores, optimises; the random numbers of sampling follow from seed, step and row."""
+    """Generates, scores, optimises; the random numbers of sampling are determined by seed, step and row."""
 
     name = "MAPO"
 
@@ -85,7 +85,7 @@ class MapoTrainer(TrainingLoop):
         agreed = agreement(scored.signals, completions_of(drawn.groups), scored.batch.response_mask)
         metrics |= reduced(gather_over_data_parallel(scored.metrics | agreed)) | self.timings() | drawn.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
-        # What is generated ahead takes the time of the step, and the trainer waits for little of it.
+        # Generation ahead takes as long as the step, of which the trainer waits only a small part.
         seconds = metrics["timing/step_seconds" if self.config.max_staleness else "timing/rollout_seconds"]
         metrics["rollout/tokens_per_second"] = generated / seconds
         metrics["rollout/staleness"] = staleness
@@ -110,7 +110,7 @@ class MapoTrainer(TrainingLoop):
 
     @contextmanager
     def cleaned_up(self) -> Iterator[None]:
-        """However the loop ends, servers are asked for nothing more."""
+        """However the loop ends, send no further requests to servers."""
         try:
             yield
         finally:

@@ -102,7 +102,7 @@ def test_a_run_of_several_ranks_is_analysed_in_one_process(copy, trained):
 
 
 def test_a_start_drawn_on_several_ranks_is_refused(copy):
-    with pytest.raises(ValueError, match="started from weights drawn in a layout of several ranks"):
+    with pytest.raises(ValueError, match="started from weights drawn on several ranks"):
         analysis(copy("cut", **LAYOUT))
 
 

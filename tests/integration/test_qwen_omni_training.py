@@ -62,7 +62,7 @@ def test_an_imported_model_is_trained_and_taken_out_again(family, corpus, tmp_pa
     original, imported, run_dir = tmp_path / "original", tmp_path / "imported", tmp_path / "run"
     save_tiny(original, family, tokenizer=qwen_tokenizer(family), vocab_size=ROWS)
     told = run("import_hf.py", "--model", original, "--output", imported)
-    assert "--config-dir" in told and "of talker, vocoder and vision left aside" in told
+    assert "--config-dir" in told and "of talker, vocoder and vision not imported" in told
     run(
         "train_mapo.py",
         *("--config-dir", imported / "conf", "model=imported", "~warm_start"),

@@ -1,4 +1,4 @@
-"""Audio of a corpus as manifests refer to it: checked once per file, and copied only if that was asked for."""
+"""Audio of a corpus as manifests refer to it: checked once per file, and copied only on request."""
 
 import hashlib
 import io
@@ -36,11 +36,12 @@ class StoredAudio:
 class AudioStore:
     """Audio of one prepared corpus.
 
-    Mono files at the wanted rate stay where they are. Others are refused, or with `resample` written below `directory`
-    as mono 16-bit FLAC at that rate; so is audio that is no file of its own. A copy's name is its original's digest.
+    Mono files at the requested rate stay where they are. Others are refused, or with `resample` written below
+    `directory` as mono 16-bit FLAC at that rate; so is audio without a file of its own. A copy is named by the digest
+    of its original.
 
-    What would exceed full scale in a copy (floating point, or the overshoot of resampling) is made quieter as a whole,
-    so that its peak is full scale: clipping would change the sound, a gain does not. `turned_down` counts those files.
+    A copy that would exceed full scale (floating point, or resampler overshoot) is scaled so that its peak is full
+    scale: clipping would change the sound, a gain does not. `turned_down` counts those files.
     """
 
     def __init__(self, directory: Path, *, sample_rate: int, resample: bool) -> None:
@@ -52,7 +53,7 @@ class AudioStore:
         self._known: dict[Path | str, StoredAudio] = {}
 
     def add(self, audio: Path | bytes, where: str) -> StoredAudio:
-        """Check a file and say how to name it.
+        """Check a file and return its description for the manifest.
 
         Raises:
             InvalidRecord: the file is missing, unreadable or empty, or holds NaN or infinity.
@@ -76,7 +77,7 @@ class AudioStore:
         try:
             header = info(audio if isinstance(audio, Path) else io.BytesIO(audio))
         except AudioLoadingError as error:
-            raise InvalidRecord("audio unreadable", f"{where} is no readable audio file: replace it") from error
+            raise InvalidRecord("audio unreadable", f"{where} is not a readable audio file: replace it") from error
         if header.frames <= 0:
             raise InvalidRecord("audio empty", f"{where} holds no samples: replace it")
         fits = header.samplerate == self.sample_rate and header.channels == 1
@@ -96,7 +97,7 @@ class AudioStore:
         try:
             channels, rate = read_audio(audio if isinstance(audio, Path) else io.BytesIO(audio))
         except AudioLoadingError as error:
-            raise InvalidRecord("audio unreadable", f"{where} breaks off or is damaged: replace it") from error
+            raise InvalidRecord("audio unreadable", f"{where} is truncated or damaged: replace it") from error
         samples = np.atleast_2d(channels).mean(axis=0)
         if not np.isfinite(samples).all():
             raise InvalidRecord("audio not finite", f"{where} holds NaN or infinite samples: replace it")

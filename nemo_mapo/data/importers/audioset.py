@@ -18,7 +18,7 @@ _HEADER_LINES = 3
 
 
 class _Classes:
-    """Names of the classes, and which are kinds of which."""
+    """Names of the classes, and their hierarchy."""
 
     def __init__(self, source: Source) -> None:
         self.names = {
@@ -35,7 +35,7 @@ class _Classes:
         self._below: dict[str, frozenset[str]] = {}
 
     def below(self, mid: str) -> frozenset[str]:
-        """The class and all its kinds."""
+        """The class and all its descendants."""
         if mid not in self._below:
             children = (self.below(child) for child in self._children.get(mid, []))
             self._below[mid] = frozenset({mid}).union(*children)
@@ -43,7 +43,7 @@ class _Classes:
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question per segment; missing segment lists are passed over, but one must exist."""
+    """One question per segment; missing segment lists are skipped, but one must exist."""
     classes = _Classes(source)
     audio = AudioIndex(source.audio_dir or source.path / "audio")
     files = [(source.path / name, split) for name, split in _SPLITS.items() if (source.path / name).is_file()]
@@ -66,7 +66,7 @@ def _question(row: Row, *, split: str, source: Source, audio: AudioIndex, classe
     labels = sorted(row.text("positive_labels").split(","))
     unknown = [label for label in labels if label not in classes.names]
     if unknown:
-        raise InvalidRecord("label unknown", f"{row.where}: {unknown} are no classes of class_labels_indices.csv")
+        raise InvalidRecord("label unknown", f"{row.where}: {unknown} are not in class_labels_indices.csv")
     kinds = {label: classes.below(label) for label in labels}
     specific = [label for label in labels if not any(other in kinds[label] - {label} for other in labels)]
     generator = randomness(source.seed, video)
@@ -74,7 +74,7 @@ def _question(row: Row, *, split: str, source: Source, audio: AudioIndex, classe
     may_be_true = frozenset().union(*kinds.values())
 
     def is_false(mid: str) -> bool:
-        # A class that has one of the labels among its kinds is true of the clip as well.
+        # Ancestors of a label apply to the clip as well.
         return mid not in may_be_true and classes.below(mid).isdisjoint(labels)
 
     distractors = draw(classes.mids, DISTRACTORS, generator, is_false)

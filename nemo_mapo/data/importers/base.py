@@ -1,4 +1,4 @@
-"""The nouns of the importers: what a corpus is read from, and the questions and drops that it gives."""
+"""The types of the importers: the source of a corpus, and the questions and drops that it yields."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,14 +11,14 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a corpus lies on this machine."""
+    """The location of a corpus on this machine."""
 
     path: Path
     """The corpus's directory, or one file of it."""
     audio_dir: Path | None = None
     """Directory of the audio, if it is not where the corpus has it."""
     seed: int = 0
-    """Of the distractors that are drawn for corpora without choices, and of splits."""
+    """Seed for drawing distractors for corpora without choices, and for splits."""
     group_by: str | None = None
     """Field of the lines whose value keeps its questions in one split."""
 
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One multiple-choice question about one stretch of audio, or several clips, before anything was checked."""
+    """One multiple-choice question about a segment of audio, or several clips, before any check."""
 
     where: str
     """Place in the corpus, `file:line` if there are lines; error messages begin with it."""
@@ -69,7 +69,7 @@ class Question:
     """An audio file, or the content of one."""
     start_seconds: float = 0.0
     duration_seconds: float | None = None
-    """None is to the end of the file."""
+    """None means to the end of the file."""
     further_audio: tuple[Path | bytes, ...] = ()
     """Clips after the first, in order, each a whole file."""
     question: str
@@ -81,18 +81,18 @@ class Question:
     reasoning: str | None = None
     caption: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Who or what it comes from (speaker, source), which should not be in two splits."""
+    """Its origin (speaker, source), which should not be in two splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """A line of the corpus that gives no question."""
+    """A line of the corpus that yields no question."""
 
     reason: str
     """A few words, the same for every line of this kind; drops are counted by it."""
     message: str
     is_invalid: bool
-    """Whether the line is wrong (an error, unless such lines are to be skipped) or simply of no use here."""
+    """Whether the line is invalid (an error, unless such lines are skipped) or valid but not usable here."""
 
 
 class InvalidRecord(ValueError):
@@ -135,7 +135,7 @@ class Row:
         return seconds
 
     def wrong(self, field: str, wanted: str, reason: str = "") -> InvalidRecord:
-        """The error that `field` is not as it should be, to be raised."""
+        """The error for an invalid `field`, to be raised."""
         value = repr(self.fields[field]) if field in self.fields else "missing"
         return InvalidRecord(
             reason or f"field {field!r} unusable", f"{self.where}: field {field!r} is {value}: {wanted}"
@@ -148,12 +148,12 @@ class Importer:
 
     name: str
     layout: str
-    """What must lie in the directory, in one line."""
+    """The expected files in the directory, in one line."""
     read: Callable[[Source], Iterator[Question | Drop]]
 
 
 def each(rows: Iterable[Row | Drop], build: Callable[[Row], Made | Drop]) -> Iterator[Made | Drop]:
-    """What `build` makes of the rows; a row that it refuses becomes a drop."""
+    """The result of `build` for each row; a row that it refuses becomes a drop."""
     for row in rows:
         if isinstance(row, Drop):
             yield row
@@ -165,7 +165,7 @@ def each(rows: Iterable[Row | Drop], build: Callable[[Row], Made | Drop]) -> Ite
 
 
 def usable(rows: Iterable[Row | Drop], build: Callable[[Row], Made | Drop]) -> list[Made]:
-    """What `build` makes of the rows that it does not refuse, for what the questions draw on."""
+    """The results of `build` for the rows that it does not refuse: the pool from which questions draw."""
     return [made for made in each(rows, build) if not isinstance(made, Drop)]
 
 

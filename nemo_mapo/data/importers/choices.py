@@ -1,4 +1,4 @@
-"""Choices: drawn for corpora that have none, and read out of the prompts of corpora that spell them there."""
+"""Choices: drawn for corpora that have none, and parsed from prompts that list them."""
 
 import ast
 import random
@@ -11,7 +11,7 @@ from nemo_mapo.data.importers.base import InvalidRecord, Row
 from nemo_mapo.rewards.answers import resolve_choice
 
 DISTRACTORS = 3
-"""Wrong choices of a question that we make: with the right one four, as in the benchmarks."""
+"""Wrong choices of a question that we construct: four with the right one, as in the benchmarks."""
 
 Option = TypeVar("Option")
 
@@ -26,14 +26,14 @@ _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def randomness(seed: int, name: str) -> random.Random:
-    """A generator that depends on the seed and the question alone, not on the questions before it."""
+    """A generator that depends only on the seed and the question, not on the questions before it."""
     return random.Random(f"{seed}/{name}")
 
 
 def draw(
     pool: Sequence[Option], count: int, generator: random.Random, allowed: Callable[[Option], bool]
 ) -> list[Option]:
-    """Up to `count` different places of `pool` in random order, only allowed ones; fewer if there are no more."""
+    """Up to `count` different allowed indices of `pool` in random order; fewer if there are no more."""
     found: list[Option] = []
     tried: set[int] = set()
     while len(found) < count and len(tried) < len(pool):
@@ -46,19 +46,19 @@ def draw(
 
 
 def shuffled(answer: str, distractors: Sequence[str], generator: random.Random) -> tuple[str, ...]:
-    """The choices of a question that we make, in random order."""
+    """The choices of a question that we construct, in random order."""
     choices = [answer, *distractors]
     generator.shuffle(choices)
     return tuple(choices)
 
 
 def split_options(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """Question and choices of a prompt that spells its choices; no choices if none are found.
+    """Question and choices of a prompt that lists its choices; no choices if none are found.
 
-    Understood are lines `A. one` (or `(A) one`, `A) one`, `A: one`), `(A) one (B) two` within a line if no letter comes
+    Recognises lines `A. one` (or `(A) one`, `A) one`, `A: one`), `(A) one (B) two` within a line if no letter occurs
     twice, and a Python list `['one', 'two']`. Audio placeholders and a lead-in such as "Choose the correct option from
-    the following options:" are taken off the question; what follows the choices on lines of its own is taken for an
-    instruction and left out.
+    the following options:" are removed from the question; separate lines after the choices count as an instruction and
+    are dropped.
     """
     text = _PLACEHOLDER.sub(" ", prompt).strip()
     for pattern, marks in ((_ON_LINES, " \t"), (_IN_TEXT, " \t,;.")):
@@ -106,7 +106,7 @@ def answer_choice(row: Row, field: str, choices: Sequence[str], *, counts_from_z
 
 
 def _labels(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    """The labels A, B, C... of the choices, in order; none if a letter comes twice or is left out."""
+    """The labels A, B, C... of the choices, in order; none if a letter occurs twice or is missing."""
     labels = list(pattern.finditer(text))
     return labels if "".join(label[1] for label in labels) == string.ascii_uppercase[: len(labels)] else []
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from nemo_mapo.data.splits import SPLITS
 
 WATCHED_LABELS = ("speaker", "speaker_id", "source")
-"""Fields of a corpus whose values should not be in two splits; looked at wherever lines have them."""
+"""Fields of a corpus whose values should not be in two splits; checked if lines have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """What the split of one question depends on."""
+    """The properties of a question that determine its split."""
 
     group: str
     """All questions of a group share a split."""
@@ -33,11 +33,11 @@ class Leak:
     example: str
 
     def message(self) -> str:
-        """A line for people, with the remedy."""
+        """A readable line with the remedy."""
         counts = ", ".join(f"{count:,} in {split}" for split, count in self.questions.items())
         return (
             f"{self.shared} of {self.values} values of {self.label!r} ({self.example!r}, ...) are in several splits "
-            f"(questions with such a value: {counts}): held-out accuracy is then not that on new ones. "
+            f"(questions with such a value: {counts}): held-out accuracy is then not accuracy on new ones. "
             f"--group-by {self.label} keeps each in one split; lines that name their split have to be changed"
         )
 

@@ -10,7 +10,7 @@ from nemo_mapo.data.importers.multiple_choice import question_of
 from nemo_mapo.data.importers.records import csv_rows, json_rows
 
 _BATCH_ROWS = 16
-"""Read together from Parquet: the audio is in the rows."""
+"""Rows read at once from Parquet: they contain the audio."""
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
@@ -66,7 +66,7 @@ def _saved_rows(path: Path) -> Iterator[Row]:
 
 def _numbered(path: Path, records: Iterator[dict[str, Any]]) -> Iterator[Row]:
     for number, record in enumerate(records, start=1):
-        # Tables give every row all columns; a null is a field that is not there.
+        # In tables every row has all columns; a null means a missing field.
         fields = {name: value for name, value in record.items() if value is not None}
         yield Row(where=f"{path}: row {number}", number=number, fields=fields)
 

@@ -20,10 +20,10 @@ _EMOTIONS = {
     "dis": "disgust",
 }
 _CLOSE = ({"happiness", "excitement"}, {"anger", "frustration"})
-"""Pairs that annotators often cannot tell apart: one is never a wrong choice if the other is right."""
+"""Pairs that annotators often confuse: one is never a wrong choice if the other is right."""
 
 _SPLITS = {1: "train", 2: "train", 3: "train", 4: "validation", 5: "test"}
-"""By session: every session has two speakers of its own, so no voice is in two splits."""
+"""By session: every session has two speakers of its own, so no speaker is in two splits."""
 
 _TURN = re.compile(r"\[(?P<start>[\d.]+) - (?P<end>[\d.]+)\]\s+(?P<turn>\w+)\s+(?P<emotion>\w+)\s+\[[^\]]*\]")
 

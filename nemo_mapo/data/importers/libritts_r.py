@@ -10,11 +10,11 @@ from nemo_mapo.data.importers.base import Drop, Importer, InvalidRecord, Questio
 from nemo_mapo.data.importers.choices import DISTRACTORS, draw, randomness, shuffled
 
 _NEIGHBOURS = 25
-"""Distractors come from this many sentences just shorter and just longer: a clip's length must not tell the answer."""
+"""Distractors are among this many next shorter and next longer sentences: clip length must not reveal the answer."""
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question per utterance of every part that is there: which sentence does the speaker say?"""
+    """One question per utterance of every existing part: which sentence does the speaker say?"""
     from lhotse.recipes.libritts import LIBRITTS
 
     parts = [source.directory() / part for part in LIBRITTS if (source.path / part).is_dir()]
@@ -41,7 +41,7 @@ def _recipe(part: Path) -> dict[str, Any]:
 
 
 def _rows(part: Path) -> Iterator[Row]:
-    """The transcripts, once more: the recipe leaves out what has no audio without counting it."""
+    """The transcripts again, because the recipe drops those without audio and does not count them."""
     for path in sorted(part.rglob("*.trans.tsv")):
         if not path.name.startswith("._"):
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

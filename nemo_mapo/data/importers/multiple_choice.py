@@ -1,4 +1,4 @@
-"""Questions as people keep them in JSON: messages/audios/solution (ms-swift), or question/choices/answer."""
+"""Questions in common JSON forms: messages/audios/solution (ms-swift), or question/choices/answer."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -26,10 +26,10 @@ def read(source: Source) -> Iterator[Question | Drop]:
 
 
 def question_of(row: Row, *, source: Source, manifest: Path, split: str | None) -> Question:
-    """The question of one record, under whichever of the known names its fields go.
+    """The question of one record, whose fields may have any of the known names.
 
-    Choices stand in a field of their own or in the prompt (see `split_options`); the answer is a text, a letter or an
-    index from 0. `split` is that of records that do not name their own.
+    Choices are in their own field or in the prompt (see `split_options`); the answer is a text, a letter or an index
+    from 0. `split` is used for records that do not name their own.
     """
     text, choices = split_options(_prompt(row))
     field = next((name for name in _CHOICES if row.fields.get(name)), None)
@@ -93,7 +93,7 @@ def _choices(row: Row, field: str) -> tuple[str, ...]:
             field, "give a list of texts, an object with a text for each letter, or a text that lists them (one | two)"
         )
     labelled = split_options("\n".join(values))[1]
-    # "A. dog": the letter is the benchmark's, the text the choice.
+    # "A. dog": the letter is a label, only the text is the choice.
     return labelled if len(labelled) == len(values) else tuple(value.strip() for value in values)
 
 

@@ -1,4 +1,4 @@
-"""The commands that follow on a prepared corpus, as they can be pasted."""
+"""The next commands for a prepared corpus, ready to paste."""
 
 import shlex
 from collections.abc import Collection
@@ -13,10 +13,10 @@ _KEYS = dict(zip(SPLITS, ("train_ds", "validation_ds", "test_ds"), strict=True))
 
 
 def next_commands(output: Path, splits: Collection[str], *, sample_rate: int, tokenizer: str | None) -> list[str]:
-    """Lines to look at the corpus, teach a policy on it and train that with MAPO; what is lacking is said first.
+    """Commands to inspect the corpus and to train a policy on it with SFT and MAPO; missing splits are named first.
 
-    `tokenizer` is what was asked for: None, `train`, or a directory, beside which the model is looked for that
-    examples/import_hf.py or examples/assemble.py made.
+    `tokenizer` is the requested one: None, `train`, or a directory. In the last case a model made by
+    examples/import_hf.py or examples/assemble.py is expected beside it.
     """
     train, validation, test = SPLITS
     lacking = [split for split in (train, validation) if split not in splits]
@@ -46,6 +46,6 @@ def next_commands(output: Path, splits: Collection[str], *, sample_rate: int, to
 
 
 def _model_beside(tokenizer: str | None) -> str:
-    """The directory of an imported or assembled model, by its tokenizer; else a name to be filled in."""
+    """The directory of an imported or assembled model, found by its tokenizer; else a name to fill in."""
     beside = None if tokenizer is None else Path(tokenizer).parent
     return str(beside) if beside is not None and (beside / "checkpoint").is_dir() else "MODEL"

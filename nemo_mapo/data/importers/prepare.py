@@ -1,4 +1,4 @@
-"""From an importer's questions to Lhotse manifests, one per split, that the dataloading takes as they are."""
+"""Writes an importer's questions as Lhotse manifests, one per split, ready for dataloading."""
 
 import gzip
 import hashlib
@@ -26,14 +26,14 @@ REPORT_NAME = "prepare_report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """How a corpus is prepared, whichever it is."""
+    """Options of preparation, the same for every corpus."""
 
     sample_rate: int = 16000
     """Hz; what the manifests' audio must have."""
     resample: bool = False
     """Write copies of audio that is not mono at `sample_rate`, instead of refusing it."""
     skip_invalid: bool = False
-    """Count lines that are wrong as dropped, instead of stopping at the first."""
+    """Count invalid lines as dropped, instead of stopping at the first."""
     shares: tuple[float, float, float] = (0.9, 0.05, 0.05)
     """Train, validation and test share of the questions of a corpus without splits."""
     split: str | None = None
@@ -41,7 +41,7 @@ class PrepareOptions:
     tokenizer: str | None = None
     """`train` trains one on the text of the training split; else a tokenizer's directory. Goes into `tokenizer/`."""
     vocabulary: int = 4096
-    """Most entries of a trained tokenizer, bytes, control tokens and tags included."""
+    """At most this many entries of a trained tokenizer, including bytes, control tokens and tags."""
 
     def __post_init__(self) -> None:
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-9:
@@ -72,11 +72,11 @@ def prepare(
 ) -> Report:
     """Write `cuts_<split>.jsonl.gz`, `prepare_report.json` and, if audio was copied, `audio/` into `output`.
 
-    `output` appears whole or not at all: it is made beside its place and renamed. The same corpus, seed and options
-    give the same manifests. Lines are in random order, so that the first of them (`max_samples`) stand for all.
+    `output` appears complete or not at all: it is written beside its final path and renamed. The same corpus, seed and
+    options give the same manifests. Lines are in random order, so the first ones (`max_samples`) are a random sample.
 
     Raises:
-        ValueError: `output` is there already, the corpus is not laid out as it should be, a line is wrong (unless such
+        ValueError: `output` already exists, the corpus is not laid out as it should be, a line is wrong (unless such
             lines are skipped), audio has another sample rate or several channels, or no question is left.
     """
     with whole_directory(output.absolute()) as partial:
@@ -106,7 +106,7 @@ def _with_splits(placed: Sequence[_Placed], shares: tuple[float, float, float], 
 
 
 def _texts(placed: Sequence[_Placed]) -> list[str]:
-    """What the questions of the training split say, for a tokenizer."""
+    """The texts of the training split, to train a tokenizer."""
     fields = [one.cut.custom or {} for one in placed if one.split == SPLITS[0]]
     texts = [
         [f" {of['question']} choices: {', '.join(of['choices'])}.", *(f" {choice}" for choice in of["choices"])]
@@ -117,7 +117,7 @@ def _texts(placed: Sequence[_Placed]) -> list[str]:
 
 
 class _Desk:
-    """Takes in lines of a corpus: checks each, keeps it with its split, or counts it as dropped."""
+    """Collects lines of a corpus: checks each, keeps it with its split, or counts it as dropped."""
 
     def __init__(self, store: AudioStore, report: Report, options: PrepareOptions, *, group_by: str | None) -> None:
         self.placed: list[_Placed] = []
@@ -125,7 +125,7 @@ class _Desk:
         self._places: dict[tuple[str, str], str] = {}
 
     def take(self, entry: Question | Drop) -> None:
-        """ValueError for a line that is wrong, unless such lines are skipped."""
+        """ValueError for an invalid line, unless such lines are skipped."""
         try:
             made = entry if isinstance(entry, Drop) else self._checked(entry)
         except InvalidRecord as error:
@@ -134,7 +134,7 @@ class _Desk:
             self.placed.append(made)
             return
         if made.is_invalid and not self._options.skip_invalid:
-            raise ValueError(f"{made.message}\n(--skip-invalid counts such lines as dropped and goes on)")
+            raise ValueError(f"{made.message}\n(with --skip-invalid such lines are counted as dropped)")
         self._report.drop(made.reason, made.message)
 
     def _checked(self, question: Question) -> _Placed:
@@ -187,7 +187,7 @@ def _cut(question: Question, audio: StoredAudio, custom: dict[str, object]) -> M
         raise InvalidRecord(
             "stretch not in its audio file",
             f"{question.where}: asks about {start} s to {end} s of a file that lasts {total} s: "
-            "correct the times, or replace the file if it is cut short",
+            "correct the times, or replace the file if it is truncated",
         )
     return MonoCut(
         id=question.id,

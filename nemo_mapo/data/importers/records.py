@@ -1,4 +1,4 @@
-"""Lines of JSON, JSON-lines and CSV files, each with its place; and audio files found by their names."""
+"""Lines of JSON, JSON-lines and CSV files, each with its location; and audio files looked up by name."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def json_rows(path: Path) -> Iterator[Row | Drop]:
 
 
 def csv_rows(path: Path, *fields: str) -> Iterator[Row]:
-    """Lines of a CSV file with a header; ValueError if it lacks one of `fields`."""
+    """Lines of a CSV file with a header; ValueError if one of `fields` is missing."""
     with _text(path) as file:
         lines = csv.DictReader(file)
         missing = [field for field in fields if field not in (lines.fieldnames or ())]
@@ -86,7 +86,7 @@ class AudioIndex:
                 self._paths[path.stem].append(path)
 
     def find(self, where: str, *stems: str) -> Path:
-        """The file with the first of `stems` that there is; InvalidRecord if there is none, or several."""
+        """The file with the first existing stem of `stems`; InvalidRecord if there is none, or several."""
         stem = next((stem for stem in stems if stem in self._paths), None)
         if stem is None:
             raise InvalidRecord(

@@ -1,4 +1,4 @@
-"""What a prepared corpus holds and what was left out: the record for `prepare_report.json` and the printed table."""
+"""Content and drops of a prepared corpus: the record for `prepare_report.json` and the printed table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ BIN_EDGES_SECONDS = (0, 1, 2, 5, 10, 20, 30, 60, 120)
 """Of the duration histogram; the last bin is open."""
 
 MOST_ANSWERS = 20
-"""Answers of a split that are counted in the report, the most frequent."""
+"""The report counts this many of the most frequent answers of a split."""
 
 EXAMPLES = 5
-"""Messages kept of each reason for dropping, and audio files of those in several splits."""
+"""Messages kept per reason for dropping, and audio files listed that are in several splits."""
 
 
 @dataclass(kw_only=True)
@@ -30,9 +30,9 @@ class SplitFigures:
     answers: Counter[str] = field(default_factory=Counter)
     """How often each is the right one."""
     answer_places: Counter[int] = field(default_factory=Counter)
-    """How often the right choice is the first, the second...: even, unless place alone gives it away."""
+    """How often the right choice is first, second...: uneven counts mean that position gives the answer away."""
     stretches: dict[tuple[str, float], float] = field(default_factory=dict)
-    """Seconds of every distinct stretch of audio, by file and start."""
+    """Seconds of every distinct segment of audio, by file and start."""
 
     def add(self, *, digest: str, start: float, duration: float, task: str, answer: str, place: int) -> None:
         """Count one question."""
@@ -61,7 +61,7 @@ class SplitFigures:
 
 
 class Report:
-    """What one preparation counted."""
+    """The counts of one preparation."""
 
     def __init__(self, corpus: str) -> None:
         self.corpus = corpus
@@ -76,7 +76,7 @@ class Report:
         self.leaks: list[Leak] = []
 
     def drop(self, reason: str, message: str) -> None:
-        """Count a line that gave no question."""
+        """Count a line that yielded no question."""
         self.dropped[reason] += 1
         if len(self.messages[reason]) < EXAMPLES:
             self.messages[reason].append(message)

@@ -1,4 +1,4 @@
-"""TACOS (Primus et al., 2025): captions of stretches of Freesound clips, asked by time."""
+"""TACOS (Primus et al., 2025): captions of segments of Freesound clips, with questions by time."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class _Region(NamedTuple):
 
 
 class _Corpus:
-    """What questions about a clip draw on."""
+    """The material for questions about a clip."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -41,7 +41,7 @@ class _Corpus:
 
 
 def read(source: Source) -> Iterator[Question | Drop]:
-    """One question per annotated stretch: what is heard between its onset and its offset?"""
+    """One question per annotated segment: what is heard between its onset and its offset?"""
     corpus = _Corpus(source)
     yield from each(corpus.rows, partial(_question, corpus=corpus))
 
@@ -56,7 +56,7 @@ def _question(row: Row, *, corpus: _Corpus) -> Question:
     def elsewhere(region: _Region) -> bool:
         return region.text != text and corpus.kind.get(region.clip) != corpus.kind.get(clip)
 
-    # A stretch of the same clip at another time is the distractor that takes listening to the time as well.
+    # A segment of the same clip at another time is a distractor that only a model attending to the time can reject.
     here = {region.text for region in corpus.regions[clip] if region.onset < offset and region.offset > onset}
     others = list(dict.fromkeys(region.text for region in corpus.regions[clip] if region.text not in here))
     distractors = draw(others, DISTRACTORS, generator, lambda _: True)

@@ -1,4 +1,4 @@
-"""Tokenizers for own text: trained on what prompts and completions say, or that of the decoder."""
+"""Tokenizers for your text: trained on prompts and completions, or the decoder's own."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,16 @@ _WORD_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 """Words and runs of punctuation, each with the blank before it."""
 
 TRAIN = "train"
-"""What `--tokenizer` is given instead of a directory."""
+"""Value of `--tokenizer` instead of a directory."""
 
 
 def byte_level_bpe(
     texts: Iterable[str], *, vocabulary: int, min_frequency: int, tags: Sequence[str]
 ) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on texts; it encodes any text, in pieces and bytes where words are new.
+    """Train byte-level BPE on texts; it encodes any text, falling back to pieces and bytes for unseen words.
 
-    The blank before a word belongs to it. The result depends on the texts and their order alone. `tags` are tokens of
-    their own.
+    The blank before a word belongs to it. The result depends only on the texts and their order. Each of `tags` is one
+    token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -54,7 +54,7 @@ def byte_level_bpe(
 
 
 def words_of(texts: Iterable[str], tags: Sequence[str]) -> list[str]:
-    """Each word of the texts once, tags left out: equal counts make merges follow what words share, not how often."""
+    """Each word of the texts once, without tags: with equal counts, merges follow what words share, not frequency."""
     splitter = pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="isolated")
     words: dict[str, None] = {}
     for text in texts:
@@ -67,7 +67,7 @@ def own_tokenizer(choice: str, texts: Iterable[str], *, vocabulary: int) -> PreT
     """A tokenizer trained on `texts` and the instructions of the templates, or that in directory `choice`.
 
     Raises:
-        ValueError: no tokenizer there, one without the tokens of audio, or too few entries for bytes and tags.
+        ValueError: no tokenizer there, one without audio tokens, or too few entries for bytes and tags.
     """
     if choice != TRAIN:
         tokenizer = load_tokenizer(Path(choice))

@@ -1,4 +1,4 @@
-"""From config to a benchmark and its scorer; needs neither a model nor torch."""
+"""Builds a benchmark and its scorer from the config; needs neither a model nor torch."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from nemo_mapo.rewards.judge import OpenAIClient
 
 
 def read_benchmark(config: BenchmarkConfig) -> Benchmark:
-    """Read the published file, or own questions; ValueError as in `load_benchmark` and `load_own_benchmark`."""
+    """Read the published file, or your own questions; ValueError as in `load_benchmark` and `load_own_benchmark`."""
     if config.name == own.LAYOUT.name:
         if config.keep_defective:
             raise ValueError(
@@ -29,7 +29,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
 def build_scorer(
     benchmark: Benchmark, config: BenchmarkConfig, judge: JudgeConfig, template: AnswerTemplate, judgements: Path | None
 ) -> Scorer:
-    """Build the scorer; `judgements` is the file that keeps what the judge said.
+    """Build the scorer; `judgements` is the file that keeps the judge's replies.
 
     Raises:
         ValueError: a model that the scores need is not named.
@@ -49,7 +49,7 @@ def build_scorer(
 
 
 def scoring_notes(config: BenchmarkConfig, judge: JudgeConfig, template: AnswerTemplate) -> list[str]:
-    """What a score depends on, for those who read the results."""
+    """Notes for readers of the results: what the score depends on."""
     model = f" by {judge.embedding_model}" if config.closed_rule == "embedding" else ""
     notes = [f"template: {template}; closed questions: {config.closed_rule} matching{model}"]
     if judge.model is not None:

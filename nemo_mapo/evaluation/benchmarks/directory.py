@@ -18,7 +18,7 @@ from nemo_mapo.files import write_text
 from nemo_mapo.training.records import JsonLines
 
 _MAY_CHANGE = ("output_dir", "num_threads", "rollout.batch_size", "judge", "statistics", "benchmark.closed_rule")
-"""Keys that have no part in what the model answers."""
+"""Keys that do not affect the model's answers."""
 
 
 class EvaluationDirectory:
@@ -70,12 +70,12 @@ class EvaluationDirectory:
         JsonLines(self.predictions).append(prediction.record() for prediction in predictions)
 
     def write_results(self, results: Results) -> None:
-        """Write results.json and results.md, each whole or not at all."""
+        """Write results.json and results.md, each atomically."""
         self.write_json("results.json", results.as_plain())
         write_text(self.path / "results.md", results.markdown())
 
     def write_json(self, name: str, content: Any) -> Path:
-        """Write a JSON file whole or not at all."""
+        """Write a JSON file atomically."""
         return write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _check(self, settings: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def follows_instruction(response: str, rule: str, arguments: Arguments, question
 
 
 def needs_sentences(rule: str | None) -> bool:
-    """Whether a rule counts sentences, for which NLTK's data are needed."""
+    """Whether a rule counts sentences, which needs NLTK's data."""
     return rule is not None and rule.startswith(_SENTENCE_RULES)
 
 
@@ -58,7 +58,7 @@ def count_sentences(text: str) -> int:
         return len(sent_tokenize(text))
     except LookupError as error:
         raise ValueError(
-            "counting sentences, as some instructions of MMAU-Pro demand, needs NLTK's punkt_tab data: "
+            "counting sentences, as some instructions of MMAU-Pro require, needs NLTK's punkt_tab data: "
             "run `python -m nltk.downloader punkt_tab`, or point NLTK_DATA to a directory that has it"
         ) from error
 
@@ -74,7 +74,7 @@ def count_capital_words(text: str) -> int:
 
 
 def count_paragraphs(text: str) -> int:
-    """Count the parts that *** separates, empty ones left out."""
+    """Count the non-empty parts separated by ***."""
     return _parts(text, PARAGRAPH_SEPARATOR)
 
 
@@ -89,7 +89,7 @@ def count_occurrences(text: str, word: str) -> int:
 
 
 def count_highlights(text: str) -> int:
-    """Count stretches *between asterisks*."""
+    """Count spans *between asterisks*."""
     return len(re.findall(r"\*[^*]+\*", text))
 
 

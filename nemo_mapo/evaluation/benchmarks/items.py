@@ -1,4 +1,4 @@
-"""Benchmark items, and how a published file becomes items: a layout is data, the reading is the same for all."""
+"""Benchmark items, read from a published file: a layout is data, the reader is the same for all."""
 
 import hashlib
 import re
@@ -23,10 +23,10 @@ _LABELLED = re.compile(r"\s*\(?(?P<letter>[A-Za-z])[.):]\s*(?P<text>\S.*)", re.D
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Which field of a published record holds what.
+    """The meaning of the fields of a published record.
 
     Our names for the fields are `id`, `audio`, `question`, `answer`, `prediction`, those in `choices`, `groups`,
-    `part`, `rule` and `arguments`; `fields` maps a name to the key in the file where the two differ.
+    `part`, `rule` and `arguments`; `fields` maps a name to the key in the file if the two differ.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Layout:
     sizes: Mapping[str, int]
     """Items of the published sets, by name."""
     other_predictions: tuple[str, ...] = ()
-    """Keys under which the benchmark's own script or pages had the prediction at other times."""
+    """Further keys for the prediction, used by other versions of the benchmark's script or pages."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """What a published file is called, by the SHA-256 of its contents."""
+    """Name of a published file, by the SHA-256 of its contents."""
     string_match: bool = False
     """Whether the benchmark's own script scores by `official_string_match`."""
     parts: Mapping[str, Part] = field(default_factory=dict)
@@ -94,13 +94,13 @@ class Item:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the rule."""
     start_seconds: float = 0.0
-    """Where its stretch of the first clip begins; others are heard whole."""
+    """Start of the segment of the first clip; other clips are used whole."""
     duration_seconds: float | None = None
-    """None is to the end of that clip."""
+    """None means to the end of that clip."""
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The choices that there are."""
+        """The non-empty choices."""
         return tuple(slot for slot in self.slots if slot is not None)
 
     @property
@@ -121,12 +121,12 @@ class Benchmark:
 
     @property
     def is_withheld(self) -> bool:
-        """Whether the answers are kept back by the benchmark's authors."""
+        """Whether the benchmark's authors withhold the answers."""
         return any(item.part == "closed" and item.answer is None for item in self.items)
 
     @property
     def version(self) -> str:
-        """The publication that the file is, by its contents."""
+        """The published version of the file, by its contents."""
         if not self.layout.sizes:
             return f"{self.path.name} (SHA-256 {self.digest[:16]}...)"
         return self.layout.versions.get(self.digest, f"not a known publication (SHA-256 {self.digest[:16]}...)")
@@ -151,11 +151,11 @@ def load_benchmark(path: Path, layout: Layout, *, keep_defective: bool = False) 
         path: the file.
         layout: which field holds what.
         keep_defective: keep items whose answer is not among their choices (or that have fewer than two); they are
-            right only where the published answer itself is spelled out. Otherwise they are refused.
+            right only if the predicted answer equals the published one. Otherwise they are refused.
 
     Raises:
         ValueError: naming file, item and field: missing field, wrong type, id used twice, defective item, answers
-            withheld for a part of the items only.
+            withheld for only some of the items.
     """
     records = list(named_records(path, layout.key("id")))
     if not records:
@@ -173,7 +173,7 @@ def load_benchmark(path: Path, layout: Layout, *, keep_defective: bool = False) 
 
 
 def _check_answers(benchmark: Benchmark, places: Sequence[str], *, keep_defective: bool) -> None:
-    """Refuse answers that are there for some items only, and defective items unless they are to be kept."""
+    """Refuse answers that exist for only some items, and defective items unless they are kept."""
     key = benchmark.layout.key("answer")
     closed = [(where, item) for where, item in zip(places, benchmark.items, strict=True) if item.part == "closed"]
     withheld = [where for where, item in closed if item.answer is None]
@@ -190,7 +190,7 @@ def _check_answers(benchmark: Benchmark, places: Sequence[str], *, keep_defectiv
 
 
 class _Reader:
-    """Takes one record apart."""
+    """Parses one record."""
 
     def __init__(self, where: str, record: Mapping[str, Any], layout: Layout) -> None:
         self.where = where
@@ -248,7 +248,7 @@ class _Reader:
         rule, arguments = self._text("rule"), self._value("arguments")
         if not isinstance(arguments, dict | None):
             raise self._wrong("arguments", arguments, "an object or null")
-        # Parquet gives every row the arguments of all rules, null where they are not its own.
+        # Parquet gives every row the arguments of all rules, null for those of other rules.
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         return {"rule": rule, "arguments": check_arguments(rule or "", given, self.where)}
 
@@ -281,7 +281,7 @@ class _Reader:
 
 
 def _published_choice(answer: str | None, slots: Sequence[str | None]) -> str | None:
-    """The choice that the published answer spells, up to case, spaces and final marks; else the answer as it is."""
+    """The choice that the published answer names, up to case, spaces and final marks; else the answer unchanged."""
     if answer is None or answer in slots:
         return answer
     same = {slot for slot in slots if slot is not None and normalise_answer(slot) == normalise_answer(answer)}
@@ -289,7 +289,7 @@ def _published_choice(answer: str | None, slots: Sequence[str | None]) -> str | 
 
 
 def _without_labels(slots: tuple[str | None, ...], answer: str | None) -> tuple[tuple[str | None, ...], str | None]:
-    """Take the letters off choices that carry them, (A) cat, (B) dog: a letter means a place, and places may change."""
+    """Remove letters from choices such as (A) cat, (B) dog: a letter means a position, and positions may change."""
     found = [_LABELLED.fullmatch(slot) if slot is not None else None for slot in slots]
     letters = [match["letter"].lower() for match in found if match is not None]
     if not slots or letters != list(string.ascii_lowercase[: len(slots)]):

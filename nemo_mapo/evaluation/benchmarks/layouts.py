@@ -1,10 +1,10 @@
-"""The layouts of published benchmarks' files, and of own questions, by name."""
+"""The layouts of published benchmarks' files, and of your own questions, by name."""
 
 from nemo_mapo.evaluation.benchmarks import own
 from nemo_mapo.evaluation.benchmarks.items import Layout
 
 _REVISED = "2025-05-15"
-"""v05.15.25 corrected questions and answers: scores before and after do not compare."""
+"""v05.15.25 corrected questions and answers: scores before and after it are not comparable."""
 _TEST_MINI = {
     "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c": "2025-08-09",
     "3940399a013d5f6d528ad4f5d1701cce29cdb5b19ccd4e6ab2800e0665dd6ac9": "2025-06-23",
@@ -73,7 +73,7 @@ _MMSU = Layout(
     ),
     sizes={"MMSU": 5000},
 )
-"""MMSU (arXiv 2506.04779): one field per choice; two-choice questions are padded with null, in any place."""
+"""MMSU (arXiv 2506.04779): one field per choice; two-choice questions are padded with null, in any position."""
 
 _MMAU_PRO = Layout(
     name="mmau_pro",

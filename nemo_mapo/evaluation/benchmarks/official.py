@@ -1,4 +1,4 @@
-"""The rule of MMAU's and MMAR's own scripts, so that a score stands beside published ones."""
+"""The rule of MMAU's and MMAR's own scripts, for scores that are comparable with published ones."""
 
 import re
 from collections.abc import Sequence

@@ -42,11 +42,11 @@ OVERALL: <mean> - <verdict in a sentence>"""
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the judge said of one response."""
+    """The judgement of one response."""
 
     id: str
     digest: str
-    """Of the judge's name and the prompt: a judgement is used again for exactly the same question to the same judge."""
+    """Digest of judge name and prompt: a judgement is reused only for the same prompt to the same judge."""
     ratings: dict[str, float]
     """By criterion, and overall."""
     reply: str
@@ -58,10 +58,10 @@ class Judgement:
 
 
 class OpenEndedJudge:
-    """Judges responses to open-ended questions; judgements are kept in a file, if there is one, and used again."""
+    """Judges responses to open-ended questions; judgements are cached in a file if one is given."""
 
     def __init__(self, model: ChatModel, *, file: Path | None, attempts: int, concurrency: int) -> None:
-        """`attempts`: how often a reply that lacks a rating is asked for again, the first time included."""
+        """`attempts`: how often the judge is asked in all if its replies lack a rating."""
         self.model = model
         self.attempts = attempts
         self.concurrency = concurrency

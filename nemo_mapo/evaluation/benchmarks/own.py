@@ -1,4 +1,4 @@
-"""Own multiple-choice questions as a benchmark: the manifests and files that prepare_data.py reads and writes."""
+"""Your own multiple-choice questions as a benchmark: the manifests and files that prepare_data.py reads and writes."""
 
 import gzip
 import hashlib
@@ -29,12 +29,12 @@ _FIELDS = frozenset({"id", "audio", "question", "choices", "answer", "task"})
 def load_own_benchmark(path: Path, fields: Mapping[str, str | None], *, audio_root: Path | None) -> Benchmark:
     """Read questions from .jsonl, .json (also NeMo manifests), .csv, .parquet or Lhotse cuts (.jsonl, .jsonl.gz).
 
-    Fields go by the names that `prepare_data.py multiple_choice` knows. `fields` gives others, and with a name that is
-    not ours a field to tabulate by: {"answer": "label", "accent": "accent_of_speaker"}. Every line counts.
+    Fields have the names that `prepare_data.py multiple_choice` knows. `fields` maps other names; a name that is not
+    ours adds a field to tabulate by: {"answer": "label", "accent": "accent_of_speaker"}. Every line counts.
 
     Raises:
-        ValueError: naming file, line and field: no such file, nothing in it, a line that is no question with an answer
-            among its choices, an id used twice.
+        ValueError: naming file, line and field: no such file, an empty file, a line that is not a question with an
+            answer among its choices, an id used twice.
     """
     if not path.is_file():
         raise ValueError(f"benchmark.items_path={path}: no such file")
@@ -82,7 +82,7 @@ def _gzip_rows(path: Path) -> Iterator[Row]:
 
 
 def _flat(row: Row | Drop) -> Row | Drop:
-    """A Lhotse cut as a flat record; other rows as they are."""
+    """A Lhotse cut as a flat record; other rows unchanged."""
     if isinstance(row, Drop) or "recording" not in row.fields:
         return row
     cut, custom = row.fields, row.fields.get("custom") or {}

@@ -1,4 +1,4 @@
-"""Predictions: what was answered to each item, from a file of ours or of others."""
+"""Predictions: the answer to each item, from our own or other files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ class Prediction:
     finished: bool = True
     """Whether the model stopped by itself; False if the length limit truncated it."""
     shown_choices: tuple[str, ...] | None = None
-    """The choices in the order in which the model saw them, where letters count from; None is the published order."""
+    """The choices in the order in which the model saw them, to which letters refer; None is the published order."""
 
     def record(self) -> dict[str, Any]:
         """One line of predictions.jsonl."""
@@ -52,7 +52,7 @@ def read_predictions(path: Path, benchmark: Benchmark, *, field: str | None = No
         name = str(record[benchmark.layout.key("id")])
         if name not in items:
             raise ValueError(
-                f"{where}: field {benchmark.layout.key('id')!r} is {name!r}, which is no item of {benchmark.path}"
+                f"{where}: field {benchmark.layout.key('id')!r} is {name!r}, which is not an item of {benchmark.path}"
             )
         if record.get(key) is not None:
             found[name] = _prediction(record, key, items[name], where)
@@ -77,7 +77,7 @@ def _official_key(path: Path, records: list[dict[str, Any]], benchmark: Benchmar
 def submission(
     records: Iterable[Mapping[str, Any]], benchmark: Benchmark, answers: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The published records with the predictions added under every key that is asked for; empty if missing."""
+    """The published records with the predictions added under every requested key; empty if missing."""
     layout = benchmark.layout
     keys = (layout.key("prediction"), *layout.other_predictions)
     answered = [(record, answers.get(str(record[layout.key("id")]), "")) for record in records]

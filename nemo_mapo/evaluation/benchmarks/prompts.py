@@ -1,4 +1,4 @@
-"""Items to problems: clips of any rate and channel count."""
+"""Converts items to problems, with clips of any sample rate and channel count."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class BenchmarkPrompts:
         wording: Wording,
         shuffle: int | None = None,
     ) -> None:
-        """`shuffle` is the seed of another order of each item's choices; None is the published order."""
+        """`shuffle` is a seed that reorders each item's choices; None is the published order."""
         self.config = config
         self.audio_root = audio_root
         self.tokenizer = tokenizer
@@ -50,7 +50,7 @@ class BenchmarkPrompts:
         return Problem(prompt=Prompt(id=example.id, token_ids=token_ids, clips=tuple(clips)), example=example)
 
     def example(self, item: Item) -> Example:
-        """The question as the model sees it; the answer is carried along and never shown."""
+        """The question as the model sees it; the answer is included but never shown."""
         return Example(
             id=item.id,
             question=item.question,
@@ -85,7 +85,7 @@ class BenchmarkPrompts:
         return encode_prompt(example, counts, self.tokenizer, self.wording)
 
     def _joined(self, samples: Sequence[int]) -> Sequence[int]:
-        """Lengths of the clips of a prompt, of which the item has so many."""
+        """Lengths of the clips of an item's prompt."""
         gap = self.config.clip_gap_seconds
         if gap is None:
             return samples
@@ -95,12 +95,12 @@ class BenchmarkPrompts:
         return seconds if self.config.max_clip_seconds is None else min(seconds, self.config.max_clip_seconds)
 
     def _seconds(self, item: Item, number: int) -> float:
-        """How long what an item asks about of a clip is."""
+        """Length of the segment of a clip that an item asks about."""
         _, frames, rate = self._stretch(item, number)
         return frames / rate
 
     def _stretch(self, item: Item, number: int) -> tuple[int, int, int]:
-        """First frame, frames and sample rate of what an item asks about; all of the clip unless it says otherwise."""
+        """First frame, number of frames and sample rate of the segment that an item asks about (default: all)."""
         path = item.audio[number]
         start_seconds, seconds = (item.start_seconds, item.duration_seconds) if number == 0 else (0.0, None)
         try:
@@ -154,7 +154,7 @@ class BenchmarkPrompts:
 
 
 def shown_choices(item: Item, shuffle: int | None) -> tuple[str, ...]:
-    """The choices in the order in which the model sees them: a function of the seed and the item's id alone."""
+    """The choices in the order in which the model sees them, which depends only on the seed and the item's id."""
     choices = list(item.choices)
     if shuffle is not None:
         random.Random(f"{shuffle}:{item.id}").shuffle(choices)

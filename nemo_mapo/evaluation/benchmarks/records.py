@@ -1,4 +1,4 @@
-"""Records of a JSON, JSON-lines or Parquet file, each with its place for error messages."""
+"""Records of a JSON, JSON-lines or Parquet file, each with its location for error messages."""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ def named_records(path: Path, id_key: str) -> Iterator[tuple[str, Record]]:
     """Yield `file: item 3 (id 'x')` and content of every record.
 
     Raises:
-        ValueError: no such file, unknown type, not JSON, a record that is no object, an id that is neither text nor
-            integer or was used before.
+        ValueError: no such file, unknown type, not JSON, a record that is not an object, an id that is neither text
+            nor integer or was used before.
     """
     places: dict[str, int] = {}
     for number, record in enumerate(read_records(path), start=1):
@@ -70,7 +70,7 @@ def _parquet_records(path: Path) -> list[Any]:
         file = parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    # Clips embedded in the table would fill the memory; they are read from files.
+    # Clips embedded in the table would fill memory; they are read from files.
     columns = [column.name for column in file.schema_arrow if "binary" not in str(column.type)]
     records: list[Any] = file.read(columns=columns).to_pylist()
     return records

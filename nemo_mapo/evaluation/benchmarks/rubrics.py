@@ -1,8 +1,8 @@
 """MMAR-Rubrics: a judge scores the reasoning behind right answers by the rubric of each item, several times over.
 
-Its rules are those of MMAR's evaluation_rubrics.py (February 2026): a wrong answer is 0; else each of five raters gives
-points by every criterion, their share of the points to be had is a score, and an item's value is the mean of the middle
-three. The prompt is MMAR's own, which is not copied here: a file says it.
+Its rules are those of MMAR's evaluation_rubrics.py (February 2026): a wrong answer scores 0; otherwise each of five
+ratings gives points for every criterion, the share of the possible points is a score, and an item's value is the mean
+of the middle three. The prompt is MMAR's own and not included here: it is read from a file.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class RubricItem:
-    """What the judge is told about a question."""
+    """The information about a question that the judge gets."""
 
     id: str
     question: str
@@ -53,7 +53,7 @@ class RubricItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Reasoned:
-    """A prediction of others, or of ours taken apart: reasoning and answer."""
+    """A prediction, split into reasoning and answer."""
 
     reasoning: str
     answer: str
@@ -61,7 +61,7 @@ class Reasoned:
 
 @dataclass(frozen=True, kw_only=True)
 class RubricScore:
-    """What an item counts."""
+    """The score of an item."""
 
     id: str
     value: float
@@ -69,7 +69,7 @@ class RubricScore:
 
 
 def read_rubric_items(path: Path, *, groups: Sequence[str] = ("modality", "category")) -> list[RubricItem]:
-    """Read MMAR-meta.jsonl; ValueError, naming the item, for one without a rubric that can be scored by."""
+    """Read MMAR-meta.jsonl; ValueError, naming the item, if one has no usable rubric."""
     items = []
     for where, record in named_records(path, "id"):
         for name in ("question", "answer", "thinking"):
@@ -111,7 +111,7 @@ def read_reasoned(path: Path, items: Sequence[RubricItem]) -> dict[str, Reasoned
     """Read `thinking_prediction` and `answer_prediction` by id, the keys of MMAR's script; null is a missing one.
 
     Raises:
-        ValueError: naming record and field: an id that is no item's, or a value that is no text.
+        ValueError: naming record and field: an id of no item, or a value that is not a text.
     """
     known, found = {item.id for item in items}, {}
     for where, record in named_records(path, "id"):
@@ -132,13 +132,13 @@ def read_reasoned(path: Path, items: Sequence[RubricItem]) -> dict[str, Reasoned
 class RubricPrompt:
     """The published prompt as a file: system message, a line `===`, then the question to the judge.
 
-    `{question}`, `{answer}`, `{ideal_reasoning}`, `{reasoning}` and `{prediction}` are filled in; what stands between
+    `{question}`, `{answer}`, `{ideal_reasoning}`, `{reasoning}` and `{prediction}` are filled in; the text between
     `{#criteria}` and `{/criteria}` is repeated for each criterion with its `{name}`, `{scoring_point}`, `{choices}` and
-    `{comma}`, which is empty at the last one.
+    `{comma}`, which is empty for the last one.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read it; ValueError names what it lacks or does not know."""
+        """Read it; ValueError names missing and unknown fields."""
         if not path.is_file():
             raise ValueError(f"no prompt at {path}: write MMAR's own there (docs/evaluation.md says how)")
         self.system, separator, self._user = path.read_text(encoding="utf-8").partition(_SEPARATOR)
@@ -166,7 +166,7 @@ class RubricPrompt:
                 for place, criterion in enumerate(item.rubric)
             )
 
-        # Outside the blocks first and in one pass, so that nothing that is filled in is taken for a field.
+        # Outside the blocks first and in one pass, so that no filled-in text is taken for a field.
         parts = _BLOCK.split(self._user)
         blocks = [repeated(match) for match in _BLOCK.finditer(self._user)]
         texts = [_filled(part, values) for part in parts[::2]]
@@ -178,7 +178,7 @@ def _filled(text: str, values: Mapping[str, Any]) -> str:
 
 
 def points_share(reply: str, rubric: Sequence[Criterion]) -> float | None:
-    """Points over the points to be had; None for a reply that does not give every criterion, in order, its points."""
+    """Points over possible points; None for a reply that does not give points to every criterion in order."""
     found = _LIST.search(reply)
     try:
         given = decode_json(found.group() if found else reply)
@@ -202,12 +202,12 @@ def middle_mean(scores: Sequence[float]) -> float:
 
 
 class RubricJudge:
-    """Scores predictions of all items; ratings are kept in a file, if there is one, and used again."""
+    """Scores predictions of all items; ratings are cached in a file if one is given."""
 
     def __init__(
         self, model: ChatModel, prompt: RubricPrompt, *, file: Path | None, attempts: int, concurrency: int
     ) -> None:
-        """`attempts`: how often a reply without a score is asked for again, the first time included."""
+        """`attempts`: how often the judge is asked in all if its replies have no score."""
         self.model, self.prompt, self.attempts, self.concurrency = model, prompt, attempts, concurrency
         self._file = JsonLines(file) if file is not None else None
         kept = read_records(file) if file is not None and file.exists() else []
@@ -217,7 +217,7 @@ class RubricJudge:
         """One score per item, in order: a missing prediction and a wrong answer are 0, without asking.
 
         Raises:
-            JudgeError: there is no rating; it is never made up, and what was rated is kept.
+            JudgeError: a rating is missing. It is never made up, and existing ratings are kept.
         """
         right = [item for item in items if item.id in said and _is_right(item, said[item.id])]
         asked = [(item, rater) for item in right for rater in range(RATERS)]
@@ -258,7 +258,7 @@ def _is_right(item: RubricItem, said: Reasoned) -> bool:
 
 
 def summary(items: Sequence[RubricItem], scores: Sequence[RubricScore]) -> dict[str, Any]:
-    """Means over all items and by group; `of_right` is the mean over right answers alone."""
+    """Means over all items and by group; `of_right` is the mean over right answers only."""
     right = [score.value for score in scores if score.correct]
     by_group: dict[str, dict[str, list[float]]] = {}
     for item, score in zip(items, scores, strict=True):

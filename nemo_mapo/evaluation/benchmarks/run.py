@@ -1,4 +1,4 @@
-"""Evaluates a model on a benchmark: generate what is not there yet, then score what is there."""
+"""Evaluates a model on a benchmark: generates missing predictions, then scores all."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -33,12 +33,12 @@ from nemo_mapo.training.finished_run import recorded_wording
 logger = logging.getLogger(__name__)
 
 _SEED_STRIDE = 2**32
-"""More than a benchmark has items: every item of every seed has randomness of its own."""
+"""More than any benchmark has items, so every item of every seed has its own random stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What generates: a rollout backend and the prompts that fit it."""
+    """A rollout backend and the prompts that fit it."""
 
     backend: RolloutBackend
     prompts: BenchmarkPrompts
@@ -47,22 +47,22 @@ class Engine:
 
 
 EngineFactory = Callable[[EvaluationConfig, Path], Engine]
-"""Config and audio root to an engine; called only when there is something to generate."""
+"""Builds an engine from config and audio root; called only if there is something to generate."""
 
 
 def evaluate(config: EvaluationConfig, build_engine: EngineFactory) -> Path:
     """Evaluate as `config` says; return the directory with predictions and results.
 
     Raises:
-        ValueError: what the user can fix: files, config, directory.
-        JudgeError: a model that helps to score is out of reach; the predictions are kept.
+        ValueError: an error that the user can fix: files, config, directory.
+        JudgeError: a model needed for scoring cannot be reached; the predictions are kept.
     """
     benchmark = read_benchmark(config.benchmark)
     directory = EvaluationDirectory(Path(config.output_dir))
     settings = as_plain(config) | {"items_sha256": benchmark.digest}
     settings["data"]["prompt"] = asdict(prompt_wording(config.data.prompt, config.template))
     with directory.opened(settings):
-        # Before generation, so that a missing judge is not found out after hours.
+        # Before generation, so that a missing judge is not discovered after hours.
         scorer = None
         if not benchmark.is_withheld:
             scorer = build_scorer(benchmark, config.benchmark, config.judge, config.template, directory.judgements)
@@ -84,7 +84,7 @@ def evaluate(config: EvaluationConfig, build_engine: EngineFactory) -> Path:
 def generate(
     remaining: Sequence[tuple[int, Item]], engine: Engine, config: EvaluationConfig, directory: EvaluationDirectory
 ) -> None:
-    """Generate a response to each item (given with its number in the benchmark), and write them batch by batch."""
+    """Generate a response to each item (given with its index in the benchmark), and write them batch by batch."""
     refuse = partial(refuse_long, sampling=config.rollout.sampling, max_positions=engine.max_positions)
     cut = engine.prompts.check([item for _, item in remaining], refuse)
     if cut:
@@ -100,7 +100,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
     """The engine of `rollout.backend` on a nemo-mapo checkpoint; this process's host and process groups are set up.
 
     Raises:
-        ValueError: no checkpoint is named, or the model is to be spread over several processes.
+        ValueError: no checkpoint is named, or the model would be sharded over several processes.
         RolloutUnavailable: no vLLM server answers.
     """
     if spread := config.model.cut_over_ranks:
@@ -146,7 +146,7 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
 
 
 def _warn_of_other_prompts(config: EvaluationConfig, checkpoint: Path) -> None:
-    """Say if the run that wrote the checkpoint was trained with prompts that are worded otherwise."""
+    """Warn if the run that wrote the checkpoint was trained with differently worded prompts."""
     then = recorded_wording(checkpoint.resolve().parents[1])
     now = prompt_wording(config.data.prompt, config.template)
     if then is not None and then != now:

@@ -1,4 +1,4 @@
-"""Scores of predictions: one per item of the benchmark, whatever was predicted."""
+"""Scores of predictions: exactly one per item of the benchmark."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +18,12 @@ AnswerTemplate = Literal["think", "think_answer", "reasoning", "mpar2", "none"]
 Status = Literal["answered", "missing", "unparsable"]
 
 _NOTHING = "\ue000{}"
-"""Stands at a place that no answer may name; a private-use character, so never in an answer."""
+"""Placeholder for an empty slot, which no answer may name; a private-use character, so never in an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one item counts."""
+    """The score of one item."""
 
     id: str
     value: float
@@ -31,7 +31,7 @@ class Score:
     status: Status
     """`missing`: there is no prediction. `unparsable`: it holds no answer, or one that names no choice. Both are 0."""
     official: bool | None = None
-    """Whether it is right by the rule of the benchmark's own script; None if that has another rule."""
+    """Whether it is right by `official_string_match`; None if the benchmark's own script has another rule."""
 
 
 NamesChoice = Callable[[str, Item, tuple[str, ...] | None], str | None]
@@ -63,14 +63,14 @@ def named_choice(answer: str, item: Item, shown: tuple[str, ...] | None) -> str 
 class NearestChoice:
     """Names the choice whose embedding has the largest cosine with the answer's: MMAU-Pro's rule for closed questions.
 
-    It always names a choice, also for an answer that refuses; so `unparsable` is only what gives no answer at all.
+    It always names a choice, even for a refusal; so only a completion without any answer is `unparsable`.
     """
 
     def __init__(self, model: EmbeddingModel) -> None:
         self._model = model
 
     def __call__(self, answer: str, item: Item, shown: tuple[str, ...] | None) -> str | None:
-        """The first of the nearest choices, in published order; None when there are no choices."""
+        """The first of the nearest choices, in published order; None if there are no choices."""
         if not item.choices:
             return None
         target, *vectors = self._model.embed([answer, *item.choices])
@@ -90,14 +90,14 @@ class Scorer:
         names_choice: NamesChoice = named_choice,
         concurrency: int = 1,
     ) -> None:
-        """Check that everything that scoring needs is there.
+        """Check that scoring has everything it needs.
 
         Args:
             benchmark: its items are scored, all of them.
             template: what surrounds the answer in a completion.
             judge: needed if there are open-ended questions.
             names_choice: the rule for closed questions.
-            concurrency: closed questions asked of `names_choice` at a time.
+            concurrency: closed questions passed to `names_choice` at a time.
 
         Raises:
             ValueError: open-ended questions without a judge; instructions about sentences without NLTK's data.
@@ -119,7 +119,7 @@ class Scorer:
 
         Raises:
             ValueError: the answers are withheld.
-            JudgeError: a model that helps to score is out of reach.
+            JudgeError: a model needed for scoring cannot be reached.
         """
         if self.benchmark.is_withheld:
             raise ValueError(
@@ -168,7 +168,7 @@ class Scorer:
 
 def _closed_score(item: Item, answer: str, named: str | None) -> Score:
     assert item.answer is not None
-    # An answer that is none of the choices can only be right by its own words.
+    # If the published answer is not among the choices, only the same text can be right.
     spelled = item.is_defective and normalise_answer(answer) == normalise_answer(item.answer)
     value = float(named == item.answer or spelled)
     return Score(id=item.id, value=value, status="answered" if named is not None or spelled else "unparsable")

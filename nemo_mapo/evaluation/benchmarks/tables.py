@@ -45,9 +45,9 @@ class Results:
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
     version: str
-    """The publication that the items are of, by the contents of the file."""
+    """The published version of the items, by the contents of the file."""
     official_string_match: float | None
-    """Score by the rule of the benchmark's own script, over the same items; None if that has another rule."""
+    """Score by `official_string_match`, over the same items; None if the benchmark's own script has another rule."""
     chance: float | None
     """Expected score of guessing among the choices; None without items that have choices."""
 
@@ -65,7 +65,7 @@ class Results:
 def build_results(
     benchmark: Benchmark, scores: Sequence[Score], statistics: StatisticsConfig, *, notes: Sequence[str] = ()
 ) -> Results:
-    """Tabulate one score per item of the benchmark, in its order; `notes` say what a reader has to know besides."""
+    """Tabulate one score per item of the benchmark, in its order; `notes` are printed for the reader."""
     pairs = list(zip(benchmark.items, scores, strict=True))
     assert all(item.id == score.id for item, score in pairs)
     tables = tuple(

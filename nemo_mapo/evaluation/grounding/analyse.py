@@ -55,7 +55,7 @@ from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch, Wording
 
 NO_WORD = "(mark)"
-"""Group of the tokens that belong to no word: markup, punctuation, end of turn."""
+"""Group of tokens that belong to no word: markup, punctuation, end of turn."""
 _WORDS = UNIVERSAL_TAGS - {"."}
 
 EXAMPLES = 6
@@ -66,7 +66,7 @@ Scores = list[float]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is analysed, and what it takes to ask it."""
+    """The policy to analyse, and everything needed to query it."""
 
     policy: AudioLLM
     backend: MegatronRollout
@@ -87,7 +87,7 @@ class Subject:
         return SpecialTokens.from_tokenizer(self.tokenizer)
 
     def ask(self, problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
-        """Greedy answers to problems, with `deaf` tokens or without."""
+        """Greedy answers to problems, with or without `deaf` tokens."""
         prompts, seeds = [problem.prompt for problem in problems], torch.zeros(len(problems), dtype=torch.int64)
         drawn = self.backend.generate(prompts, self.sampling.greedy, group_size=1, seeds=seeds, deaf=deaf)
         return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
@@ -97,7 +97,7 @@ class Subject:
         return score_groups(groups, self.rewards.accuracy_only).accuracy
 
     def signals(self, groups: Sequence[Group], reduction: HeadReduction | None = None) -> TokenSignals:
-        """What the policy says of every token of the answers."""
+        """The policy's signals for every token of the answers."""
         sequences = token_batch(training_rows(groups), pad_id=self.special.pad_id)
         batching = self.reference.batching
         return token_signals_in_parts(self.policy, sequences, head_reduction=reduction, batching=batching)
@@ -105,26 +105,26 @@ class Subject:
 
 @dataclass
 class Found:
-    """What is collected while batches are analysed; lists run over questions in their order."""
+    """Results collected while batches are analysed; lists run over questions in their order."""
 
     ids: list[str] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """What was said to the first questions, by what the model heard."""
+    """Answers to the first questions, by condition."""
     clips: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
     """Of those questions."""
     chances: list[float] = field(default_factory=list)
     """Accuracy of guessing, by question."""
     accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
-    """By what the model heard: full, text_only, silence, exchanged, and `<selection> <ratio>` for evidence masking."""
+    """By condition: full, text_only, silence, exchanged, and `<selection> <ratio>` for evidence masking."""
     truth: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
-    """Probability of the right choice by what was heard or blocked; NaN of a question that has none."""
+    """Probability of the right choice by condition or intervention; NaN for a question without one."""
     without_late_part: int = 0
     """Completions in which nothing is late."""
     collapse: list[float] = field(default_factory=list)
     by_tag: defaultdict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     """Policy entropy, delta h and audio mass of every token, by part of speech."""
     untagged: int = 0
-    """Completions whose tokens could not be laid over their text: in no part of speech."""
+    """Completions whose tokens could not be aligned with their text: in no part of speech."""
     profile: PositionProfile = field(default_factory=PositionProfile)
     head_mass: Tensor | None = None
     """Sum over tokens, [layer, head]."""
@@ -176,7 +176,7 @@ def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: Analys
 
 
 def _add_examples(problems: Sequence[Problem], answers: dict[str, list[Group]], found: Found) -> None:
-    """Keep what was said to the first questions, whether right or wrong, and their clips."""
+    """Keep the answers to the first questions, right or wrong, and their clips."""
     first = len(found.accuracy["full"]) - len(problems)
     for row, problem in enumerate(problems[: EXAMPLES - len(found.examples)]):
         example = problem.example
@@ -203,7 +203,7 @@ def add_causal(
     config: AnalysisConfig,
     found: Found,
 ) -> None:
-    """Ask again with the audio blocked for some tokens, and read what each choice's completion is worth then."""
+    """Ask again with the audio blocked for some tokens, and score each choice's completion the same way."""
     tokenizer, layers = subject.tokenizer, _layers(subject)
     said = [one.token_ids.tolist() for one in completions_of(own)]
     parts = parts_of(said, tokenizer, config.late_after)
@@ -303,7 +303,7 @@ def _results(subject: Subject, config: AnalysisConfig, found: Found) -> dict[str
 
 
 def _causal(effects: Effects, config: AnalysisConfig, found: Found) -> dict[str, Any]:
-    """Accuracy and probability of the truth by what was blocked; what each loses against hearing all, paired."""
+    """Accuracy and probability of the truth by intervention, and their paired loss compared with no intervention."""
     known = [index for index, value in enumerate(found.truth["full"]) if math.isfinite(value)]
     truth = Effects(scores={name: [values[i] for i in known] for name, values in found.truth.items()}, config=config)
     conditions = list(found.truth) if known else []
@@ -319,7 +319,7 @@ def _causal(effects: Effects, config: AnalysisConfig, found: Found) -> dict[str,
 
 
 def _collapse(found: Found, threshold: float) -> dict[str, Any]:
-    """Share of completions above the threshold, and accuracy on either side; those without an index stay out."""
+    """Share of completions above the threshold, and accuracy on either side; those without an index are left out."""
     pairs = [
         (index, score)
         for index, score in zip(found.collapse, found.accuracy["full"], strict=True)

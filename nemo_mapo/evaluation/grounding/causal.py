@@ -1,7 +1,7 @@
 """Causal listening: what a model loses when chosen tokens may not attend to the audio.
 
-Attention mass says where a model looks. Whether the answer depends on it is another question: evidence also travels in
-the hidden states of tokens that listened earlier. So the attention is blocked, and the same question asked again.
+Attention mass says where a model attends, not whether its answer depends on it: evidence also travels in the hidden
+states of tokens that listened earlier. So attention is blocked, and the same question asked again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ NEVER = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Where completions divide: early tokens are those before `early_end`, late ones those from `late_from` on."""
+    """The division of completions: early tokens are before `early_end`, late ones from `late_from` on."""
 
     early_end: Int[Tensor, " row"]
     late_from: Int[Tensor, " row"]
@@ -72,7 +72,7 @@ def thirds(lengths: Int[Tensor, " row"]) -> Parts:
 
 
 def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mark: str) -> Parts:
-    """Late is what follows the first `mark` of a completion, early what stands before; without it nothing is late."""
+    """Tokens after the first `mark` of a completion are late, those before early; without it no token is late."""
     ends = []
     for ids in completions:
         end = len(ids)
@@ -94,16 +94,16 @@ def parts_of(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenize
 
 @dataclass(frozen=True, kw_only=True)
 class BeliefRows:
-    """For each of some questions a completion for every choice: the texts that its probability of the truth compares.
+    """One completion per choice for some questions: the texts that the probability of the truth compares.
 
-    Texts of one question agree but for what they believe, so what all of them say cancels.
+    Texts of one question differ only in the choice that they conclude, so their common part cancels.
     """
 
     completions: list[list[int]]
     question: list[int]
     """Row of the prompts that each completion answers."""
     truth: list[bool]
-    """Whether it believes the right choice."""
+    """Whether it concludes the right choice."""
 
 
 def belief_rows(
@@ -150,7 +150,7 @@ def truth_probabilities(
 ) -> Float[Tensor, " question"]:
     """Probability of the right choice's completion among those of its question, teacher-forced; NaN without any.
 
-    p = exp(L_truth) / sum_c exp(L_c), L_c the summed log-probability of the completion that believes choice c. No
+    p = exp(L_truth) / sum_c exp(L_c), L_c the summed log-probability of the completion that concludes choice c. No
     sampling: the same weights give the same number. `deaf` is by row of `rows`.
     """
     probabilities = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
@@ -175,7 +175,7 @@ def completion_rows(prompts: Sequence[Prompt], rows: BeliefRows) -> list[Row]:
 
 
 def belief_parts(rows: BeliefRows, tokenizer: PreTrainedTokenizerBase, late_after: str | None) -> Parts:
-    """Where the completions divide; those of a question as that of its truth does."""
+    """The division of the completions; all those of a question are divided like that of its right choice."""
     found = parts_of(rows.completions, tokenizer, late_after)
     of_truth = {
         question: row for row, (question, truth) in enumerate(zip(rows.question, rows.truth, strict=True)) if truth

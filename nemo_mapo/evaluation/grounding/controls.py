@@ -1,4 +1,4 @@
-"""The same questions with the audio taken away, silenced, or exchanged: how much of the score depends on it."""
+"""The same questions with the audio removed, silenced or exchanged: how much of the score depends on it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +14,9 @@ from nemo_mapo.types import Wording
 
 
 def never_alone(batches: Iterable[list[Problem]]) -> Iterator[list[Problem]]:
-    """The same problems in the same order, in batches of at least two: a lone one has no clip to exchange with.
+    """The same problems in the same order, in batches of at least two, because one alone cannot exchange its clip.
 
-    What is left over at the end joins the batch before it.
+    A problem left over at the end joins the batch before it.
     """
     ready: list[Problem] = []
     held: list[Problem] = []
@@ -31,7 +31,7 @@ def never_alone(batches: Iterable[list[Problem]]) -> Iterator[list[Problem]]:
 
 
 def refuse_several_clips(problems: Sequence[Problem]) -> None:
-    """ValueError naming a prompt with several clips: an exchange or a masked part of them would mean nothing."""
+    """ValueError naming a prompt with several clips: exchanging or masking a part of them would be meaningless."""
     for problem in problems:
         if len(clips := problem.prompt.clips) > 1:
             raise ValueError(
@@ -52,7 +52,7 @@ def text_only(problems: Sequence[Problem], special: SpecialTokens) -> list[Probl
 def exchanged(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, wording: Wording
 ) -> list[Problem]:
-    """Every question about the clip of another one, whose answer differs wherever possible.
+    """Every question with the clip of another one, with a different answer if possible.
 
     ValueError if the batch has no clip that differs.
     """
@@ -71,9 +71,9 @@ def exchanged(
 
 
 def foreign_clips(problems: Sequence[Problem]) -> list[int]:
-    """For each problem the number of the one whose clip it is to hear: a rotation of those sorted by answer and clip.
+    """For each problem the index of the one whose clip it gets: a rotation of the problems sorted by answer and clip.
 
-    Of the rotations that give no problem its own clip, the one that gives most of them the clip of another answer.
+    Of the rotations that give no problem its own clip, the one that gives the most problems a clip of another answer.
     """
     sounds = [_sound(problem) for problem in problems]
     answers = [problem.example.answer for problem in problems]
@@ -98,7 +98,7 @@ def refuse_own_clips(problems: Sequence[Problem], changed: Sequence[Problem]) ->
     """ValueError naming a question that hears its own clip after the exchange."""
     for before, after in zip(problems, changed, strict=True):
         if _sound(before) == _sound(after):
-            raise ValueError(f"{before.example.id} was to hear the clip of another question and hears its own")
+            raise ValueError(f"{before.example.id} should hear the clip of another question but hears its own")
 
 
 def _sound(problem: Problem) -> bytes:

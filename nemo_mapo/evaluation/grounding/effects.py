@@ -1,4 +1,4 @@
-"""What changed hearing does to accuracy: means, paired differences, ACS, with their bootstrap intervals."""
+"""Effect of changed audio on accuracy: means, paired differences, ACS, with their bootstrap intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +36,7 @@ class Effects:
         return _rounded({**asdict(compared.difference), "p_value": compared.p_value})
 
     def evidence(self) -> list[dict[str, Any]]:
-        """For every ratio and selection the accuracy that is left, and the drop from the whole clip."""
+        """For every ratio and selection the remaining accuracy, and the drop from the whole clip."""
         return [
             {
                 "ratio": ratio,

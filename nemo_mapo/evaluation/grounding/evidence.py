@@ -16,7 +16,7 @@ from nemo_mapo.rows import Problem, Prompt
 
 Selection = Literal["top", "random", "low"]
 SELECTIONS: tuple[Selection, ...] = ("top", "random", "low")
-"""Frames with the most attention; as many in runs as long, placed at random; frames with the least attention."""
+"""Frames with the most attention; as many in equally long runs at random positions; frames with the least attention."""
 
 
 def choose_frames(
@@ -24,8 +24,8 @@ def choose_frames(
 ) -> Bool[NDArray[np.bool_], " frame"]:
     """The frames of one clip to be silenced: ceil(ratio * frames) of them, whatever the selection.
 
-    Random frames stand in runs of the lengths that the top frames' runs have, in random order and at random places:
-    they differ from those in where they are, and in nothing else. Equal attention ranks by position.
+    Random frames come in runs with the same lengths as those of the top frames, in random order and at random
+    positions: they differ from the top frames only in position. Ties in attention are ranked by position.
     """
     total = len(attention)
     count = math.ceil(ratio * total)
@@ -57,8 +57,8 @@ def silence_frames(
 ) -> list[Problem]:
     """The problems with the chosen part of each one's clip silenced; lengths stay.
 
-    Frame i of n stands for samples [ceil(i L / n), ceil((i + 1) L / n)) of a clip of L. The encoder may hear a little
-    across that border, by its receptive field. Problems about one clip are silenced each by its own choice.
+    Frame i of n stands for samples [ceil(i L / n), ceil((i + 1) L / n)) of a clip of L. The encoder's receptive field
+    extends slightly beyond that range. Each problem silences its own frames, even if several share a clip.
     """
     return [
         replace(problem, prompt=_silenced(problem.prompt, attention[: int(frames)], ratio, selection, seed))
@@ -70,7 +70,7 @@ def _silenced(
     prompt: Prompt, attention: Float[Tensor, " frame"], ratio: float, selection: Selection, seed: int
 ) -> Prompt:
     (clip,) = prompt.clips
-    # A stream of its own for each question: its frames do not depend on the others of the batch.
+    # One random stream per question: its frames do not depend on the others of the batch.
     rng = np.random.default_rng([seed, *prompt.id.encode()])
     chosen = choose_frames(attention.double().numpy(), ratio, selection, rng)
     frame_of_sample = (np.arange(len(clip)) * len(chosen)) // len(clip)

@@ -1,4 +1,4 @@
-"""Does longer reasoning answer worse, or are hard questions answered at greater length? (decay, as CAFE reports it)"""
+"""Does longer reasoning lower accuracy, or do hard questions get longer answers? (decay, as CAFE reports it)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class LengthEffect:
     pearson: float | None
     """Over all completions: confounded with difficulty."""
     within_item: float | None
-    """With each question's means taken away from its lengths and scores: difficulty cannot play a part."""
+    """With each question's means subtracted from its lengths and scores, so difficulty plays no role."""
     within_item_finished: float | None
-    """The same among completions that came to an end: one truncated at the limit is long and wrong by construction."""
+    """The same among finished completions: one truncated at the limit is long and wrong by construction."""
     cut_off: int
     """Completions truncated at the limit."""
     bins: tuple[LengthBin, ...]
@@ -59,7 +59,7 @@ def length_effect(
 def _within_items(
     lengths: Sequence[Float[NDArray[np.float64], " _"]], scores: Sequence[Float[NDArray[np.float64], " _"]]
 ) -> float | None:
-    """Correlation of what is left of both when each question's mean is taken away."""
+    """Correlation of both after subtracting each question's mean."""
     centred = [np.concatenate([row - row.mean() for row in rows if len(row)] or [[]]) for rows in (lengths, scores)]
     return _pearson(*centred) if len(centred[0]) else None
 
@@ -71,7 +71,7 @@ def _pearson(first: Float[NDArray[np.float64], " n"], second: Float[NDArray[np.f
 
 
 def _bins(lengths: Float[NDArray[np.float64], " n"], scores: Float[NDArray[np.float64], " n"]) -> tuple[LengthBin, ...]:
-    """By length, about equally many completions in each; those of one length are never parted."""
+    """Bins by length with about equally many completions each; completions of one length stay together."""
     borders = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)[1:-1], method="lower"))
     number = np.searchsorted(borders, lengths, side="left")
     return tuple(

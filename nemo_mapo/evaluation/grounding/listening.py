@@ -1,4 +1,4 @@
-"""Where completions look in the audio: attention weights of the target layers, head by head and frame by frame."""
+"""Where completions attend in the audio: attention weights of the target layers, by head and frame."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from nemo_mapo.types import TokenBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Attention on the audio while completions were written; layers are the target layers, in order."""
+    """Attention on the audio during completions; layers are the target layers, in order."""
 
     mass: Float[Tensor, "batch layer head time"]
     """Attention on all audio keys at the position that predicts each completion token; 0 past the completion's end."""
@@ -28,7 +28,7 @@ class Listening:
 
 @torch.no_grad()
 def listen(policy: AudioLLM, sequences: TokenBatch, *, rows_at_a_time: int) -> Listening:
-    """Read the rows once more with explicit attention weights for completion tokens.
+    """Run the rows once more with explicit attention weights for completion tokens.
 
     Memory is rows x heads x completion x row length for one layer at a time: for analyses, not for training.
 
@@ -90,7 +90,7 @@ def attention_rows(
 
 @contextmanager
 def _queries_and_keys(policy: AudioLLM) -> Iterator[list[tuple[Tensor, Tensor, float | None]]]:
-    """While active, collects what goes into the core attention of every target layer, batch first."""
+    """While active, collects the inputs of the core attention of every target layer, batch first."""
     tapped: list[tuple[Tensor, Tensor, float | None]] = []
 
     def tap(module: SDPACoreAttention, arguments: tuple[Any, ...]) -> None:

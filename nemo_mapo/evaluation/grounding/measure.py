@@ -1,4 +1,4 @@
-"""The measurements that `make evidence` compares variants by: one checkpoint, one file, question by question."""
+"""The measurements with which `make evidence` compares variants: one file per checkpoint, question by question."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def measure(opened: OpenedRun, config: AnalysisConfig) -> dict[str, Any]:
 
 
 def usual_by_question(opened: OpenedRun) -> dict[str, str]:
-    """The word that the text leads to expect, by question, from the field `usual` of Lhotse cuts that have it."""
+    """The word that the text suggests, by question, from the field `usual` of Lhotse cuts that have it."""
     paths = [item["cuts_path"] for item in opened.dataset.input_cfg if "cuts_path" in item]
     cuts = [cut for path in paths for cut in load_cuts(path)]
     return {example_id(cut): str(cut.custom["usual"]) for cut in cuts if "usual" in (cut.custom or {})}

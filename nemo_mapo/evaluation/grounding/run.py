@@ -1,4 +1,4 @@
-"""Analyses a finished run: its config says what the model is and where the questions are."""
+"""Analyses a finished run, whose config names the model and the questions."""
 
 import json
 import random
@@ -49,12 +49,12 @@ def analyse_run(
         checkpoint: name below checkpoints/, or "start"; None is the newest.
         split: "validation" or "test".
         config: what to measure.
-        warm_starter: makes the start of a run that has a warm start.
-        cuts: a Lhotse manifest of questions to ask in place of those of the split.
+        warm_starter: trains the start of a run that has a warm start.
+        cuts: a Lhotse manifest of questions to ask instead of those of the split.
 
     Raises:
-        ValueError: no run, no such checkpoint or split, attention other than torch's, a start that cannot be drawn
-            again, unsound data.
+        ValueError: no run, no such checkpoint or split, attention other than torch's, a start that cannot be
+            reproduced, invalid data.
     """
     opened = open_run(run_dir, checkpoint, split=split, config=config, warm_starter=warm_starter, cuts=cuts)
     name, dataset = opened.checkpoint, opened.dataset
@@ -121,25 +121,25 @@ def _start(written: Path, split: str) -> list[Analysis]:
 
 
 def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
-    """The run's config for this process alone: every layout's checkpoint can be loaded into an unsharded model."""
+    """The run's config for a single process: a checkpoint of any layout can be loaded into an unsharded model."""
     if run.model.attention_backend != "sdpa":
         raise ValueError(
             f"{run_dir} was trained with model.attention_backend={run.model.attention_backend}, whose kernels do not "
-            "give their weights away; the analysis supports runs with sdpa only"
+            "return their weights; the analysis supports runs with sdpa only"
         )
     model = unsharded(run.model)
     from_noise = run.warm_start is None and run.pretrained_checkpoint.restore_from_path is None
     if from_noise and model != run.model:
         raise ValueError(
-            f"{run_dir} started from weights drawn in a layout of several ranks, which one process draws otherwise: "
-            "its start, and with it delta h, cannot be had; analyse runs with a warm start or a "
+            f"{run_dir} started from weights drawn on several ranks, which a single process draws differently: "
+            "its start, and with it delta h, cannot be reproduced; analyse runs with a warm start or a "
             "pretrained_checkpoint.restore_from_path"
         )
     return replace(run, model=model, trainer=replace(run.trainer, num_nodes=1, devices=1))
 
 
 def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, config: AnalysisConfig) -> DatasetConfig:
-    """The split to ask, or its settings with another manifest."""
+    """The split to use, or its settings with another manifest."""
     dataset = {"validation": run.data.validation_ds, "test": run.data.test_ds}[split]
     if cuts is not None:
         dataset = replace(
@@ -153,7 +153,7 @@ def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, con
 
 
 def _choose(ids: Sequence[str], config: AnalysisConfig) -> Sequence[str]:
-    """All questions, or as many as are wanted, drawn at random: the first ones of a split are often of one kind."""
+    """All questions, or the requested number drawn at random, because the first of a split are often of one kind."""
     if config.max_items is None or config.max_items >= len(ids):
         return ids
     return random.Random(config.seed).sample(ids, config.max_items)

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM answered, as completions; nothing that is not one becomes a sample."""
+"""Converts TensorRT-LLM's output to completions; invalid output never becomes a sample."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ def unpack(
     stop_ids: Sequence[int],
     max_new_tokens: int,
 ) -> list[Drawn]:
-    """Take the completions out of the rows behind their prompts.
+    """Extract the completions after the prompts in the rows.
 
     Args:
         output: see `TrtllmEngine.generate`.
@@ -67,7 +67,7 @@ def _problem(
     stops: set[int],
     max_new_tokens: int,
 ) -> str | None:
-    """What keeps a row from being a completion; None if nothing does."""
+    """Why a row is not a valid completion; None if it is."""
     if len(echoed) != len(prompt) or not torch.equal(echoed, prompt.long()):
         return "it begins with a prompt other than the one that was asked"
     drawn = completion.tolist()

@@ -1,4 +1,4 @@
-"""Rollouts from a TensorRT-LLM engine in the trainer's process, which hears through the policy's own encoder."""
+"""Rollouts from a TensorRT-LLM engine in the trainer's process, with the policy's own encoder for audio."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -41,7 +41,7 @@ class TrtllmRollout:
         *,
         batch_size: int,
     ) -> None:
-        """Tie engine and policy together; the engine is built with the first update of the weights.
+        """Connect engine and policy; the engine is built at the first update of the weights.
 
         Args:
             engine: takes `batch_size` completions and a prompt table as large as `config` says.
@@ -117,7 +117,7 @@ class TrtllmRollout:
         return [completions[first : first + group_size] for first in range(0, len(completions), group_size)]
 
     def _table_rows(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Rows of the prompt table that each prompt needs; ValueError if one needs more than there are."""
+        """Rows of the prompt table that each prompt needs; ValueError if one needs more than the table has."""
         rows = [int((prompt.token_ids == self.model.audio_token_id).sum()) for prompt in prompts]
         most = self.config.max_prompt_embedding_table_size
         for prompt, needed in zip(prompts, rows, strict=True):
@@ -176,7 +176,7 @@ class TrtllmRollout:
         return frames.to(self.engine.dtype), lengths
 
     def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], sampling: SamplingConfig) -> list[Completion]:
-        """The completions with log-probs as they are meant, from a pass of the policy over them."""
+        """The completions with corrected log-probs, from a pass of the policy over them."""
         found: list[Completion] = []
         for rows in row_slices(len(drawn), self.config.scoring_batch_size):
             part = [

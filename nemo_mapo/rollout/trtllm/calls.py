@@ -1,4 +1,4 @@
-"""The engine call: what is asked of TensorRT-LLM, what it answers, and how our sampling is said in its words."""
+"""The engine call: TensorRT-LLM's inputs and outputs, and our sampling in its terms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class TrtllmEngine(Protocol):
         ...
 
     def unload(self) -> None:
-        """Give the engine's device memory back until the next `update`; nothing if it is not loaded."""
+        """Release the engine's device memory until the next `update`; does nothing if it is not loaded."""
         ...
 
 
@@ -100,8 +100,8 @@ def engine_sampling(
 ) -> EngineSampling:
     """Our sampling of one engine batch; temperature 0 is top-k 1.
 
-    The config has refused what TensorRT-LLM does otherwise: its repetition penalty counts the prompt, and its minimum
-    length knows the end id only.
+    The config refuses what TensorRT-LLM does differently: its repetition penalty counts the prompt, and its minimum
+    length considers only the end id.
     """
     assert (sampling.repetition_penalty, sampling.min_new_tokens) == (1.0, 0), "the config demands it"
     greedy = sampling.temperature == 0

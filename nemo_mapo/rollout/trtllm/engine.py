@@ -1,7 +1,8 @@
-"""The TensorRT-LLM engine itself, kept thin: a Megatron decoder plays it in tests (nemo_mapo/testing).
+"""The TensorRT-LLM engine itself, kept thin: a Megatron decoder stands in for it in tests (nemo_mapo/testing).
 
 Megatron-core's TRTLLMHelper converts the weights and builds the engine, because NeMo's own exporter, on which
-NeMo-Aligner's GPTGenerateTRTLLM stands, builds none with a prompt table. Loading, refitting and unloading are NeMo's.
+NeMo-Aligner's GPTGenerateTRTLLM is based, cannot build one with a prompt table. Loading, refitting and unloading are
+NeMo's.
 """
 
 import gc
@@ -32,7 +33,7 @@ class TensorRTEngine:
     """A `TrtllmEngine` on this rank's GPU; tensor-parallel ranks hold a part each and make the same calls."""
 
     def __init__(self, model: AudioLLM, config: TrtllmConfig, *, batch_size: int, max_new_tokens: int) -> None:
-        """Look at the machine; nothing is built before the first `update`.
+        """Check the machine; nothing is built before the first `update`.
 
         Args:
             model: the policy whose decoder is exported.
@@ -70,13 +71,13 @@ class TensorRTEngine:
         return self._dtype
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """See `TrtllmEngine`. What lies on the disk are the weights of the first call, so they never serve alone."""
+        """See `TrtllmEngine`. The weights on disk are those of the first call, so they are never used alone."""
         from nemo.export.trt_llm.tensorrt_llm_run import refit
 
         if self._helper is None:
             self._helper = self._built(dict(weights))
             self._load()
-            # What cannot be replaced later is better known before a step was trained.
+            # Better to find weights that cannot be refitted before a step was trained.
             placed_weights(self._helper.weights_converter.trtllm_model_weights, _weight_names())
             return
         converter = self._helper.weights_converter
@@ -179,7 +180,7 @@ class TensorRTEngine:
 
 
 def _weight_names() -> set[str]:
-    """What the loaded engine can be given; NeMo's refit only logs what is missing on either side."""
+    """The weights that the loaded engine accepts; NeMo's refit only logs what is missing on either side."""
     import tensorrt
 
     refitter = tensorrt.Refitter(_runner().session.runtime.engine, tensorrt.Logger(tensorrt.Logger.ERROR))

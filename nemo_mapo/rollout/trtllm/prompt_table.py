@@ -1,4 +1,4 @@
-"""Audio embeddings as TensorRT-LLM takes them: rows of a table, named in the prompt by ids beyond the vocabulary."""
+"""Audio embeddings in TensorRT-LLM's form: rows of a table, referenced in the prompt by ids beyond the vocabulary."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def pack_prompts(
 ) -> EnginePrompts:
     """Put the audio of `prompts` into a table and its rows' ids into the prompts.
 
-    Clips of unequal length stand in the table without padding; prompts that share a clip share its rows, and so do the
+    Clips of unequal length are stored without padding; prompts that share a clip share its rows, and so do the
     completions of a group.
 
     Args:
@@ -47,7 +47,7 @@ def pack_prompts(
         audio_token_id: the placeholder.
 
     Raises:
-        ValueError: a prompt has other placeholders than its clip has frames.
+        ValueError: the number of placeholders of a prompt differs from the number of frames of its clip.
     """
     starts = (frame_lengths.cumsum(0) - frame_lengths).tolist()
     counts = frame_lengths.tolist()

@@ -1,4 +1,4 @@
-"""Releases of TensorRT-LLM that have the engine backend, which is what takes weights and prompt tables from here."""
+"""Releases of TensorRT-LLM that have the engine backend, which accepts weights and prompt tables."""
 
 from typing import Final
 

@@ -1,9 +1,9 @@
-"""Log-probs of what TensorRT-LLM drew, from those that it reports and the policy's own logits.
+"""Log-probs of TensorRT-LLM's tokens, from those that it reports and the policy's own logits.
 
 TensorRT-LLM reports each token's log-prob under the distribution after temperature and bad words, over the whole
-vocabulary. What that lacks to the two that are wanted, the model's own and that of the distribution drawn from, is the
-same function of the logits in the policy, so it is taken from there. Where engine and policy compute the same, the
-results are exact; where they differ, the difference is the engine's alone and shows in `rollout/log_prob_mismatch`.
+vocabulary. We need two others: the model's own, and that of the distribution sampled from. The correction between them
+depends only on the logits, so it is computed from the policy's logits. If engine and policy agree, the results are
+exact; otherwise the difference is the engine's alone and shows in `rollout/log_prob_mismatch`.
 """
 
 from typing import NamedTuple
@@ -58,12 +58,12 @@ def completed_log_probs(
 def restriction(
     log_probs: Float[Tensor, "token vocab"], tokens: Int[Tensor, " token"], *, top_k: int, top_p: float
 ) -> Float[Tensor, " token"]:
-    """What top-k and top-p add to the log-prob of each token, in nats, the way TensorRT-LLM draws.
+    """What top-k and top-p add to the log-prob of each token, in nats, as TensorRT-LLM samples.
 
     It ranks tokens by probability, draws a number between 0 and theta = top_p * (mass of the top_k), and takes the
-    first token whose cumulative probability reaches it. So a token has P / theta, but for the last that can be
-    drawn, which has what is left below theta. A token beyond that one, which the engine drew because it computes a
-    little differently, counts as any other.
+    first token whose cumulative probability reaches it. So a token has P / theta, except the last that can be drawn,
+    which has the remainder below theta. A token beyond that one, drawn because the engine's numbers differ slightly,
+    is treated like any other.
 
     Args:
         log_probs: normalised, over the whole vocabulary.

@@ -1,4 +1,4 @@
-"""The policy's decoder under the names that Megatron-core's export takes, and under those of a built engine."""
+"""The policy's decoder under the names of Megatron-core's export, and under those of a built engine."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -71,7 +71,7 @@ def placed_weights(converted: Mapping[str, Tensor], engine_names: AbstractSet[st
             del placed[one]
     if nowhere := sorted(placed.keys() - engine_names):
         raise ValueError(f"the TensorRT-LLM engine has no weight {nowhere[0]} ({len(nowhere)} such)")
-    # Its other constants, such as rotary tables, are not the policy's.
+    # Its other constants, such as rotary tables, do not come from the policy.
     if old := sorted(name for name in engine_names - placed.keys() if name.endswith((".weight", ".bias"))):
         raise ValueError(f"the TensorRT-LLM engine would keep its old {old[0]} ({len(old)} such)")
     return placed

@@ -1,4 +1,4 @@
-"""Rollouts from vLLM: retries, failover, and weights that are the ones asked for."""
+"""Rollouts from vLLM, with retries, failover and checks of the weight version."""
 
 import logging
 import secrets
@@ -53,7 +53,7 @@ class VllmRollout:
         sample_rate: int,
         directory: Path,
     ) -> None:
-        """Tie servers and policy together.
+        """Connect servers and policy.
 
         Args:
             fleet: the servers.
@@ -89,9 +89,9 @@ class VllmRollout:
         return self._version or 0
 
     def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Put weights into every server; one that does not take them gets no requests until it takes others.
+        """Load weights into every server; a server that fails gets no requests until a later update succeeds.
 
-        A server has taken them when its log-probs of a fixed prompt's completion are the policy's, within
+        An update has succeeded when the server's log-probs of a fixed prompt's completion equal the policy's within
         `rollout.log_prob_alarm`. With several ranks all of them call this; the first one sends.
 
         Raises:
@@ -101,7 +101,7 @@ class VllmRollout:
         prompts = self.way_in.prompts([self._probe.prompt]) if self.policy.pre_process else []
         sent = self._send(version, tensors, prompts) if is_main_rank() else None
         if world_size() > 1:
-            # Gathering a tensor takes all ranks, also when it is not sent any more.
+            # Gathering a tensor needs all ranks, even if it is no longer sent.
             for _ in tensors:
                 pass
         sent = from_main_rank(sent)
@@ -153,8 +153,8 @@ class VllmRollout:
     ) -> list[list[Completion]]:
         """Sample completions; see `RolloutBackend.generate`.
 
-        With several ranks all of them call this. One rank of each model replica asks, for all of them to have the same
-        tokens, and a failure of one is raised on all.
+        With several ranks all of them call this. One rank per model replica sends the requests, so that all its ranks
+        get the same tokens, and a failure on one rank is raised on all.
 
         Raises:
             ValueError: vLLM cannot serve the request.
@@ -168,7 +168,7 @@ class VllmRollout:
     def begin(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
     ) -> PendingCompletions:
-        """Send the requests of `generate` from threads of their own and return at once; ValueError as there."""
+        """Send the requests of `generate` from separate threads and return at once; ValueError as there."""
         if self._version is None:
             raise ValueError("the vLLM servers have no weights from here yet: call update_weights first")
         if seeds.shape != (len(prompts) * group_size,) or group_size < 1:
@@ -200,7 +200,7 @@ class VllmRollout:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sent:
-    """How an update went on the first rank."""
+    """The outcome of an update on the first rank."""
 
     name: str
     directory: Path | None
@@ -244,7 +244,7 @@ class _Pending:
 
 
 def _requests(seeds: Sequence[int], drawing: Drawing) -> Iterator[Wanted]:
-    """Seeds of one prompt as runs of seeds that follow each other, which one request can ask for."""
+    """Seeds of one prompt as runs of consecutive seeds, one request each."""
     start = 0
     for end in range(1, len(seeds) + 1):
         if end == len(seeds) or seeds[end] != seeds[end - 1] + 1:

@@ -1,4 +1,4 @@
-"""vLLM as a run's config asks for it: servers that are there, or one that is started."""
+"""Builds the vLLM backend of a run's config, with existing servers or one that it starts."""
 
 import os
 from pathlib import Path
@@ -32,10 +32,10 @@ def build_vllm(
     sample_rate: int,
     directory: Path,
 ) -> VllmRollout:
-    """The backend; a server that is started for it becomes ready while the run is set up further.
+    """The backend; a server started for it loads while the rest of the run is set up.
 
     Raises:
-        ValueError: vLLM cannot serve this policy, or a server is not what is needed.
+        ValueError: vLLM cannot serve this policy, or a server is unsuitable.
         RolloutUnavailable: no server answers.
     """
     settings = config.vllm
@@ -79,7 +79,7 @@ def served(config: RunConfig) -> tuple[list[str], dict[str, str]]:
     """Command and environment of examples/serve_vllm.py; writes the model directory.
 
     Raises:
-        ValueError: the run does not use vLLM, which has no decoder like its, or others would be served without a key.
+        ValueError: the run does not use vLLM, vLLM has no such decoder, or other machines would need no key.
     """
     vllm = config.rollout.vllm
     if vllm is None:
@@ -101,7 +101,7 @@ def served(config: RunConfig) -> tuple[list[str], dict[str, str]]:
 
 
 def sync_dir(config: VllmConfig, run_directory: Path) -> Path:
-    """Where model files, updates and logs go."""
+    """The directory for model files, updates and logs."""
     return (run_directory / "vllm" if config.sync_dir is None else Path(config.sync_dir)).resolve()
 
 

@@ -1,4 +1,4 @@
-"""The servers of a run: which of them have the present weights, and completions from any of these."""
+"""The servers of a run: tracks which have the present weights, and gets completions from these."""
 
 import threading
 import time
@@ -25,12 +25,12 @@ _FAILURES: Final = (Unreachable, Refused, WrongWeights, RolloutUnavailable, Weig
 
 
 class GivenUp(RolloutUnavailable):
-    """Not tried further, because another request of the call had failed or the call was abandoned."""
+    """Not retried, because another request of the call failed or the call was abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Update:
-    """Weights that the servers are to have, and how a server shows that it has them."""
+    """Weights for the servers, and the probe by which a server proves that it has them."""
 
     directory: Path | None
     """Where they lie; None for weights that were sent without files, which are not there a second time."""
@@ -57,7 +57,7 @@ class Fleet:
         process: VllmProcess | None = None,
         transfer: WeightTransfer | None = None,
     ) -> None:
-        """Tie the servers together.
+        """Group the servers.
 
         Args:
             servers: one at least.
@@ -83,8 +83,8 @@ class Fleet:
         """Return when one answers.
 
         Raises:
-            RolloutUnavailable: none does within `max_attempts` rounds.
-            ValueError: one is not what is needed, or wants another key.
+            RolloutUnavailable: none answers within `max_attempts` rounds.
+            ValueError: one is unsuitable, or requires a different key.
         """
         if self._process is not None:
             self._process.wait_until_it_serves(self._config.start_seconds)
@@ -107,14 +107,14 @@ class Fleet:
         raise RolloutUnavailable("no vLLM server answers: " + _listed(reasons))
 
     def load(self, update: Update, tensors: NamedTensors) -> tuple[dict[int, Drawn], list[str]]:
-        """Put an update into every server and have each complete the probe.
+        """Load an update into every server and have each complete the probe.
 
         Args:
             update: what they are to have.
             tensors: the weights, of an update without a directory.
 
         Returns:
-            Completions by number of the server, and for each of the others why there is none.
+            Completions by number of the server, and for each other server the reason why there is none.
         """
         failed: dict[int, str] = {}
         if update.directory is None:
@@ -136,7 +136,7 @@ class Fleet:
         return taken, [f"{self.servers[one].url} did not take them: {ended or failed[one]}" for one in sorted(failed)]
 
     def accept(self, version: str, mismatches: Mapping[int, float]) -> tuple[frozenset[int], list[str]]:
-        """Name the weights of the servers whose probe is near enough to the policy's; those, and why not the others."""
+        """Set the version of servers whose probe agrees with the policy; returns these, and reasons for the others."""
         accepted, reasons = set(), []
         for number, nats in mismatches.items():
             server = self.servers[number]
@@ -205,7 +205,7 @@ class Fleet:
         )
 
     def _ask(self, server: VllmServer, prompt: RequestPrompt, wanted: Wanted, version: str) -> list[Drawn]:
-        """Completions of these weights; the version is looked at before and after, so that no update can pass between.
+        """Completions of these weights; the version is checked before and after, to detect an update in between.
 
         Raises:
             WrongWeights: the server has others, or got these in between.
@@ -245,7 +245,7 @@ class Fleet:
         return completion
 
     def _bring_up_to_date(self, number: int, reasons: dict[str, str]) -> None:
-        """Put the present weights into a server that lost them, or stop using it."""
+        """Load the present weights into a server that lost them, or stop using it."""
         server, update = self.servers[number], self.update
         assert update is not None and update.expected is not None
         with server.updating:
@@ -277,7 +277,7 @@ class Fleet:
 
 
 def _certain(completion: Drawn) -> Drawn:
-    """A greedy completion, which is drawn with certainty."""
+    """A greedy completion, whose tokens have probability 1."""
     return replace(completion, sampling_log_probs=(0.0,) * len(completion.token_ids))
 
 

@@ -1,4 +1,4 @@
-"""What vLLM needs to build the served model, without its weights: they come with the first update."""
+"""The files from which vLLM builds the served model, without weights, which come with the first update."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ from nemo_mapo.models.hf.files import side_files
 
 
 def hears(config: ModelConfig) -> bool:
-    """Whether vLLM serves the model with its audio encoder; else it gets the prompts' embeddings.
+    """Whether vLLM serves the model with its audio encoder; otherwise it gets the prompts' embeddings.
 
-    An encoder with a projector of ours behind it belongs to an audio LLM from parts, which vLLM does not know.
+    An encoder followed by our own projector belongs to an assembled audio LLM, which vLLM does not know.
     """
     return isinstance(config.perception, QwenOmniPerceptionConfig) and config.perception.projector is None
 
@@ -33,7 +33,7 @@ def write_model_directory(
     """Write config.json, tokenizer and, for a model that vLLM serves with its encoder, the original's side files.
 
     Args:
-        directory: made or overwritten.
+        directory: created or overwritten.
         config: of the policy.
         tokenizer: the policy's.
         vocab_size: rows of the policy's embedding.

@@ -26,14 +26,14 @@ SEED: Final = 20260527
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
-    """A prompt about half a second of noise, and how it is completed."""
+    """A prompt about half a second of noise, and its sampling."""
 
     prompt: Prompt
     drawing: Drawing
 
     @classmethod
     def of(cls, policy: AudioLLM, drawing: Drawing, special: SpecialTokens, *, sample_rate: int) -> "Probe":
-        """The same for the same model; its words are spread over the vocabulary."""
+        """Always the same for one model; its words are spread over the vocabulary."""
         samples = round(CLIP_SECONDS * sample_rate)
         noise = torch.randn(samples, generator=torch.Generator().manual_seed(SEED)) * 0.1
         words = sorted(set(range(policy.vocab_size)) - set(drawing.never_drawn) - set(drawing.stop_ids))
@@ -73,5 +73,5 @@ class Probe:
 
 
 def difference(expected: Float[Tensor, "_"], completion: Drawn) -> float:
-    """Mean difference of the log-probs of a completion's tokens from those expected, nats."""
+    """Mean difference between a completion's log-probs and the expected ones, nats."""
     return float((expected - torch.tensor(completion.sampling_log_probs)).abs().mean())

@@ -1,4 +1,4 @@
-"""vLLM as a process of this machine: its command line, and starting, watching and stopping it."""
+"""vLLM as a process on this machine: its command line, and starting, watching and stopping it."""
 
 import contextlib
 import functools
@@ -85,14 +85,14 @@ def serve_command(
     # Token ids in and out, and prompts of embeddings, have to be asked for.
     command.append("--enable-scale-out" if hears else "--enable-prompt-embeds")
     if on_cpu:
-        # A prompt that is read in parts draws a token of its seed too early, and taking it back fails on a CPU.
+        # A prompt that is read in chunks draws a token of its seed too early, and undoing that fails on a CPU.
         together = str(max(max_length, _TOKENS_TOGETHER))
         command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", together]
     return [*command, *map(str, config.serve_args)]
 
 
 def serve_environment(*, key: str | None, on_cpu: bool, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment of that command: routes that take weights, the key, no look at a model hub."""
+    """Environment of that command: routes for weight updates, the key, no access to a model hub."""
     added = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     if key is not None:
         added["VLLM_API_KEY"] = key
@@ -102,7 +102,7 @@ def serve_environment(*, key: str | None, on_cpu: bool, given: Mapping[str, str]
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens."""
+    """A free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
     return port

@@ -1,4 +1,4 @@
-"""The two ways in which vLLM takes our prompts, and what it answers to them."""
+"""The two forms in which vLLM accepts our prompts, and its responses."""
 
 import base64
 import io
@@ -22,11 +22,11 @@ from nemo_mapo.rows import Prompt
 Body = dict[str, Any]
 
 NEVER: Final = -100.0
-"""Added to a logit, the least that vLLM takes: a token that has it is drawn with a probability of e^-100."""
+"""The lowest logit bias that vLLM accepts: a token with it is sampled with a probability of about e^-100."""
 PENALTY_ARGUMENT: Final = "completion_penalty"
 """Of the logits processor in plugin/nemo_mapo_penalty.py; vLLM's own penalty counts the prompt as well."""
 NO_LOG_PROB: Final = -9999.0
-"""What vLLM's JSON says in place of a log-prob that is not a number or not finite."""
+"""Value in vLLM's JSON in place of a log-prob that is NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,12 +36,12 @@ class RequestPrompt:
     body: Body
     """Its fields."""
     token_ids: tuple[int, ...]
-    """As the policy reads it; placeholders stand for audio."""
+    """Token ids as the policy reads them, with placeholders for audio."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which completions of a prompt: one for each of the seeds, which follow each other."""
+    """The requested completions of a prompt: one per seed, with consecutive seeds."""
 
     drawing: Drawing
     first_seed: int
@@ -50,11 +50,11 @@ class Wanted:
 
 @runtime_checkable
 class WayIn(Protocol):
-    """How prompts get into vLLM; the model decides."""
+    """The form in which prompts are sent to vLLM, which depends on the model."""
 
     @property
     def path(self) -> str:
-        """Where completions are asked for."""
+        """Route for completions."""
         ...
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[RequestPrompt]:
@@ -66,7 +66,7 @@ class WayIn(Protocol):
         ...
 
     def completions(self, answer: Body, prompt: RequestPrompt, version: str) -> list[Drawn]:
-        """Read an answer; KeyError, TypeError, ValueError or BadAnswer if it is another than asked."""
+        """Parse a response; KeyError, TypeError, ValueError or BadAnswer if it does not match the request."""
         ...
 
 
@@ -105,7 +105,7 @@ class PromptEmbeddings:
         }
 
     def completions(self, answer: Body, prompt: RequestPrompt, version: str) -> list[Drawn]:
-        """See `WayIn`; this endpoint does not say the version, which is asked for before and after."""
+        """See `WayIn`; this endpoint does not report the version, which is checked before and after."""
         return [
             _completion(choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"])
             for choice in sorted(answer["choices"], key=lambda choice: int(choice["index"]))
@@ -113,7 +113,7 @@ class PromptEmbeddings:
 
 
 class NativeAudio:
-    """vLLM serves the thinker whole and gets token ids and the clip (`/inference/v1/generate`)."""
+    """vLLM serves the whole thinker and gets token ids and the clip (`/inference/v1/generate`)."""
 
     path = "/inference/v1/generate"
 
@@ -161,7 +161,7 @@ class WrongWeights(Exception):
 
 
 def _sampling_fields(wanted: Wanted, *, arguments: str) -> Body:
-    """`arguments` is what the endpoint calls those of our own logits processor."""
+    """`arguments` is the endpoint's field for arguments of our own logits processor."""
     sampling = wanted.drawing.sampling
     fields: Body = {
         # Greedy completions are all the same, and vLLM draws one only.

@@ -1,4 +1,4 @@
-"""One vLLM server: what it is, the version of its weights, and an update of them from a directory."""
+"""One vLLM server: its model, the version of its weights, and updates from a directory."""
 
 import re
 import threading
@@ -13,11 +13,11 @@ TOO_NEW: Final = (0, 33)
 """vLLM's releases from OLDEST on and below TOO_NEW have the routes that are used here."""
 
 NO_WEIGHTS: Final = "default"
-"""What a server calls its weights that was given none."""
+"""Version reported by a server that has received no weights."""
 
 
 def unfinished(version: str) -> str:
-    """What a server calls weights that nobody asks for yet: their update is under way, or was broken off."""
+    """Version of weights that are never requested: their update is in progress, or was interrupted."""
     return f"{version} unfinished"
 
 
@@ -28,16 +28,16 @@ class VllmServer:
         self.http = JsonServer(url, token=token, timeout_seconds=timeout_seconds)
         self.url = self.http.url
         self.updates = 0
-        """How often weights were put in; completions asked for before the last time may be of others."""
+        """Number of updates; completions requested before the last one may come from other weights."""
         self.updating = threading.Lock()
-        """Held while weights are put in beside requests of other threads."""
+        """Held during an update while other threads send requests."""
 
     def look(self) -> dict[str, Any]:
         """The served model's entry of /v1/models.
 
         Raises:
             ValueError: the server is of an unsupported version, has no development mode, or serves several models.
-            Refused: it wants another key.
+            Refused: it requires a different key.
             Unreachable: it does not answer.
         """
         version = str(self.http.get("/version")["version"])
@@ -53,11 +53,11 @@ class VllmServer:
         return models[0]
 
     def weight_version(self) -> str:
-        """What the server calls its weights; NO_WEIGHTS if it was given none."""
+        """The version of the server's weights; NO_WEIGHTS if it has received none."""
         return str(self.http.get("/weight_info")["weight_version"])
 
     def load(self, update: Path, version: str) -> None:
-        """Put the weights of a directory in; the server then calls them `version` unfinished.
+        """Load the weights of a directory; the server then reports them as `version` unfinished.
 
         Args:
             update: of `write_update`, on storage that the server reads.
@@ -76,11 +76,11 @@ class VllmServer:
         self.end_update()
 
     def begin_update(self, version: str) -> None:
-        """Have the server end its requests and give its weights up for others.
+        """Have the server finish its requests and prepare for new weights.
 
-        From here on the server says a version that nobody asks for, until `name` says that these are they: whatever
-        fails in between, nothing of it is taken for a completion. The old weights are overwritten with zeros, because
-        vLLM keeps what an update lacks and only logs it.
+        From here on the server reports a version that is never requested, until `name` sets the new one: if anything
+        fails in between, no completion is accepted. The old weights are overwritten with zeros, because vLLM keeps
+        tensors that an update lacks and only logs it.
         """
         self.updates += 1
         self.http.post("/pause", mode="wait")
@@ -88,7 +88,7 @@ class VllmServer:
         self.http.post("/weight_checker", {"action": "reset"})
 
     def end_update(self) -> None:
-        """Drop what was computed with other weights (encoder outputs, keys and values), and have it go on."""
+        """Drop what was computed with the old weights (encoder outputs, keys and values), and resume."""
         for cache in ("mm", "encoder"):
             self.http.post(f"/reset_{cache}_cache")
         if not self.http.post("/reset_prefix_cache")["success"]:
@@ -96,7 +96,7 @@ class VllmServer:
         self.http.post("/resume")
 
     def name(self, version: str) -> None:
-        """Have the server call its weights `version`."""
+        """Set the version that the server reports to `version`."""
         self.http.post("/update_weight_version", {"new_version": version})
 
     def _call(self, method: str, **arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Weights that go into vLLM without files: its weight transfer API, from the trainer's first rank to each server."""
+"""Weight updates of vLLM without files: its weight transfer API, from the trainer's first rank to each server."""
 
 import base64
 import contextlib
@@ -29,16 +29,16 @@ class Group(Protocol):
     """A communicator of the trainer (rank 0) and the workers of one server (the ranks after it)."""
 
     def send(self, data: UInt8[Tensor, " bytes"]) -> Callable[[], bool]:
-        """Begin to broadcast; what is returned says whether all of it has been sent."""
+        """Begin to broadcast; the returned function tells whether everything has been sent."""
         ...
 
 
 @runtime_checkable
 class Transport(Protocol):
-    """What makes communicators."""
+    """Creates communicators."""
 
     def unique_id(self) -> bytes:
-        """Of a new communicator, the same for all who join."""
+        """Id of a new communicator, the same for all ranks that join."""
         ...
 
     def join(self, unique_id: bytes, ranks: int) -> Group:
@@ -47,7 +47,7 @@ class Transport(Protocol):
 
 
 class WeightTransfer:
-    """Puts weights into servers, bucket by bucket, each bucket into one server after the other.
+    """Sends weights to servers bucket by bucket, each bucket to one server after the other.
 
     >>> transfer = WeightTransfer(Nccl(policy.device), bucket_bytes=2**29, timeout_seconds=600)
     >>> transfer.send(servers, "run-7", served_weights(tensors, config, prefix=""))
@@ -55,7 +55,7 @@ class WeightTransfer:
     """
 
     def __init__(self, transport: Transport, *, bucket_bytes: int, timeout_seconds: float) -> None:
-        """`timeout_seconds` is the longest time that a server may take for a bucket."""
+        """A server may take at most `timeout_seconds` per bucket."""
         self._transport = transport
         self._bucket_bytes = bucket_bytes
         self._timeout_seconds = timeout_seconds
@@ -63,10 +63,10 @@ class WeightTransfer:
         """Of each server by its address, with the version of the last weights that it took."""
 
     def send(self, servers: Sequence[VllmServer], version: str, tensors: NamedTensors) -> dict[int, str]:
-        """Put the weights into all servers, which then call them `version` unfinished.
+        """Send the weights to all servers, which then report them as `version` unfinished.
 
         Returns:
-            Why not, by number of the server, for each that did not take all of them.
+            For each server that did not accept all of them, by number, the reason.
 
         Raises:
             WeightsError: a tensor is too large.
@@ -105,7 +105,7 @@ class WeightTransfer:
         server.http.post("/start_weight_update")
 
     def _connect(self, server: VllmServer, *, anew: bool) -> None:
-        """A communicator with a server's workers; `anew` ends the one that it may have."""
+        """A communicator with a server's workers; `anew` first ends an existing one."""
         if anew:
             for route in ("/finish_weight_update", "/shutdown_weight_transfer_engine"):
                 # There may be none, or no update that was broken off.
@@ -136,7 +136,7 @@ class WeightTransfer:
         self._groups[server.url] = group, version
 
     def _together(self, server: VllmServer, route: str, body: dict[str, Any], done: Callable[[], bool]) -> None:
-        """Ask a server to do its part of what is under way here; returns when both are done.
+        """Ask a server to do its part of the current transfer; returns when both sides are done.
 
         Raises:
             Unreachable, Refused: the server failed, or one of them is not done in time.
@@ -174,7 +174,7 @@ class _NcclGroup:
     def __init__(self, communicator: object, device: torch.device) -> None:
         self._communicator = communicator
         self._device = device
-        # One of its own: a broadcast that a server does not join must not hold up the trainer's stream.
+        # A separate stream: a broadcast that a server does not join must not block the trainer's stream.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             # Every rank of a communicator that vLLM makes from an id begins with this.
@@ -192,7 +192,7 @@ class _NcclGroup:
 
 
 def _described(bucket: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a server has to know of a bucket to take it apart."""
+    """What a server needs to know to unpack a bucket."""
     return {
         "names": list(bucket),
         "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
@@ -215,7 +215,7 @@ def _packed(bucket: Mapping[str, Tensor]) -> UInt8[Tensor, " bytes"]:
 
 
 def _begun(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-    """Work in a thread that does not keep the process from ending."""
+    """Work in a daemon thread."""
     future: Future[Any] = Future()
 
     def run() -> None:

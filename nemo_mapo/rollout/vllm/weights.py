@@ -1,4 +1,4 @@
-"""The policy's weights in the names that vLLM loads, and an update of them as a directory."""
+"""The policy's weights under the names that vLLM loads, and updates written as directories."""
 
 import json
 import shutil
@@ -28,18 +28,18 @@ _NAMES = "names.json"
 
 
 class WeightsError(RuntimeError):
-    """An update cannot be written, or is not whole; the message names the file."""
+    """An update cannot be written, or is incomplete; the message names the file."""
 
 
 def served_weights(tensors: NamedTensors, config: ModelConfig, *, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in Hugging Face's names, one after the other; adapters are merged into the weights they belong to.
+    """Tensors under Hugging Face's names, one after the other; adapters are merged into their weights.
 
-    A tied head is a tensor of its own: vLLM, which packs it for its kernels, would keep the old one.
+    A tied head is a separate tensor: vLLM, which packs it for its kernels, would keep the old one.
 
     Args:
         tensors: of the whole policy in Megatron's names (`policy_tensors`).
         config: of the policy.
-        prefix: before the thinker's names of a model that vLLM serves with its audio encoder.
+        prefix: of the thinker's names in a model that vLLM serves with its audio encoder.
     """
     whole = hears(config)
     names = WeightMap(config.decoder, rules=ENCODER_RULES if whole else (), prefix=prefix)
@@ -72,7 +72,7 @@ def _merged(found: dict[str, Tensor], module: str, scale: float | None) -> Itera
 
 
 def write_update(directory: Path, version: int, tensors: NamedTensors, *, bucket_bytes: int) -> Path:
-    """Write an update as safetensors; its directory gets its name when all of it is on the disk.
+    """Write an update as safetensors; its directory gets its final name once everything is on disk.
 
     Returns:
         The directory. The last two are kept.
@@ -99,7 +99,7 @@ def write_update(directory: Path, version: int, tensors: NamedTensors, *, bucket
 
 
 def check_update(update: Path) -> None:
-    """WeightsError unless every tensor that was written is still there: vLLM would keep the old one and only log it."""
+    """WeightsError unless every written tensor still exists: vLLM would keep an old one and only log it."""
     try:
         wanted: dict[str, list[str]] = json.loads((update / _NAMES).read_text())
         for file, names in wanted.items():
@@ -111,12 +111,12 @@ def check_update(update: Path) -> None:
 
 
 def buckets(tensors: NamedTensors, *, max_bytes: int, keep: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Tensors of one type, in order, up to `max_bytes` together; a larger one stands alone.
+    """Tensors of one dtype, in order, up to `max_bytes` together; a larger tensor gets its own bucket.
 
     Args:
         tensors: any.
         max_bytes: of a bucket.
-        keep: what of a tensor stands in its bucket.
+        keep: what to store of a tensor in its bucket.
     """
     bucket: dict[str, Tensor] = {}
     size = 0
@@ -126,7 +126,7 @@ def buckets(tensors: NamedTensors, *, max_bytes: int, keep: Callable[[Tensor], T
             bucket, size = {}, 0
         bucket[name] = keep(tensor)
         size += tensor.nbytes
-        # One that was gathered from several ranks goes before the next one is made.
+        # Free a tensor gathered from several ranks before the next one is gathered.
         del tensor
     if bucket:
         yield bucket
@@ -138,7 +138,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 def _remove_old(directory: Path, *, newest: Path) -> None:
-    """Remove updates before the last ones, and what a trainer that died left half written."""
+    """Remove updates before the last ones, and partial updates of a trainer that died."""
     found = [path for path in directory.glob("version_*") if path.is_dir() and path != newest]
     whole = sorted(
         (path for path in found if not path.name.endswith(UNFINISHED)), key=lambda path: path.stat().st_mtime

@@ -104,7 +104,7 @@ def test_a_missing_audio_file_is_named(corpus):
 def test_an_audio_file_without_readable_header_is_named(corpus):
     victim = next((corpus / "audio" / "train").iterdir())
     victim.write_bytes(b"")
-    assert f"{victim} is no readable audio file" in refusal(lhotse(corpus))
+    assert f"{victim} is not a readable audio file" in refusal(lhotse(corpus))
 
 
 def test_a_line_cut_in_half_is_named_by_its_number(corpus):
@@ -214,7 +214,7 @@ def test_a_duration_that_is_no_length_is_refused(corpus, duration):
 
 def test_a_number_that_json_does_not_have_is_refused(corpus):
     edit_nemo(corpus, lambda records: records[1].update(duration=float("nan")))
-    assert re.search(r"nemo_train\.json:2: .*NaN is no number of JSON", refusal(nemo(corpus)))
+    assert re.search(r"nemo_train\.json:2: .*NaN is not a JSON number", refusal(nemo(corpus)))
 
 
 def test_a_cut_without_recording_is_refused(corpus):
@@ -225,8 +225,8 @@ def test_a_cut_without_recording_is_refused(corpus):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": "Which?"}, "field 'question' is none of a Lhotse cut .*move it into custom"),
-        ({"num_features": 3}, "field 'num_features' is none of a Lhotse cut"),
+        ({"question": "Which?"}, "field 'question' does not exist in a Lhotse cut .*move it into custom"),
+        ({"num_features": 3}, "field 'num_features' does not exist in a Lhotse cut"),
         ({"type": None}, "type None with channel 0 is not a cut of one channel"),
         ({"type": "MixedCut"}, "type 'MixedCut' with channel 0 is not a cut of one channel"),
         ({"supervisions": None}, "Lhotse cannot read it"),

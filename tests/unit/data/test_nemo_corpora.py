@@ -149,7 +149,7 @@ def test_parts_of_a_member_are_cuts_of_their_own(tmp_path):
         ("truncated", "damaged archive: write it again"),
         ("a member is lost", "NeMo would leave these lines out"),
         ("a member is spare", "spare.flac"),
-        ("a member is no audio", "no readable audio"),
+        ("a member is no audio", "not readable audio"),
     ],
 )
 def test_an_archive_that_nemo_would_read_in_part_is_refused(tmp_path, damage, message, when):
@@ -182,7 +182,7 @@ def test_a_link_in_an_archive_is_refused(tmp_path):
         link = tarfile.TarInfo("passwd")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    assert "member passwd is no plain file" in refusal(item)
+    assert "member passwd is not a regular file" in refusal(item)
 
 
 def test_manifests_and_archives_of_other_shards_are_refused(tmp_path):

@@ -1,8 +1,8 @@
 """Our repetition penalty inside vLLM (`--logits-processors nemo_mapo_penalty:CompletionPenalty`).
 
-vLLM's own counts the tokens of the prompt as well, which ours does not; and of a prompt of embeddings, which has no
-tokens, release 0.32 counts those that an earlier request left behind. This file is imported by vLLM, in its
-environment, and imports nothing of ours.
+vLLM's own penalty also counts the tokens of the prompt, which ours does not. For a prompt of embeddings, which has no
+tokens, release 0.32 counts stale tokens of an earlier request. vLLM imports this file in its own environment; it
+imports nothing of ours.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class CompletionPenalty(AdapterLogitsProcessor):  # type: ignore[misc]
     """Divides positive and multiplies negative logits of the tokens already in the completion, once each."""
 
     def is_argmax_invariant(self) -> bool:
-        """It changes which token is most likely."""
+        """The penalty can change which token is most likely."""
         return False
 
     def new_req_logits_processor(self, params: Any) -> "Callable[..., torch.Tensor] | None":

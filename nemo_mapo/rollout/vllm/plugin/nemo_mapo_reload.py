@@ -1,8 +1,8 @@
-"""Experts of a vLLM on a CPU that takes new weights (`--worker-extension-cls nemo_mapo_reload.Reload`).
+"""Fixes reloads of expert weights in vLLM on a CPU (`--worker-extension-cls nemo_mapo_reload.Reload`).
 
 On a CPU vLLM packs the weights of experts when it builds the kernels of a layer. At a reload it keeps the kernels and
-does not pack, so that they read weights in a layout that is not theirs. This file is imported by vLLM, in its
-environment, and imports nothing of ours.
+does not pack, so they read weights in the wrong layout. vLLM imports this file in its own environment; it imports
+nothing of ours.
 """
 
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -15,7 +15,7 @@ class Reload:
     def forget_expert_kernels(self) -> None:
         """Have the next reload build the kernels of experts and pack their weights, as the first load does.
 
-        Nothing on other devices: what vLLM does to experts there, it does at every load.
+        Does nothing on other devices, where vLLM processes expert weights at every load.
         """
         if not current_platform.is_cpu():
             return

@@ -133,7 +133,7 @@ def test_a_question_about_two_clips_keeps_both_in_order_and_out_of_other_splits(
     ("change", "message", "reason"),
     [
         ({"audio": "gone.wav"}, r"all.jsonl:2: no audio file at .*gone.wav", "audio file missing"),
-        ({"audio": "text.wav"}, r"all.jsonl:2: .*text.wav is no readable audio file", "audio unreadable"),
+        ({"audio": "text.wav"}, r"all.jsonl:2: .*text.wav is not a readable audio file", "audio unreadable"),
         ({"audio": "empty.wav"}, r"all.jsonl:2: .*empty.wav holds no samples", "audio empty"),
         ({"answer": None}, r"all.jsonl:2: field 'answer' is None", "question without answer"),
         ({"answer": "c"}, r"all.jsonl:2: field 'answer' is 'c', which names none", "answer not among the choices"),
@@ -241,7 +241,7 @@ def test_output_appears_whole_or_not_at_all(tmp_path, run):
 
 def test_an_output_that_is_there_is_not_touched(source, tmp_path, run):
     (tmp_path / "prepared").mkdir()
-    assert "prepared is there already" in refusal(run, source)
+    assert "prepared already exists" in refusal(run, source)
 
 
 def test_a_corpus_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path, run):

@@ -36,7 +36,7 @@ def test_our_own_lines_are_read_back(tmp_path, benchmark):
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"id": "x", "model_prediction": "Dog"}, "item 2 (id 'x'): field 'id' is 'x', which is no item of"),
+        ({"id": "x", "model_prediction": "Dog"}, "item 2 (id 'x'): field 'id' is 'x', which is not an item of"),
         ({"id": "a", "model_prediction": "Dog"}, "item 2: field 'id' is 'a', which item 1 has already"),
         ({"id": "b", "model_prediction": 3}, "item 2 (id 'b'): field 'model_prediction' is 3"),
         ({"id": "b", "model_prediction": "B", "finished": "yes"}, "item 2 (id 'b'): field 'finished' is 'yes'"),

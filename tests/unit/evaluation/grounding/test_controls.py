@@ -83,7 +83,7 @@ def test_a_question_that_hears_its_own_clip_is_caught():
         replace(one, prompt=replace(one.prompt, clips=PROBLEMS[clip].prompt.clips))
         for one, clip in zip(PROBLEMS, order, strict=True)
     ]
-    with pytest.raises(ValueError, match="q2 was to hear the clip of another question and hears its own"):
+    with pytest.raises(ValueError, match="q2 should hear the clip of another question but hears its own"):
         refuse_own_clips(PROBLEMS, wrong)
 
 
