@@ -25,7 +25,7 @@ def main() -> None:
     target = arguments.output / "conf" / "model" / "perception" / "imported.yaml"
     try:
         if target.exists():
-            raise ValueError(f"{target} is there already; remove it or name another directory")
+            raise ValueError(f"{target} already exists; remove it or name another directory")
         config = {
             "type": "nemo",
             "restore_from_path": str(arguments.asr.absolute()),

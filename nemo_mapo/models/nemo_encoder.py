@@ -114,7 +114,7 @@ def save_encoder(perception: NemoPerception, asr: Path, folder: Path) -> None:
             f"{asr}: {wrong[0]} ({len(wrong)} such) is not the trained encoder's; give the model it came from"
         )
     if folder.exists():
-        raise ValueError(f"{folder} is there already; remove it or name another directory")
+        raise ValueError(f"{folder} already exists; remove it or name another directory")
     with torch.no_grad():
         for name, value in theirs.items():
             value.copy_(trained[name])

@@ -44,7 +44,7 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
 
 def test_a_directory_that_is_there_is_left_alone(tmp_path):
     (tmp_path / "made").mkdir()
-    with pytest.raises(ValueError, match="is there already"), whole_directory(tmp_path / "made"):
+    with pytest.raises(ValueError, match="already exists"), whole_directory(tmp_path / "made"):
         pass
     with pytest.raises(ValueError, match="cannot write there"), whole_directory(write_text(tmp_path / "a", "") / "b"):
         pass

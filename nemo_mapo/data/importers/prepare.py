@@ -76,7 +76,7 @@ def prepare(
     give the same manifests. Lines are in random order, so that the first of them (`max_samples`) stand for all.
 
     Raises:
-        ValueError: `output` is there already, the corpus is not laid out as it should be, a line is wrong (unless such
+        ValueError: `output` already exists, the corpus is not laid out as it should be, a line is wrong (unless such
             lines are skipped), audio has another sample rate or several channels, or no question is left.
     """
     with whole_directory(output.absolute()) as partial:

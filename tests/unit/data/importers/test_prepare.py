@@ -241,7 +241,7 @@ def test_output_appears_whole_or_not_at_all(tmp_path, run):
 
 def test_an_output_that_is_there_is_not_touched(source, tmp_path, run):
     (tmp_path / "prepared").mkdir()
-    assert "prepared is there already" in refusal(run, source)
+    assert "prepared already exists" in refusal(run, source)
 
 
 def test_a_corpus_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path, run):

@@ -89,7 +89,7 @@ def test_a_server_that_does_not_answer_in_time_is_an_error(serve):
         return chat_reply("late")
 
     config = serve(slow).config(timeout_seconds=0.1, max_attempts=2)
-    with pytest.raises(JudgeError, match="no whole answer within"):
+    with pytest.raises(JudgeError, match="no complete answer within"):
         OpenAIClient(config).chat("", "x")
 
 
