@@ -54,7 +54,7 @@ def test_a_refusal_is_final(serve: Serve, status: int) -> None:
 
 
 def test_what_is_no_json_is_no_answer(serve: Serve) -> None:
-    with pytest.raises(Refused, match="no JSON: '<html>'"):
+    with pytest.raises(Refused, match="not JSON: '<html>'"):
         connection(serve(lambda path, body: (200, "<html>"))).post("/v1/x", {})
 
 
@@ -128,7 +128,7 @@ def test_a_compressed_body_is_not_unpacked(raw, monkeypatch) -> None:
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '"\x00'])
 def test_what_cannot_be_read_as_json_is_refused(serve: Serve, content: str) -> None:
-    with pytest.raises(Refused, match="no JSON"):
+    with pytest.raises(Refused, match="not JSON"):
         connection(serve(lambda path, body: (200, content))).post("/v1/x", {})
 
 

@@ -55,7 +55,7 @@ def test_a_refusal_is_not_tried_again(serve):
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        ((200, "<html>"), "no JSON"),
+        ((200, "<html>"), "not JSON"),
         ((200, {"choices": []}), "no chat completion"),
         ((200, {"choices": [{"message": {"content": None}}]}), "not a text"),
     ],
