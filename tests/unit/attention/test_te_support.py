@@ -95,7 +95,7 @@ def test_a_legal_call_has_no_reason_against_it(legal: AttentionCase) -> None:
         (case(head_dim_qk=256, head_dim_v=256, cudnn=(9, 4, 0)), "cuDNN 9.5"),
         (case(head_dim_qk=256, head_dim_v=256, te=(2, 5)), "Transformer Engine 2.6"),
         (case(head_dim_qk=264, head_dim_v=264), "up to 256"),
-        (case(head_dim_v=136, cudnn=(9, 11, 0)), "no backward for unequal head widths 128/136"),
+        (case(head_dim_v=136, cudnn=(9, 11, 0)), "no backward pass for unequal head widths 128/136"),
         # Packed rows and windows.
         (case(A100, layout="thd"), "packed rows need compute capability 9.0 or 10.x"),
         (case(RTX_PRO, layout="thd"), "packed rows need compute capability 9.0 or 10.x"),
