@@ -1,6 +1,6 @@
-"""Checksums of the files of a directory, written beside them and compared when they are read again.
+"""Checksums of a directory's files, written beside them and compared when the files are read again.
 
-They find what a disk, a network or a copy has damaged, not what somebody changed on purpose.
+They detect damage by a disk, a network or a copy, not deliberate changes.
 """
 
 import json
@@ -27,7 +27,7 @@ def checksum(path: Path) -> str:
 
 
 def files_to_sum(directory: Path) -> list[Path]:
-    """The files of a directory that have checksums, in a fixed order: all but the checksums themselves."""
+    """Files of a directory to checksum, sorted: all of them except `checksums.json`."""
     return sorted(path for path in directory.iterdir() if path.name != CHECKSUMS)
 
 
@@ -37,7 +37,7 @@ def checksums_of(files: Iterable[Path]) -> dict[str, str]:
 
 
 def write_checksums(directory: Path, sums: Mapping[str, str]) -> None:
-    """Write them beside the files that they are of, flushed to the disk."""
+    """Write `checksums.json` beside the files and flush it to the disk."""
     content = {
         "algorithm": _ALGORITHM,
         "files": {name: {"bytes": (directory / name).stat().st_size, "checksum": sums[name]} for name in sorted(sums)},
@@ -46,12 +46,12 @@ def write_checksums(directory: Path, sums: Mapping[str, str]) -> None:
 
 
 def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:
-    """What differs from the checksums of a directory, with file and finding; empty if nothing does or it has none.
+    """Describe the first file that differs from its checksum; empty if none does or the directory has no checksums.
 
     Args:
         directory: holds the files and, if it was written with checksums, `checksums.json`.
-        part: of the files this call reads: every `parts`-th one from this on; sizes are compared for all.
-        parts: how many calls share the reading.
+        part: index of this call's share of the files, every `parts`-th one; the sizes of all files are compared.
+        parts: number of calls that share the reading.
     """
     path = directory / CHECKSUMS
     if not path.is_file():
@@ -61,15 +61,15 @@ def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:
         known = written["algorithm"] == _ALGORITHM
         sums = {str(name): (int(entry["bytes"]), str(entry["checksum"])) for name, entry in written["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{path} is no list of checksums: {error!r}"
+        return f"{path} is not a list of checksums: {error!r}"
     if not known:
-        return f"{path} has checksums other than {_ALGORITHM}"
+        return f"{path} uses a checksum algorithm other than {_ALGORITHM}"
     for name, (size, _) in sorted(sums.items()):
         if not (directory / name).is_file():
             return f"{directory / name} is missing"
         if (found := (directory / name).stat().st_size) != size:
-            return f"{directory / name} has {found} bytes and was written with {size}"
+            return f"{directory / name} has {found} bytes, but {size} were written"
     for name, (_, expected) in sorted(sums.items())[part::parts]:
         if checksum(directory / name) != expected:
-            return f"{directory / name} does not have the content that was written"
+            return f"{directory / name} differs from what was written"
     return ""

@@ -9,18 +9,18 @@ from types import TracebackType
 from nemo_mapo.processes import is_main_rank
 
 _LIGHTNING_AT_START = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
-"""Say which devices there are, in whichever of its two packages was imported last. Lightning sets the levels of the
-loggers above them while it is imported, which may be later than this."""
+"""Loggers that announce the devices; the one in use is that of the package imported last. Listed by name because
+Lightning resets the levels of their parents when it is imported, possibly after `quiet_upstream`."""
 
 
 class Unavailable(RuntimeError):
-    """A server that the work needs is out of reach; the message says which, and what to do."""
+    """A required server is unreachable; the message says which, and what to do."""
 
 
 def quiet_upstream() -> None:
-    """Hide upstream's warnings and information; errors stay. Set PYTHONWARNINGS=default to see everything.
+    """Hide upstream's warnings and info messages; errors stay. Set PYTHONWARNINGS=default to see everything.
 
-    NeMo's log files in the run directory are as quiet as the terminal; ours go to the logger `nemo_mapo`.
+    NeMo's log files in the run directory are as quiet as the terminal; our messages use the logger `nemo_mapo`.
     """
     interrupt_quietly()
     if os.environ.get("PYTHONWARNINGS"):
@@ -50,7 +50,7 @@ def interrupt_quietly() -> None:
 
 
 def show_own_messages() -> logging.Logger:
-    """Send what this package logs to the terminal, once; of several processes only the first one speaks."""
+    """Print this package's log messages on the terminal, each once; of several ranks only the main one prints."""
     logger = logging.getLogger("nemo_mapo")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)

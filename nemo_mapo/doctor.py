@@ -1,6 +1,6 @@
-"""Start-up check: `python -m nemo_mapo.doctor` says what is there, what is missing and what is wrong.
+"""Installation check: `python -m nemo_mapo.doctor` reports what is installed, what is missing and what is wrong.
 
-Nothing heavy is imported: versions come from the metadata of what is installed.
+Nothing heavy is imported: versions come from package metadata.
 """
 
 import argparse
@@ -30,11 +30,11 @@ Versions = Mapping[str, str]
 
 DISTRIBUTION = "nemo_mapo"
 SETS = tuple(Path(__file__).parents[1] / name for name in ("constraints.txt", "constraints-next.txt"))
-"""Versions that were run together; only a checkout has them, an installed wheel knows the ranges alone."""
+"""Sets of versions that were tested together; only a checkout has them, an installed wheel knows only the ranges."""
 PYTHON = SpecifierSet(">=3.11,<3.13")
 NLTK_PACKAGE = "averaged_perceptron_tagger_eng"
 STACK = ("torch", "megatron-core", "nemo-toolkit", "lhotse", "lightning", "transformers", "numpy")
-"""Requirements that get a line each; of the others only what is wrong is told."""
+"""Requirements that get a line each; the others are listed only if something is wrong with them."""
 WRITABLE = ("runs", ".cache", tempfile.gettempdir())
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
 GPU_TIMEOUT_SECONDS = 3.0
@@ -42,14 +42,14 @@ GPU_TIMEOUT_SECONDS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """Something that no package index gives in a form that works: it comes with NVIDIA's container, or is built."""
+    """A dependency without a working package on any index: it comes with NVIDIA's container or is built from source."""
 
     name: str
     supported: SpecifierSet
     folder: str
-    """Part of the real package; the projects and stubs of the same name on package indices have none."""
+    """Subfolder of the real package; projects and stubs of the same name on package indices do not have it."""
     cost: str
-    """What cannot be done without it."""
+    """What is not available without it."""
 
 
 OPTIONAL = (
@@ -79,9 +79,9 @@ OPTIONAL = (
     ),
 )
 KEPT = ("torch", "transformer-engine", "apex", "tensorrt-llm")
-"""What a container is taken for: an installation into it must leave these as they are."""
+"""The reason to use a container: installing into it must leave these unchanged."""
 COMPILED = ("torch", "transformer-engine", "nvidia", "tensorrt", "triton", "flash-attn", "cuda", "numpy")
-"""How the names begin of packages that were built for each other and are pinned with those."""
+"""Name prefixes of packages that were built for each other and are pinned together with `KEPT`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def requirements() -> dict[str, SpecifierSet]:
-    """Supported range of every package that nemo-mapo needs here, as its metadata (pyproject.toml) says.
+    """Supported range of every package that nemo-mapo needs here, from its metadata (pyproject.toml).
 
     Raises:
-        ValueError: where nemo-mapo itself is not installed.
+        ValueError: nemo-mapo itself is not installed.
     """
     try:
         given = importlib.metadata.requires(DISTRIBUTION) or []
@@ -124,7 +124,7 @@ def pinned(path: Path) -> dict[str, str]:
 
 
 def nearest_set(installed: Versions) -> Path | None:
-    """The pinned set that shares most versions of the stack with what is installed; None without a checkout."""
+    """The pinned set that shares the most stack versions with this installation; None without a checkout."""
     there = [path for path in SETS if path.is_file()]
     return max(there, key=lambda path: len(STACK) - len(_unlike(installed, pinned(path))), default=None)
 
@@ -134,10 +134,10 @@ def _unlike(installed: Versions, tested: Versions) -> list[str]:
 
 
 def check_set(installed: Versions, path: Path) -> Finding:
-    """How the stack that is installed differs from a pinned set."""
+    """How the installed stack differs from a pinned set."""
     tested = pinned(path)
     unlike = [f"{name} {tested.get(name)}" for name in _unlike(installed, tested)]
-    detail = f"{path.name}, with others than its {', '.join(unlike)}: not run together" if unlike else path.name
+    detail = f"{path.name}, except its {', '.join(unlike)}: this combination is untested" if unlike else path.name
     return Finding(verdict="OK", subject="nearest pinned set", detail=detail)
 
 
@@ -178,7 +178,7 @@ def check_packages(
 
 
 def check_optional(component: Component, installed: Versions) -> Finding:
-    """Transformer Engine, apex or TensorRT-LLM."""
+    """A component of `OPTIONAL`, such as Transformer Engine."""
     name, version = component.name, installed.get(component.name)
     if version is None:
         return Finding(verdict="missing", subject=name, detail=component.cost)
@@ -195,7 +195,7 @@ def check_optional(component: Component, installed: Versions) -> Finding:
 
 
 def torch_cuda() -> str | None:
-    """CUDA version that the installed torch was built for, read from its source; None is a CPU build or no torch."""
+    """CUDA version that the installed torch was built for, read from its source; None for a CPU build or no torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -204,14 +204,14 @@ def torch_cuda() -> str | None:
 
 
 def check_gpu(cuda: str | None) -> Finding:
-    """NVIDIA devices, asked of the driver's own tool, and whether torch was built for them."""
+    """NVIDIA devices that the driver's own tool lists, and whether torch was built for them."""
     cost = "training and generation run on the CPU: the embedded run and the tests"
     if shutil.which(GPU_QUERY[0]) is None:
         return Finding(verdict="missing", subject="gpu", detail=f"no {GPU_QUERY[0]}: {cost}")
     try:
         answer = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=GPU_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        problem = f"{GPU_QUERY[0]} gave no answer in {GPU_TIMEOUT_SECONDS:g} s; the driver hangs: restart the machine"
+        problem = f"{GPU_QUERY[0]} did not answer in {GPU_TIMEOUT_SECONDS:g} s; the driver hangs: restart the machine"
         return Finding(verdict="wrong", subject="gpu", detail=problem)
     if answer.returncode != 0:
         said = (answer.stderr or answer.stdout).strip().splitlines()
@@ -241,25 +241,25 @@ def check_nltk(folders: Sequence[Path]) -> Finding:
         tagger = folder / "taggers" / NLTK_PACKAGE
         if tagger.is_dir() or tagger.with_suffix(".zip").is_file():
             return Finding(verdict="OK", subject="nltk data", detail=str(tagger))
-    cost = f"the part-of-speech gate uses the tagger without data; python -m nltk.downloader {NLTK_PACKAGE} brings it"
+    cost = f"the part-of-speech gate uses the tagger without data; get it: python -m nltk.downloader {NLTK_PACKAGE}"
     return Finding(verdict="missing", subject="nltk data", detail=cost)
 
 
 def check_writable(path: Path) -> Finding:
-    """Whether files can be made in a folder, or in what exists of the way to it."""
+    """Whether files can be created in a folder, or in its closest existing parent."""
     subject = f"write {path}"
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             free_gb = shutil.disk_usage(existing).free / 1e9
     except OSError as error:
-        problem = f"{existing}: {error.strerror}; choose another place, or correct its permissions"
+        problem = f"{existing}: {error.strerror}; choose another folder, or fix its permissions"
         return Finding(verdict="wrong", subject=subject, detail=problem)
     return Finding(verdict="OK", subject=subject, detail=f"{free_gb:.0f} GB free")
 
 
 def check_unchanged(before: Versions, installed: Versions) -> Iterator[Finding]:
-    """Whether what the container brought is what is installed now."""
+    """Whether the container's versions of `KEPT` are still installed."""
     for name in KEPT:
         subject, then, now = f"kept {name}", before.get(name), installed.get(name)
         if then is None:
@@ -273,12 +273,12 @@ def check_unchanged(before: Versions, installed: Versions) -> Iterator[Finding]:
 
 
 def pip_files(installed: Versions, supported: Mapping[str, SpecifierSet]) -> tuple[list[str], list[str]]:
-    """Requirements that are to be installed, and constraints that keep the others and all that was compiled together.
+    """Requirements to install, and constraints that pin the other requirements and the packages compiled together.
 
-    What neither file names pip leaves alone, unless something that is to be installed needs another version.
+    Pip leaves all other packages alone, unless something it installs needs another version of them.
 
     Raises:
-        ValueError: naming a package that must be kept and cannot, because nemo-mapo does not support its version.
+        ValueError: nemo-mapo does not support the version of a package that must be kept; the message names it.
     """
     to_install = {
         name: wanted
@@ -355,14 +355,14 @@ def _arguments() -> argparse.Namespace:
         "--unchanged",
         type=Path,
         metavar="FILE",
-        help=f"check too that {', '.join(KEPT)} are as name==version lines say",
+        help=f"also check that {', '.join(KEPT)} still have the versions of FILE (name==version lines)",
     )
     parser.add_argument(
         "--write-pip-files",
         type=Path,
         metavar="DIR",
-        help="instead, write requirements.txt (what is missing or out of range here) and constraints.txt (what "
-        "must stay as it is)",
+        help="instead of checking, write requirements.txt (what is missing or out of range here) and constraints.txt "
+        "(what must stay as it is)",
     )
     return parser.parse_args()
 

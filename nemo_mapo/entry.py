@@ -1,4 +1,4 @@
-"""What an entry point sets up around its work, once its config is checked: devices, messages, how it fails."""
+"""Set-up of an entry point once its config is checked: devices, messages, and how it reports errors."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ _DEVICES = Path("/dev")
 
 @contextmanager
 def at_work(*, gpu: bool) -> Iterator[None]:
-    """Set this process up, and end it with one message if the work fails for a reason that the user can act on.
+    """Set this process up, and exit with a single message if the work fails for a reason that the user can fix.
 
         config = read_command_line(primary, RunConfig)
         with at_work(gpu=config.trainer.accelerator == "gpu"):
@@ -21,13 +21,13 @@ def at_work(*, gpu: bool) -> Iterator[None]:
             run(config)
 
     Args:
-        gpu: whether the GPUs of this machine are to be used; upstream would take them by itself.
+        gpu: whether to use the GPUs of this machine; without this, upstream would use them unasked.
     """
     logger = show_own_messages()
     try:
         if not gpu:
             if unused := visible_gpus():
-                logger.info(f"{unused} GPU(s) are here and not used: trainer.accelerator=gpu uses them")
+                logger.info(f"{unused} GPU(s) found but not used; trainer.accelerator=gpu uses them")
             from nemo_mapo.platform import hide_cuda_devices
 
             hide_cuda_devices()

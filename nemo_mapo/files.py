@@ -1,4 +1,4 @@
-"""Files and directories that are either whole or not there."""
+"""Atomic writes: a file or directory is either complete or absent."""
 
 import fcntl
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 UNFINISHED: Final = ".unfinished"
-"""End of the name that something has while it is written."""
+"""Suffix of a file or directory name while it is being written."""
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 file whole or not at all; its folder is made if it is not there. Returns `path`."""
+    """Write a UTF-8 file completely or not at all, creating its folder if needed; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     unfinished.write_text(text, encoding="utf-8")
@@ -22,12 +22,12 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def whole_directory(final: Path) -> Iterator[Path]:
-    """An empty directory that gets the name `final` if the block ends well, and is removed if not.
+    """Yield an empty directory that is renamed to `final` if the block succeeds and removed if it fails.
 
         with whole_directory(output) as folder:
             (folder / "config.json").write_text(text)
 
-    What a killed process has left of it is replaced.
+    Leftovers of a killed process are removed.
 
     Raises:
         ValueError: `final` already exists or cannot be written, or another process is writing it.
@@ -56,7 +56,7 @@ def whole_directory(final: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Return when the content of a file, or the names in a directory, are on the disk."""
+    """Return once the content of a file, or the entries of a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

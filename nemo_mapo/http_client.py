@@ -1,4 +1,4 @@
-"""JSON over HTTP to a server that may be slow, busy, broken or gone: how a request fails, and when it is sent again."""
+"""JSON over HTTP to a server that may be slow, busy, broken or gone: how a request fails, and when to retry it."""
 
 import json
 import logging
@@ -24,15 +24,15 @@ _TRIED_AGAIN: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 CONNECT_SECONDS: Final = 10.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
 LONGEST_ASKED_PAUSE_SECONDS: Final = 600.0
-"""A server that asks to be left alone for longer is asked again after this."""
+"""Longest Retry-After that is honoured; a longer one is treated as this."""
 LARGEST_ANSWER_BYTES: Final = 256 << 20
-"""Log-probs of the longest completions of a batch stay well below."""
+"""Far more than the log-probs of a batch of the longest completions."""
 _BLOCK_BYTES: Final = 1 << 16
 _SHOWN_CHARACTERS: Final = 300
 
 
 class Unreachable(RuntimeError):
-    """The server did not answer, or asked to be asked again."""
+    """The server did not answer, or cannot serve the request at the moment."""
 
     def __init__(self, message: str, *, status: int | None = None, retry_after_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class Unreachable(RuntimeError):
 
 
 class Refused(ValueError):
-    """The server will not answer this request, however often it is asked."""
+    """The server rejects this request, and a retry would not change that."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -49,13 +49,13 @@ class Refused(ValueError):
 
 
 class JsonServer:
-    """One server by its address.
+    """A JSON server at one address.
 
     >>> JsonServer("http://127.0.0.1:8000", token=None, timeout_seconds=60).get("/version")
 
-    A request has `timeout_seconds` from its beginning to the last byte of its answer, however the bytes arrive, and an
-    answer `largest_bytes`. Compressed answers are not asked for and not unpacked. The first request of an outage that
-    nobody answers is logged, because those that send it again may do so for minutes; `expected` outages are not.
+    `timeout_seconds` limits a request from its start to the last byte of the answer, however the bytes arrive, and
+    `largest_bytes` limits the answer. Compressed answers are neither requested nor unpacked. The first unanswered
+    request of an outage is logged, because callers may retry for minutes; an `expected` outage is not.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class JsonServer:
         except Unreachable as error:
             if error.status is None and not self._said:
                 self._said = True
-                logger.warning(f"{self.url} does not answer and is asked again for a while: {error}")
+                logger.warning(f"{self.url} does not answer; retrying for a while: {error}")
             raise
         self._said = self._expected
         return answer
@@ -111,17 +111,17 @@ class JsonServer:
                 )
                 content = self._content(response, url)
             except (requests.RequestException, HTTPError, OSError) as error:
-                late = f"no whole answer within {self._seconds:g} s" if deadline.passed else str(error)
+                late = f"no complete answer within {self._seconds:g} s" if deadline.passed else str(error)
                 raise Unreachable(f"{url}: {late}") from error
-        # What was cut short may look whole.
+        # A truncated answer may look complete.
         if deadline.passed:
-            raise Unreachable(f"{url}: no whole answer within {self._seconds:g} s")
+            raise Unreachable(f"{url}: no complete answer within {self._seconds:g} s")
         return _decoded(content, response, url)
 
     def _content(self, response: requests.Response, url: str) -> bytes:
         status = response.status_code
         if coding := response.headers.get("Content-Encoding"):
-            raise Refused(f"{url}: the answer is compressed ({coding}), which was not asked for", status=status)
+            raise Refused(f"{url}: the answer is compressed ({coding}), which was not requested", status=status)
         content = bytearray()
         while block := response.raw.read1(_BLOCK_BYTES):
             content += block
@@ -143,11 +143,11 @@ def _decoded(content: bytes, response: requests.Response, url: str) -> Any:
     try:
         return decode_json(content)
     except ValueError as error:
-        raise Refused(f"{url}: the answer is no JSON: {text[:_SHOWN_CHARACTERS]!r}", status=status) from error
+        raise Refused(f"{url}: the answer is not JSON: {text[:_SHOWN_CHARACTERS]!r}", status=status) from error
 
 
 def decode_json(content: str | bytes) -> Any:
-    """The value that somebody else's JSON says; ValueError for what is none, or is nested too deeply to be read."""
+    """Decode untrusted JSON; ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -155,7 +155,7 @@ def decode_json(content: str | bytes) -> Any:
 
 
 class _Deadline:
-    """Ends what its connections wait for when the time is up: a time-out of requests is one between two bytes."""
+    """Shuts its connections down when the time is up; a timeout of `requests` only limits the gap between two bytes."""
 
     def __init__(self, seconds: float) -> None:
         self.passed = False
@@ -193,7 +193,7 @@ def _shut_down(connected: socket.socket) -> None:
 
 
 class _WatchedAdapter(HTTPAdapter):
-    """Connections of one request, each of which its deadline knows."""
+    """Makes the connections of one request and registers each with its deadline."""
 
     def __init__(self, deadline: _Deadline) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _WatchedAdapter(HTTPAdapter):
 
 
 class Pauses:
-    """Growing pauses between the attempts of one request, varied at random; nothing else depends on them."""
+    """Growing pauses with random jitter between the attempts of one request; no result depends on them."""
 
     def __init__(self, pause_seconds: float) -> None:
         """`pause_seconds` is the longest first pause; each further one is up to twice as long, up to 30 s."""
@@ -231,14 +231,14 @@ class Pauses:
         ).increment("POST", "")
 
     def next(self, failure: Unreachable | None = None) -> float:
-        """Seconds to wait after another failure; no less than the server asked for, within reason."""
+        """Seconds to wait after another failure; at least what the server asked for, up to a limit."""
         self._retry = self._retry.increment("POST", "")
         asked = 0.0 if failure is None else failure.retry_after_seconds
         return max(self._retry.get_backoff_time(), min(asked, LONGEST_ASKED_PAUSE_SECONDS))
 
 
 def _seconds(header: str | None) -> float:
-    """A Retry-After in seconds from now, be it a number or a date; 0 for anything else."""
+    """Seconds from now that a Retry-After header (a number or a date) asks for; 0 for anything else."""
     if header is None or header.isdecimal():
         return float(header or 0)
     try:

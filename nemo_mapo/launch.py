@@ -1,4 +1,4 @@
-"""Assembles a run from its config and carries it through: start weights, training, test, report."""
+"""Assembles a run from its config and executes it: start weights, training, test, report."""
 
 import logging
 import resource
@@ -56,19 +56,19 @@ from nemo_mapo.training.trainer import MapoTrainer
 logger = logging.getLogger(__name__)
 
 PROJECT = "nemo-mapo"
-"""Of Weights & Biases, unless the config names one."""
+"""Weights & Biases project, unless the config names one."""
 ENDED_EARLY = "ended before its last step; continue with exp_manager.resume_if_exists=true"
 
 
 def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
     """Train as `config` says, evaluate on the test split, write the report; return the run directory.
 
-    `assembly` says what a run is made of; None is a MAPO run.
+    `assembly` builds the parts of the run; None is a MAPO run.
 
     Raises:
-        ValueError: an error that the user can fix: config, data, run directory.
-        RewardsUnavailable, RolloutUnavailable: a server is out of reach; the run has saved and can be resumed.
-        NoRoomLeft: the disk is full; the last checkpoint that was whole is untouched.
+        ValueError: something that the user can fix in the config, the data or the run directory.
+        RewardsUnavailable, RolloutUnavailable: a server is unreachable; the run has saved and can be resumed.
+        NoRoomLeft: the disk is full; the last complete checkpoint is untouched.
     """
     with no_room_in(Path(config.exp_manager.explicit_log_dir)):
         return _run(config, assembly or Assembly)
@@ -76,7 +76,7 @@ def run(config: RunConfig, assembly: "type[Assembly] | None" = None) -> Path:
 
 def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
     if config.supervised is not assembly.supervised:
-        raise ValueError("trainer.sft is for examples/sft.py, and needed there: use that, or examples/train_mapo.py")
+        raise ValueError("trainer.sft and examples/sft.py need each other: use both, or examples/train_mapo.py without")
     check_start(config)
     # Imports the user's functions: a wrong path is found before anything is built.
     build_rewards(config.rewards)
@@ -84,7 +84,7 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
     _set_up_host(config)
     directory = open_run_directory(config)
     with directory.locked():
-        # Quick, and better known before an hour of looking at data.
+        # Quick, and better to fail here than after an hour of checking data.
         SpecialTokens.from_tokenizer(load_tokenizer(config.data.tokenizer))
         _check_data(config)
         check_start_fits(config)
@@ -116,9 +116,9 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
 
 
 def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -> list[dict[str, Any]]:
-    """Continue from the newest undamaged checkpoint, if the run is to be resumed and has one; drop what came after it.
+    """Continue from the newest undamaged checkpoint, if the run resumes and has one; drop all later records.
 
-    Returns what is worth an event of run.json.
+    Returns events for run.json.
     """
     resumes = config.exp_manager.resume_if_exists
     checkpoint, damaged = trainer.checkpoints.newest_undamaged() if resumes else (None, [])
@@ -136,15 +136,15 @@ def _resume(trainer: TrainingLoop, directory: RunDirectory, config: RunConfig) -
     trainer.resume(checkpoint)
     directory.forget_after(trainer.step)
     logger.info(f"resuming after step {trainer.step} from {checkpoint.path}")
-    return [{"step": trainer.step, "message": f"passed over a damaged checkpoint: {found}"} for found in damaged]
+    return [{"step": trainer.step, "message": f"skipped a damaged checkpoint: {found}"} for found in damaged]
 
 
 def _check_data(config: RunConfig) -> None:
     """Check every split before anything is built.
 
     Raises:
-        ValueError: naming split, file, line and value; also where a split that is scored would lose clips, because
-            then its accuracy would not be that of the split.
+        ValueError: naming split, file, line and value; also if a scored split would lose clips, because its accuracy
+            would then not be that of the whole split.
     """
     for name, split in splits_of(config):
         try:
@@ -152,7 +152,7 @@ def _check_data(config: RunConfig) -> None:
         except ValueError as error:
             raise ValueError(f"data.{name}.{error}") from error
         if split.check_cuts is not None:
-            logger.info(f"data.{name}: looked at {checked.found} cuts, at most {split.check_cuts} of each item")
+            logger.info(f"data.{name}: checked {checked.found} cuts, at most {split.check_cuts} per item")
         left_out = checked.found - checked.admissible
         if left_out and name != "train_ds":
             raise ValueError(
@@ -160,25 +160,25 @@ def _check_data(config: RunConfig) -> None:
                 f"max_duration={split.max_duration} seconds and would silently not be scored; widen the bounds"
             )
         if left_out:
-            logger.info(f"data.{name}: {left_out} of {checked.found} clips are left out for their duration")
+            logger.info(f"data.{name}: {left_out} of {checked.found} clips are left out because of their duration")
 
 
 def splits_of(config: RunConfig) -> Iterator[tuple[str, DatasetConfig]]:
-    """Every split that is read, with its path in the config; each phase of a curriculum is one."""
+    """Every split of the config with its path; each phase of a curriculum counts as a split."""
     for name, split in config.data.splits.items():
         for number, phase in enumerate(split.in_phases()):
             yield f"{name}.phases[{number}]" if split.phases else name, phase.split
 
 
 def _write_up(directory: RunDirectory, facts: dict[str, Any]) -> None:
-    """run.json and the report, by the main rank."""
+    """Write run.json and the report, on the main rank."""
     if is_main_rank():
         directory.write_summary(facts | _cost(directory))
         write_report(directory.path)
 
 
 def _cost(directory: RunDirectory) -> dict[str, Any]:
-    """Time of the run's steps and validations over all its sessions, and memory of this one."""
+    """Time of the run's steps and validations over all its sessions, and peak memory of this session."""
     timed = ("timing/step_seconds", "timing/validation_seconds")
     seconds = sum(record.get(name, 0.0) for record in directory.metrics.read() for name in timed)
     return {"finished": _clock(time.time()), "seconds_total": seconds, "peak_rss_gb": peak_rss_gb()}
@@ -188,7 +188,7 @@ class Assembly:
     """Every part of a run, built once and in order."""
 
     supervised: ClassVar[bool] = False
-    """Whether it trains on targets (`launch_sft`) in place of rollouts."""
+    """Whether it trains on targets (`launch_sft`) instead of rollouts."""
     trainer: TrainingLoop
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
@@ -209,7 +209,7 @@ class Assembly:
         self.trainer = self._build_trainer()
 
     def test(self) -> dict[str, float]:
-        """Evaluate start and final policy on the test split, which nothing else reads."""
+        """Evaluate the start and the final policy on the test split, which nothing else reads."""
         assert self.config.data.test_ds is not None
         evaluator = self._evaluator(self.config.data.test_ds, detailed=True)
         step = self.trainer.step
@@ -237,18 +237,18 @@ class Assembly:
         return evaluation
 
     def _keep_clip(self, step: int, prompt: Prompt) -> None:
-        """Keep the clips of the sampled question, at the first step and at those that end in a validation."""
+        """Keep the clips of the sampled question, at the first step and at steps that end in a validation."""
         every = self.config.trainer.mapo.val_check_interval
         if step == 1 or (every > 0 and step % every == 0):
             rate = self.config.data.train_ds.sample_rate
             write_clips(self.directory.path, prompt.id, waveforms(prompt), rate)
 
     def finish(self) -> None:
-        """After the last step, before the test."""
+        """Called after the last step, before the test."""
 
     @staticmethod
     def finite(split: DatasetConfig) -> DatasetConfig:
-        """One pass over the split."""
+        """The split, to be read in one pass."""
         return replace(split, infinite=False)
 
     def _check_positions(self) -> None:
@@ -260,11 +260,14 @@ class Assembly:
             refuse_long(f"data.{name}: the prompt of {clip}", length, sampling, max_positions=positions)
 
     def _reference(self) -> FrozenReference:
-        """The frozen start, once the policy has its start weights; gives it adapters, freezes what is not trained."""
+        """The frozen start policy; also adds the policy's adapters and freezes what is not trained.
+
+        Call it once the policy has its start weights.
+        """
         return freeze_start(self.policy, self.config, self.tokenizer, batching=self.batching)
 
     def _rollout_engine(self) -> RolloutBackend:
-        """What makes the rollouts that are trained on; ValueError if it cannot do what they need."""
+        """The engine that generates the training rollouts; ValueError if it lacks something that they need."""
         rollout = self.config.rollout
         rate = self.config.data.train_ds.sample_rate
         return build_backend(
@@ -272,7 +275,7 @@ class Assembly:
         )
 
     def _backend(self, model: AudioLLM) -> MegatronRollout:
-        """For validation and test, which look at policies of this process, whatever engine makes the rollouts."""
+        """Engine for validation and test, which evaluate this process's models whatever engine generates rollouts."""
         return MegatronRollout(model, self.tokenizer, batch_size=self.config.rollout.batch_size)
 
     def _dataloader(

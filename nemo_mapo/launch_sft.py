@@ -1,4 +1,4 @@
-"""Assembles a supervised run: the same host, data, run directory and report as a MAPO run, another loop."""
+"""Assembles a supervised run: the same host, data, run directory and report as a MAPO run, with another loop."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ from nemo_mapo.training.targets import TargetRows
 from nemo_mapo.types import TokenBatch
 
 MERGED = "merged"
-"""Directory of a run with adapters: its last policy as a checkpoint without them, for a run to start from."""
+"""Subdirectory in which a run with adapters leaves its last policy, merged, as a checkpoint to start from."""
 
 
 def run_sft(config: RunConfig) -> Path:
-    """Train on targets as `config` says; as `launch.run` in all else."""
+    """Train on targets as `config` says; otherwise like `launch.run`."""
     return run(config, SupervisedAssembly)
 
 
@@ -59,7 +59,7 @@ class SupervisedAssembly(Assembly):
         return loss | found.metrics()
 
     def finish(self) -> None:
-        """Adapters are merged into a checkpoint that another run can start from."""
+        """Merge adapters into a checkpoint that another run can start from."""
         if self.config.model.lora is not None:
             merged = merged_policy(self.policy, self.config, self.tokenizer)
             write_checkpoint(self.directory.path / MERGED, merged)
@@ -107,5 +107,5 @@ class SupervisedAssembly(Assembly):
 
 
 def _all_have_choices(batches: Sequence[list[Problem]]) -> bool:
-    """Equal on all ranks, which have different batches."""
+    """Whether every question has choices, over the batches of all ranks; the same answer on each."""
     return not any_rank(any(not problem.example.choices for problems in batches for problem in problems))

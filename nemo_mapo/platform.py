@@ -29,8 +29,8 @@ _RANK_TIMEOUT = timedelta(minutes=10)
 def hide_cuda_devices() -> None:
     """Make this process, and those it starts, a CPU host even if there is a GPU.
 
-    Half of upstream would move to the GPU by itself. Call it before anything asks torch for devices: entry points do
-    so first of all, unless they are to train there.
+    Half of upstream would move to the GPU unasked. Call it before anything asks torch for devices: entry points do so
+    first, unless they train on the GPU.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -41,7 +41,7 @@ def on_cpu_host() -> bool:
 
 
 class _CpuTorch(ModuleType):
-    """`torch` as one upstream module sees it on a CPU host: factories asked for "cuda" answer on the CPU."""
+    """`torch` as one upstream module sees it on a CPU host: factories asked for "cuda" allocate on the CPU."""
 
     _FACTORIES = frozenset({"tensor", "zeros", "ones", "empty", "full", "arange"})
 
@@ -87,7 +87,7 @@ def _answer_device_questions() -> None:
 
 
 def _cpu_device() -> torch.device:
-    """Upstream passes what it gets on as a device, so a device serves as well as a number."""
+    """Upstream passes the result on as a device, so a device works as well as an index."""
     return _CPU
 
 
@@ -123,7 +123,7 @@ def _give_random_state_of_the_cpu() -> None:
 
 
 class _StillStream:
-    """A CUDA stream where everything has already happened."""
+    """A CUDA stream on which everything has already completed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -167,22 +167,22 @@ def _allocate_on_the_cpu() -> None:
 
 
 class _ResultFile:
-    """A queue of one item from a forked process to the one that forked it, of any size and without a process."""
+    """A queue for one item, of any size, from a forked process to its parent; needs no helper process."""
 
     def __init__(self) -> None:
-        # Of memory, not of a disk that may be full.
+        # In memory, because a disk may be full.
         if sys.platform == "linux":
             self._file = os.fdopen(os.memfd_create("write-results"), "w+b")
         else:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
     def put(self, item: Any) -> None:
-        """Leave an item."""
+        """Store the item."""
         pickle.dump(item, self._file)
         self._file.flush()
 
     def get_nowait(self) -> Any:
-        """Take the item; queue.Empty if nothing was left."""
+        """Take the item; queue.Empty if there is none."""
         self._file.seek(0)
         try:
             item = pickle.load(self._file)
@@ -194,7 +194,7 @@ class _ResultFile:
 
 
 def _report_writes_through_a_file() -> None:
-    """Megatron keeps a spawned process of hundreds of megabytes for one queue, which outlives a killed trainer."""
+    """Megatron spawns a process of hundreds of megabytes for one queue, and that process outlives a killed trainer."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as megatron_writer
 
     if getattr(megatron_writer, "_results_queue", "absent") is None:
@@ -202,19 +202,19 @@ def _report_writes_through_a_file() -> None:
 
 
 def forget_main_module() -> None:
-    """Let the processes that this one spawns start without importing its main module again."""
+    """Let spawned processes start without importing this one's main module again."""
     sys.modules["__main__"] = ModuleType("__main__")
 
 
 def initialize_parallel(*, tensor: int = 1, pipeline: int = 1, expert: int = 1, seed: int = 0) -> None:
-    """Start torch.distributed and Megatron's process groups for the layout, if they are not there yet.
+    """Start torch.distributed and Megatron's process groups for the layout, unless they already exist.
 
     Rank and world size come from the environment that torchrun (or SLURM's launcher) sets; without it there is one
-    process. The ranks that `tensor` and `pipeline` leave over are data parallel.
+    process. World size / (tensor * pipeline) is the data-parallel size.
 
     Raises:
-        ValueError: if the number of processes is not a multiple of tensor * pipeline * expert, or the groups exist for
-            another layout.
+        ValueError: the number of processes is not a multiple of tensor * pipeline * expert, or the groups already
+            exist for another layout.
     """
     from megatron.core import parallel_state, tensor_parallel
 
@@ -242,11 +242,11 @@ def initialize_parallel(*, tensor: int = 1, pipeline: int = 1, expert: int = 1, 
             parallel_state.get_expert_model_parallel_world_size(),
         )
         if found != (tensor, pipeline, expert):
-            raise ValueError(f"this process is laid out as (tensor, pipeline, expert) = {found} already")
+            raise ValueError(f"this process is already laid out as (tensor, pipeline, expert) = {found}")
         return
     parallel_state.initialize_model_parallel(tensor, pipeline, expert_model_parallel_size=expert)
     state = torch.get_rng_state()
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     if on_cpu_host():
-        # On a CPU host that seeds the one generator there is.
+        # On a CPU host, the call above has seeded the only generator.
         torch.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""What a process knows of the ones it was started with, before torch is there: its rank, and how to end with them."""
+"""A process among those it was started with, without torch: its rank, and how it ends together with them."""
 
 import ctypes
 import functools
@@ -28,14 +28,14 @@ def end_with_parent(signal_number: int) -> None:
 
 @functools.cache
 def lead_processes() -> None:
-    """Let what this process forks from now on end with it, and this process with torchrun if that started it.
+    """Make all later forks of this process end with it, and this process with torchrun if that started it.
 
-    Forked are the writers of a checkpoint and the workers of a dataloader; Ctrl-C, which a terminal sends to them as
-    well, is left to this process. A rank gets a SIGTERM when torchrun dies, and so saves before it ends.
+    The forks are checkpoint writers and dataloader workers. They ignore Ctrl-C, which a terminal sends to them as
+    well, and leave it to this process. A rank gets a SIGTERM when torchrun dies, so it saves before it exits.
     """
     if is_rank_of_torchrun():
         end_with_parent(signal.SIGTERM)
-    # In a fork, loading a library may wait for a lock that nobody is left to release.
+    # Loaded before the fork: there, loading may wait for a lock that no thread is left to release.
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     leader = os.getpid()
 

@@ -1,6 +1,6 @@
-"""The ranks of a run: what this one computes on, which share of the work it has, and what ranks tell each other.
+"""The ranks of a run: the device of this one, its share of the work, and communication between them.
 
-All ranks of a group call a collective together; a process alone, with or without process groups, answers itself.
+All ranks of a group call a collective together; a single process, with or without process groups, gets its own value.
 
     sum(gather_over_data_parallel(len(rows)))  # rows of the whole batch
 """
@@ -15,17 +15,17 @@ Item = TypeVar("Item")
 
 
 def device() -> torch.device:
-    """What this process computes on."""
+    """The device that this process computes on."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
-    """Ranks of the group (None: of the run)."""
+    """Number of ranks in the group (None: in the run)."""
     return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
-    """Whether the flag is up on at least one rank of the group (None: of the run); the same answer on all of them."""
+    """Whether the flag is set on at least one rank of the group (None: of the run); the same answer on all of them."""
     if world_size(group) == 1:
         return flag
     raised = torch.tensor(float(flag), device=device())
@@ -34,12 +34,12 @@ def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
 
 
 def any_expert_rank(flag: bool) -> bool:
-    """Whether the flag is up on any rank that shards the same experts: none of them can run a layer alone."""
+    """Whether the flag is set on any rank that shards the same experts: none of them can run a layer alone."""
     return any_rank(flag, parallel_state.get_expert_model_parallel_group())
 
 
 def gather(value: Item, group: dist.ProcessGroup | None = None) -> list[Item]:
-    """The value of every rank of the group (None: of the run), by rank."""
+    """The value of every rank of the group (None: of the run), in rank order."""
     gathered: list[Any] = [value] * world_size(group)
     if len(gathered) > 1:
         dist.all_gather_object(gathered, value, group=group)
@@ -47,30 +47,30 @@ def gather(value: Item, group: dist.ProcessGroup | None = None) -> list[Item]:
 
 
 def gather_over_data_parallel(value: Item) -> list[Item]:
-    """The value of every data-parallel rank, by rank."""
+    """The value of every data-parallel rank, in rank order."""
     return gather(value, parallel_state.get_data_parallel_group())
 
 
 def gather_metrics(parts: list[Item]) -> list[Item]:
-    """The parts of all data-parallel ranks, on all ranks; the last pipeline stage has them at first."""
+    """The parts of all data-parallel ranks, on all ranks; only those of the last pipeline stage are read."""
     last_stage = parallel_state.get_pipeline_model_parallel_last_rank()
     whole: list[Item] = _broadcast(parts, last_stage, parallel_state.get_pipeline_model_parallel_group())
     return [part for of_rank in gather_over_data_parallel(whole) for part in of_rank]
 
 
 def from_main_rank(value: Item | None) -> Item:
-    """What rank 0 has, on all ranks; what the others give is not read."""
+    """Rank 0's value on all ranks; what the others pass is ignored."""
     received: Item = _broadcast(value, 0)
     return received
 
 
 def asks_for_its_replica() -> bool:
-    """Whether this rank is the one of its model replica that sends requests; it is on the first pipeline stage."""
+    """Whether this rank sends the requests of its model replica; that rank is on the first pipeline stage."""
     return world_size() == 1 or dist.get_rank() == parallel_state.get_model_parallel_src_rank()
 
 
 def from_asking_rank(value: Item) -> Item:
-    """What the rank that asks for this model replica has, on all ranks of the replica."""
+    """The value of the rank that sends this model replica's requests, on all ranks of the replica."""
     if world_size() == 1:
         return value
     source = parallel_state.get_model_parallel_src_rank()
@@ -87,7 +87,7 @@ def _broadcast(value: Any, source: int, group: dist.ProcessGroup | None = None) 
 
 
 def data_parallel_prompts(num_prompts: int, optimizer_steps: int) -> list[int]:
-    """Numbers of the prompts of a rollout batch that this data-parallel rank works on.
+    """Indices of the prompts of a rollout batch that this data-parallel rank works on.
 
     Optimiser step k trains on the k-th of `optimizer_steps` equal runs of prompts, and each run is divided among the
     ranks: whatever their number, a step sees the same completions, and a group stays on one rank.
@@ -103,7 +103,7 @@ def data_parallel_prompts(num_prompts: int, optimizer_steps: int) -> list[int]:
 
 
 def data_parallel_share(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Every so many-th of the items, so that the data-parallel ranks have them all between them."""
+    """This data-parallel rank's share of the items, dealt out in turn."""
     return items[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
 
 

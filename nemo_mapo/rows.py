@@ -1,11 +1,11 @@
-"""The nouns that travel between the rooms, one row each: 1-D tensors on the CPU, without padding.
+"""Types of single rows, passed between packages: 1-D tensors on the CPU, without padding.
 
     problem = Problem(prompt=Prompt(id="dog-1", token_ids=torch.tensor([5, 9, 9, 7]), clips=(waveform,)), example=...)
     completions = backend.generate([problem.prompt], sampling, group_size=8, seeds=seeds)[0]
     group = problem.answered(completions)
     rows = training_rows([group])  # what the policy reads, completion after completion
 
-Only `nemo_mapo.data.sequences` and the engines make batches of them.
+Only `nemo_mapo.data.sequences` and the engines batch them.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from nemo_mapo.types import Example
 class Prompt:
     """What an engine reads, ready to be completed: `Prompt(id="dog-1", token_ids=torch.tensor([5, 9, 9, 7]))`.
 
-    Rows of one group share one `Prompt`, and with it the work of reading it. Two prompts about one clip hold the very
-    same tensor, which is encoded once.
+    Rows of one group share one `Prompt`, and with it the work of reading it. Prompts about the same clip hold the same
+    tensor object, which is encoded once.
     """
 
     id: str
-    """Of the question, for messages."""
+    """The question's id, for messages."""
     token_ids: Int[Tensor, " time"]
     """int64; each clip stands as a run of placeholder ids."""
     clips: tuple[Float[Tensor, "_"], ...] = ()
@@ -47,21 +47,21 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Completion:
-    """What an engine drew for one prompt; `len(completion)` counts its tokens, the stop token included."""
+    """What an engine sampled for one prompt; `len(completion)` counts its tokens, including the stop token."""
 
     token_ids: Int[Tensor, " time"]
-    """int64; the stop token is the last, if one was drawn."""
+    """int64; the stop token is the last, if one was sampled."""
     sampling_log_probs: Float[Tensor, " time"]
     """log-probability under the distribution sampled from (temperature, top-k, top-p, ...), nats."""
     log_probs: Float[Tensor, " time"] | None
-    """log pi of each token under the unmodified model (temperature 1), nats. None if the engine gives only those of the
-    distribution sampled from."""
+    """log pi of each token under the unmodified model (temperature 1), nats. None if the engine returns only those of
+    the distribution sampled from."""
     stopped: bool
-    """Whether a stop token ended it; else the length limit truncated it."""
+    """Whether a stop token ended it; otherwise the length limit truncated it."""
     text: str
     """Decoded without special end-of-turn tokens; reasoning tags are kept."""
     weight_version: int
-    """Of the weights it was drawn from."""
+    """Version of the weights that it was sampled from."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -69,7 +69,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """A question of the data, and the prompt that asks it: `Problem(prompt=prompt, example=example)`."""
+    """A question from the data and the prompt that asks it: `Problem(prompt=prompt, example=example)`."""
 
     prompt: Prompt
     example: Example
@@ -97,18 +97,18 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """A prompt and the completion that the policy is to be asked about: `Row(prompt=prompt, token_ids=target)`."""
+    """A prompt with a completion for the policy to score: `Row(prompt=prompt, token_ids=target)`."""
 
     prompt: Prompt
     token_ids: Int[Tensor, " time"]
-    """Of the completion, int64; t = 0 is y_1."""
+    """Token ids of the completion, int64; t = 0 is y_1."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.token_ids)
 
 
 def training_rows(groups: Sequence[Group]) -> list[Row]:
-    """A row per completion, group after group."""
+    """One row per completion, group after group."""
     return [Row(prompt=group.prompt, token_ids=one.token_ids) for group in groups for one in group.completions]
 
 

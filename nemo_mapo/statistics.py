@@ -1,6 +1,6 @@
-"""How sure a score is, and whether two runs differ: intervals over questions and over seeds, exact tests.
+"""How certain a score is, and whether two runs differ: intervals over questions and over seeds, exact tests.
 
-No interval leaves the range of what it is about, and none has zero width for want of variation among a few answers.
+No interval leaves the range of possible values, and none has zero width just because a few answers do not vary.
 """
 
 import math
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """Exact McNemar test: of the items that exactly one run has right, does each run have half?"""
+    """Exact McNemar test: of the items that exactly one run gets right, does each run get half?"""
 
     only_first: int
     only_second: int
@@ -51,14 +51,15 @@ class Estimate:
 
     mean: float
     deviation: float | None
-    """Standard deviation of a seed (n - 1); None for a single seed."""
+    """Standard deviation over seeds (n - 1); None for a single seed."""
     low: float | None
-    """Lower end of the 95 % t-interval of the mean; None for a single seed, and if every seed is at the range's end."""
+    """Lower end of the 95 % t-interval of the mean; None for a single seed, or if all seeds are at an end of the range.
+    """
     high: float | None
     count: int
 
     def times(self, factor: float) -> "Estimate":
-        """The same in another unit."""
+        """The estimate in another unit."""
         ends = [None if end is None else factor * end for end in (self.deviation, self.low, self.high)]
         return replace(self, mean=factor * self.mean, deviation=ends[0], low=ends[1], high=ends[2])
 
@@ -73,15 +74,15 @@ _SCALES: Mapping[Range, tuple[_Curve, _Curve, _Curve]] = {
     "positive": (math.log, math.exp, lambda value: 1 / value),
     "real": (float, float, lambda value: 1.0),
 }
-"""Scale on which the interval is symmetric, the way back, and the scale's slope."""
+"""Scale on which the interval is symmetric, its inverse and its slope."""
 _ENDS: Mapping[Range, tuple[float, ...]] = {"share": (0, 1), "difference": (-1, 1), "positive": (0,), "real": ()}
 
 
 def score_interval(values: Sequence[float], *, samples: int, seed: int, confidence: float = CONFIDENCE) -> Interval:
     """The mean of `values` with its confidence interval over items.
 
-    Right and wrong answers (0 or 1) get Wilson's score interval, which has a width at 0 % and at 100 % too; ratings get
-    the percentile bootstrap.
+    Right and wrong answers (0 or 1) get Wilson's score interval, whose width is above 0 even at 0 % and 100 %; ratings
+    get the percentile bootstrap.
 
     Raises:
         ValueError: there are no values.
@@ -100,7 +101,7 @@ def share_interval(successes: int, trials: int, *, confidence: float = CONFIDENC
 
 
 def bootstrap_means(values: Sequence[float], *, samples: int, seed: int) -> NDArray[np.float64]:
-    """Means of `samples` item sets, each drawn from `values` with replacement and as large as it.
+    """Means of `samples` item sets, each of the size of `values` and drawn from it with replacement.
 
     How often each distinct value is drawn is multinomial, so the items need not be drawn one by one.
     """
@@ -111,9 +112,9 @@ def bootstrap_means(values: Sequence[float], *, samples: int, seed: int) -> NDAr
 
 
 def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> McNemar:
-    """Two-sided binomial test of b against c, the items that only one run has right."""
+    """Two-sided binomial test of b against c, the items that only the first or only the second run gets right."""
     pairs = list(zip(first, second, strict=True))
-    assert _binary([*first, *second]), "McNemar's test is about right and wrong"
+    assert _binary([*first, *second]), "McNemar's test needs scores of 0 or 1"
     only_first, only_second = pairs.count((1, 0)), pairs.count((0, 1))
     differing = only_first + only_second
     p_value = float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
@@ -176,8 +177,8 @@ def compare_paired(
 def estimate(values: Sequence[float], within: Range = "real") -> Estimate | None:
     """Mean, standard deviation and 95 % t-interval over seeds; None without values.
 
-    The interval is symmetric on a scale that knows the range (log-odds of shares, inverse hyperbolic tangent of
-    differences of shares, logarithm of what is above 0), by the delta method, so its ends are possible values.
+    The interval is symmetric on a scale that respects the range (log-odds of shares, inverse hyperbolic tangent of
+    differences of shares, logarithm of positive values), by the delta method, so its ends are possible values.
     """
     if not values:
         return None
@@ -214,7 +215,7 @@ def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> 
 
 
 def difference_in_words(low: float, high: float, digits: int = 1) -> str:
-    """What an interval of a difference, in points, settles and what it leaves open."""
+    """Say in words what an interval of a difference, in points, settles and what it leaves open."""
     if low > 0:
         return f"higher, by at least {low:.{digits}f} points"
     if high < 0:

@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms of nemo-mapo: every arrow of a training step is one of these."""
+"""Types passed between the packages of nemo-mapo: every arrow in a diagram of a training step is one of these."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Where a clip of a question comes from: `Clip(path="dog.wav", start_seconds=0.0, duration_seconds=2.0)`."""
+    """Where a question's clip comes from: `Clip(path="dog.wav", start_seconds=0.0, duration_seconds=2.0)`."""
 
     path: str | None
-    """Audio file; None if it lay in an archive."""
+    """Audio file; None if it is in an archive."""
     start_seconds: float
-    """Within that file."""
+    """Offset in that file."""
     duration_seconds: float
 
 
@@ -28,24 +28,24 @@ class Example:
     question: str
     choices: tuple[str, ...]
     answer: str
-    """The right choice, one of `choices`; without choices (supervised training only) the text to give."""
+    """The correct choice, one of `choices`; without choices (supervised training only) the expected text."""
     task: str
     reasoning: str | None = None
-    """Reference reasoning, or a whole completion; what supervised training learns."""
+    """Reference reasoning, or a whole completion; the target of supervised training."""
     caption: str | None = None
-    """What is to be heard in the clip; some optional rewards and metrics ask for it."""
+    """What can be heard in the clip; needed by some optional rewards and metrics."""
     clips: tuple[Clip, ...] = ()
     """The clips in their order; empty if the question was read without its audio."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """What every prompt says besides its question: `Wording(instruction="Answer with one word.")`."""
+    """The text of every prompt besides its question: `Wording(instruction="Answer with one word.")`."""
 
     system: str | None = None
     """System message; None leaves it to the chat template."""
     instruction: str | None = None
-    """Follows the question and its choices; None says nothing."""
+    """Follows the question and its choices; None adds nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class AudioBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-    """Prompt + completion rows as the model reads them, in training layout (right-padded, no gap)."""
+    """Prompt + completion rows as the model reads them, in training layout (right-padded, without gaps)."""
 
     tokens: Int[Tensor, "batch sequence"]
     prompt_lengths: Int[Tensor, " batch"]
@@ -86,31 +86,31 @@ class TokenBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Remembered:
-    """What scoring finds out about completions and the objective reads: a signal is declared here, once.
+    """Signals that scoring computes for completions and the objective reads; each is declared here, once.
 
-    A row per completion; times index its tokens (t = 0 is y_1), read at the position that predicts them.
+    One row per completion; time indexes its tokens (t = 0 is y_1), each read at the position that predicts it.
     """
 
     response_mask: Bool[Tensor, "batch time"]
     old_log_probs: Float[Tensor, "batch time"] | None
-    """log pi_old(y_t), nats; None where no update lies between: pi_old is the policy as it is trained."""
+    """log pi_old(y_t), nats; None if no update lies in between, so that pi_old is the policy being trained."""
     ref_log_probs: Float[Tensor, "batch time"]
     text_ref_entropy_nats: Float[Tensor, "batch time"] | None
-    """H(pi_textref); None is allowed with mask = none, eta = 0 and log_grounding off only."""
+    """H(pi_textref); None is allowed only with mask = none, eta = 0 and log_grounding off."""
     pos_gate: Bool[Tensor, "batch time"]
     advantages: Float[Tensor, " batch"]
     accuracy_rewards: Float[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
     """False if the completion was truncated at the length limit (overlong)."""
     behaviour_log_probs: Float[Tensor, "batch time"] | None = None
-    """log mu(y_t) under the distribution sampled from, nats; None is allowed without `behaviour_clip` only."""
+    """log mu(y_t) under the distribution sampled from, nats; None is allowed only without `behaviour_clip`."""
     audio_signal: Float[Tensor, "batch time"] | None = None
-    """What both masks read in place of delta h; None is allowed with `signal` = delta_entropy only."""
+    """What both masks read instead of delta h; None is allowed only with `signal` = delta_entropy."""
     text_only_log_probs: Float[Tensor, "batch time"] | None = None
-    """log pi_old(y_t) without the audio, nats; None is allowed without VPPO's mask and PAPO's term only."""
+    """log pi_old(y_t) without the audio, nats; None is allowed only without VPPO's mask and PAPO's term."""
 
     def each(self) -> dict[str, Tensor | None]:
-        """Every signal by name, whatever else a subclass holds."""
+        """Every signal by name, without the other fields of a subclass."""
         return {signal.name: vars(self)[signal.name] for signal in fields(Remembered)}
 
 
@@ -130,7 +130,7 @@ class RolloutBatch(Remembered):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveInputs(Remembered):
-    """Inputs of the MAPO loss for one micro-batch: what is remembered, and what the policy says now."""
+    """Inputs of the MAPO loss for one micro-batch: the remembered signals, and what the policy says now."""
 
     old_log_probs: Float[Tensor, "batch time"]
     log_probs: Float[Tensor, "batch time"]
@@ -147,7 +147,7 @@ class ObjectiveInputs(Remembered):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric that adds up over micro-batches and ranks: mean = total / weight, or a maximum."""
+    """A metric that can be combined over micro-batches and ranks: mean = total / weight, or a maximum."""
 
     total: Tensor
     weight: Tensor
@@ -163,7 +163,7 @@ class LossOutput:
 
 
 class Maximum(float):
-    """The value of a metric of which the largest counts; any other float is averaged: `Maximum(0.3)`."""
+    """A metric value that is combined by its maximum; any other float is averaged: `Maximum(0.3)`."""
 
 
 def merge_metrics(parts: list[dict[str, Metric]]) -> dict[str, float]:
@@ -181,7 +181,7 @@ def merge_metrics(parts: list[dict[str, Metric]]) -> dict[str, float]:
 
 
 def reduced(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """One value for each metric of steps or ranks, which count alike: the mean over those that have it, or the maximum.
+    """Combine the metrics of steps or ranks, equally weighted: the mean over those that have it, or the maximum.
 
     reduced([{"loss": 1.0, "gap": Maximum(0.1)}, {"loss": 2.0, "gap": Maximum(0.3)}])  # {"loss": 1.5, "gap": 0.3}
     """

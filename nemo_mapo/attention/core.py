@@ -20,12 +20,12 @@ SHARED_PROMPT_AXES = 3
 
 
 class SDPACoreAttention(torch.nn.Module):
-    """Causal self-attention for Megatron's layer spec, which reports the audio mass of target layers to the session.
+    """Causal self-attention for Megatron's layer spec that reports the audio mass of target layers to the session.
 
     Put it in a spec as `ModuleSpec(module=SDPACoreAttention, params={"session": session})`. With a KV cache the
-    queries are the last positions of the keys, also where Megatron asks for no mask after the prompt.
+    queries are the last key positions, even if Megatron requests no mask after the prompt.
 
-    ValueError at construction for what it cannot do rightly: attention dropout, masks other than causal, cross
+    ValueError at construction for what it does not support: attention dropout, masks other than causal, cross
     attention, sliding windows, context parallelism.
     """
 
@@ -65,11 +65,11 @@ class SDPACoreAttention(torch.nn.Module):
 
         `attention_mask` holds segment ids of at least time_k keys, 0 on padding; or, with a third axis, the positions
         of a single row whose completions share their prompts (`shared_prompts`); None if causality alone is enough.
-        Both travel this way, not in the session, because Megatron hands its mask on to layers that it runs again in
-        the backward pass. With `packed_seq_params` (THD) the row holds whole sequences one after the other, and there
-        is no batch axis.
-        `attn_mask_type` carries nothing new: causality over the cache covers causal and no_mask. ValueError for an
-        attention bias, or segment ids beside a packing description.
+        Both are passed here and not through the session, because Megatron passes its mask to layers that it recomputes
+        in the backward pass. With `packed_seq_params` (THD) the row holds whole sequences one after the other, and
+        there is no batch axis.
+        `attn_mask_type` is ignored: causality over the cache covers causal and no_mask. ValueError for an attention
+        bias, or for segment ids together with `packed_seq_params`.
         """
         if attention_bias is not None:
             raise ValueError("attention_bias must be None")
@@ -109,7 +109,7 @@ class SDPACoreAttention(torch.nn.Module):
     def _attend_shared(
         self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor
     ) -> Float[Tensor, "time 1 hidden"]:
-        """One row of groups, each of which reads its prompt once."""
+        """Attend over one row of groups, each of which reads its prompt once."""
         audio = self.session.audio_keys(len(key))[0] if self.session.captures(self.layer) else None
         output, mass = shared_prompt_attention(
             query[:, 0],
@@ -127,7 +127,7 @@ class SDPACoreAttention(torch.nn.Module):
     def _attend_packed(
         self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams
     ) -> Float[Tensor, "time hidden"]:
-        """Sequence by sequence: the cost is the sum of the squared lengths, not the square of the row's."""
+        """Attend sequence by sequence: the cost is the sum of squared lengths, not the square of the row length."""
         audio = self.session.audio_keys(key.shape[0]) if self.session.captures(self.layer) else None
         blocked = self.session.blocked(self.layer, key.shape[0])
         bounds = packed.cu_seqlens_q.tolist()

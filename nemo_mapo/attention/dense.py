@@ -1,4 +1,4 @@
-"""The slow, obvious audio attention mass: builds the S x S weights. A reference for tests and benchmarks only."""
+"""The audio attention mass from explicit S x S weights: the slow, obvious reference for tests and benchmarks only."""
 
 import torch
 from jaxtyping import Bool, Float, Int

@@ -3,7 +3,7 @@
 The mass of query t is the attention it spends on audio, m_t = sum_{j in audio} alpha_{t,j} (paper section 3.4).
 Attention itself is the linear map alpha @ V, so a value column that is 1 on audio keys and 0 elsewhere comes out
 as m_t: the same kernel, the same masks and exact gradients, with no S x S matrix. Segment boundaries and blocked keys
-travel in extra query and key columns for the same reason: the causal kernel stays, and no mask tensor exists.
+are encoded in extra query and key columns, which keeps the causal kernel and needs no mask tensor.
 """
 
 import math
@@ -15,18 +15,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 HEAD_WIDTH_MULTIPLE = 8
-"""Fused kernels want head widths in multiples of 8."""
+"""Fused kernels need head widths in multiples of 8."""
 SEGMENT_SEPARATION = 2.0**16
 """Least logit distance between segments; exp(-2^16) is exactly 0 in every float type, with room for large logits."""
 EXPLICIT_MASK_QUERIES = 256
-"""Longest run of queries that continues a key cache under an explicit mask, so that a mask is linear in time_k."""
+"""Most queries after a key cache that get an explicit mask; the limit keeps a mask linear in time_k."""
 
 
 class Blocked(NamedTuple):
-    """Queries that see none of the given keys, whatever else they see: `Blocked(late_tokens, audio_keys)`."""
+    """Queries that must not see the given keys: `Blocked(late_tokens, audio_keys)`."""
 
     queries: Bool[Tensor, "batch time_q"]
-    """True on the queries; none of them stands among the keys, so that each still sees itself."""
+    """True on blocked queries; none of them is also a blocked key, so each still sees itself."""
     keys: Bool[Tensor, "batch time_k"]
 
     def part(self, batch: slice, queries: slice, keys: slice) -> "Blocked":
@@ -150,10 +150,10 @@ def _fused_attention(
 def _decode_kernel(
     query: Tensor, key: Tensor, value: Tensor, segment_ids: Tensor, scale: float, blocked: Blocked | None
 ) -> Tensor:
-    """One token a row against a cache: a mask is a single line here, cheaper than widening the whole cache.
+    """One token per row against a cache: the mask is a single line here, cheaper than widening the whole cache.
 
-    The heads that share keys are queries of one head, which see the same: the kernel's grouped attention copies the
-    cache for each of them.
+    Heads that share keys become queries of one head, because the kernel's own grouped attention would copy the cache
+    for each of them.
     """
     visible = (segment_ids == segment_ids[:, -1:])[:, None, None]
     if blocked is not None:
@@ -182,7 +182,7 @@ def _causal_kernel(query: Tensor, key: Tensor, value: Tensor, causal: bool, scal
     if time_q <= EXPLICIT_MASK_QUERIES:
         visible = torch.ones(time_q, time_k, dtype=torch.bool, device=query.device).tril(earlier)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale, enable_gqa=grouped)
-    # The kernel aligns `is_causal` with the first key: stand-in queries for the earlier keys move ours into place.
+    # The kernel aligns `is_causal` with the first key: padding queries for the earlier keys move ours into place.
     query = F.pad(query, (0, 0, earlier, 0))
     attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     return attended[:, :, earlier:]
@@ -210,9 +210,9 @@ def _segment_channels(segment_ids: Tensor, time_q: int, scale: float, dtype: tor
 
 
 def _with_blocked(query: Tensor, key: Tensor, blocked: Blocked, scale: float) -> tuple[Tensor, Tensor]:
-    """The channels given and one more, whose product is hugely negative on blocked pairs and exactly 0 on all others.
+    """Append a channel whose product is hugely negative on blocked pairs and exactly 0 on all others.
 
-    Logits of a blocked query against other keys keep every digit, so its attention is that without the blocked keys.
+    Logits of a blocked query against other keys keep every digit, so it attends as if the blocked keys did not exist.
     """
     root = _root_of_separation(scale)
     marks = (blocked.queries.to(query.dtype) * root, blocked.keys.to(key.dtype) * -root)
@@ -224,12 +224,12 @@ def _with_blocked(query: Tensor, key: Tensor, blocked: Blocked, scale: float) ->
 
 
 def _root_of_separation(scale: float) -> float:
-    """A power of two, exact in every float type; each side carries the root, which fits float16 as well."""
+    """A power of two, exact in every float type; query and key each carry the root, which fits float16 as well."""
     return float(2.0 ** math.ceil(math.log2(SEGMENT_SEPARATION / scale) / 2))
 
 
 def _common_width(dim: int, key_channels: int, dim_v: int, value_channels: int) -> int:
-    """Head width that holds keys and values with their channels: unequal widths fall off the fused CPU kernel."""
+    """Head width that holds keys and values with their channels: unequal widths would miss the fused CPU kernel."""
     width = max(dim + key_channels, dim_v + value_channels)
     if key_channels or value_channels:
         width = math.ceil(width / HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE

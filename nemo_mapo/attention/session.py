@@ -1,4 +1,4 @@
-"""What the core-attention modules of one model share about the forward pass in progress."""
+"""State of the forward pass in progress that the core-attention modules of one model share."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,18 +17,18 @@ HeadReduction = Literal["max", "mean"]
 
 @dataclass(frozen=True, kw_only=True)
 class Deafness:
-    """Tokens of a forward pass that attend to no audio, and the layers in which they do not.
+    """Tokens that attend to no audio in a forward pass, and the layers this applies to.
 
-    An intervention, to measure what listening is worth: `Deafness(queries=late)` leaves out late tokens' attention to
-    the audio and nothing else. What they read of earlier tokens that did listen is untouched.
+    An intervention that measures what listening is worth: `Deafness(queries=late)` removes late tokens' attention to
+    the audio and nothing else. They still attend to earlier tokens that did listen.
     """
 
     queries: Bool[Tensor, "batch time_q"]
-    """True on the tokens that are deaf; never on audio tokens."""
+    """True on deaf tokens; never on audio tokens."""
     audio_keys: Bool[Tensor, "batch time_k"] | None = None
-    """True on audio keys; with a KV cache it covers the whole cache. None: the placeholders of the tokens read."""
+    """True on audio keys; with a KV cache it covers the whole cache. None: the placeholders among the tokens read."""
     layers: tuple[int, ...] | None = None
-    """0-based decoder layers; None is all of them."""
+    """0-based decoder layers; None means all of them."""
 
     def to(self, device: torch.device) -> "Deafness":
         """Copy to `device`."""
@@ -37,12 +37,12 @@ class Deafness:
 
 
 class AttentionSession:
-    """Tells the core-attention modules of one model which keys are audio, and carries audio masses back.
+    """Tells the core-attention modules of one model which keys are audio, and collects their audio masses.
 
     Every core attention of the model holds the same session; nothing is global. The masses of a forward stay
     readable until the next one begins, and they are part of the autograd graph. Outside a forward nothing is captured:
-    layers that activation recompute runs again in the backward pass report nothing, and target layers are never among
-    them.
+    layers that activation recompute runs again in the backward pass report nothing, and target layers are never
+    recomputed.
 
         with session.forward(audio_key_mask=mask):
             logits = model(tokens)
@@ -74,14 +74,14 @@ class AttentionSession:
         read_at: Int[Tensor, " read"] | None = None,
         deaf: Deafness | None = None,
     ) -> Iterator[None]:
-        """Describe one model forward; forget the masses of the one before.
+        """Describe one model forward, and discard the masses of the previous one.
 
         Args:
             audio_key_mask: True on audio keys; None captures nothing. With a KV cache it covers the whole cache.
             positions: position of each token of the row in its own sequence, if they are not 0, 1, 2, ...
-            read_at: tokens of the row whose logits are wanted; None is all.
-            deaf: tokens that attend to no audio; its `audio_keys` are given. Layers that activation recompute runs
-                again in the backward pass would not know of it, so such a model is read without gradient.
+            read_at: tokens of the row whose logits are needed; None means all.
+            deaf: tokens that attend to no audio; its `audio_keys` must be set. Layers that activation recompute runs
+                again in the backward pass would not know of it, so run such a model without gradient.
 
         Raises:
             RuntimeError: another forward of this session is still active. One that fails leaves no masses behind.
@@ -102,15 +102,15 @@ class AttentionSession:
                 self._masses = {}
 
     def placed(self, rotations: Float[Tensor, "time 1 1 dim"]) -> Float[Tensor, "placed 1 1 dim"]:
-        """Rotations of positions 0, 1, 2, ... as those of the active forward's tokens."""
+        """Rotations for the tokens of the active forward, picked from those of positions 0, 1, 2, ..."""
         return rotations if self._positions is None else rotations[self._positions]
 
     def read(self, hidden: Float[Tensor, "time batch hidden"]) -> Float[Tensor, "read batch hidden"]:
-        """Hidden states of the tokens whose logits the active forward asks for."""
+        """Hidden states of the tokens whose logits the active forward needs."""
         return hidden if self._read_at is None else hidden[self._read_at]
 
     def captures(self, layer: int) -> bool:
-        """Whether a forward is active that wants the mass of 0-based `layer`."""
+        """Whether the active forward, if any, captures the mass of 0-based `layer`."""
         return self._audio_key_mask is not None and layer in self.target_layers
 
     def audio_keys(self, time_k: int) -> Bool[Tensor, "batch time_k"]:
@@ -123,8 +123,10 @@ class AttentionSession:
         return self._audio_key_mask[:, :time_k]
 
     def blocked(self, layer: int, time_k: int) -> Blocked | None:
-        """What the active forward's tokens do not hear in 0-based `layer`; ValueError if fewer than `time_k` keys are
-        known."""
+        """The queries and audio keys that the active forward blocks in 0-based `layer`, if any.
+
+        ValueError if fewer than `time_k` keys are known.
+        """
         deaf = self._deaf
         if deaf is None or (deaf.layers is not None and layer not in deaf.layers):
             return None
@@ -134,14 +136,14 @@ class AttentionSession:
         return Blocked(deaf.queries, deaf.audio_keys[:, :time_k])
 
     def record(self, layer: int, mass: Float[Tensor, "batch head query"]) -> None:
-        """Store the mass of 0-based `layer`; RuntimeError when it reported before in this forward."""
-        assert self.captures(layer), f"layer {layer} reported a mass that nobody asked for"
+        """Store the mass of 0-based `layer`; RuntimeError if it has already reported in this forward."""
+        assert self.captures(layer), f"layer {layer} reported a mass that was not requested"
         if layer in self._masses:
             raise RuntimeError(f"layer {layer} ran twice in one forward; open one session.forward(...) per model call")
         self._masses[layer] = mass
 
     def layer_head_masses(self) -> dict[int, Float[Tensor, "batch head query"]]:
-        """Mass of every target layer, by 0-based layer; RuntimeError when one of them did not report."""
+        """Mass of every target layer, by 0-based layer; RuntimeError if one of them did not report."""
         silent = [layer for layer in self.target_layers if layer not in self._masses]
         if silent:
             raise RuntimeError(
@@ -155,7 +157,7 @@ class AttentionSession:
         """Mean over target layers of the max (or mean) over heads: the paper's a_t.
 
         `head_group` holds the ranks over which heads are sharded (tensor parallelism); the reduction spans them.
-        RuntimeError when a target layer did not report, ValueError for an unknown reduction.
+        RuntimeError if a target layer did not report, ValueError for an unknown reduction.
         """
         layers = torch.stack(list(self.layer_head_masses().values()))
         return over_heads(layers, reduction, head_group).mean(0)
@@ -164,9 +166,9 @@ class AttentionSession:
 def over_heads(
     masses: Float[Tensor, "layer batch head query"], reduction: HeadReduction, head_group: dist.ProcessGroup | None
 ) -> Float[Tensor, "layer batch query"]:
-    """Reduce over all heads of a layer, those of other ranks included: the one place where heads meet.
+    """Reduce over all heads of a layer, including those on other ranks.
 
-    `max` sends its gradient to the first largest head alone, as in the paper's Eq. 13: under tensor parallelism only
+    `max` sends its gradient only to the first largest head, as in the paper's Eq. 13: under tensor parallelism only
     the rank that holds this head has a gradient. Every rank of the group must back-propagate the same loss.
     """
     if reduction == "max":
@@ -196,7 +198,7 @@ class _MaxOverRanks(torch.autograd.Function):
 
 
 class _MeanOverRanks(torch.autograd.Function):
-    """Mean over ranks with equally many heads; each rank's heads get their own part of the gradient."""
+    """Mean over ranks with equally many heads; each rank's heads get their share of the gradient."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -23,14 +23,14 @@ from nemo_mapo.attention.mass import (
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPrompt:
-    """Where a prompt and the completions that read it stand in a row."""
+    """Location of a prompt and its completions in a row."""
 
     start: int
     """First token of the prompt."""
     prompt: int
-    """Tokens of the prompt; 0 for a single sequence, of which nothing is shared."""
+    """Tokens of the prompt; 0 for a single sequence, which shares nothing."""
     completions: tuple[int, ...]
-    """Tokens of each completion; they follow the prompt one after the other."""
+    """Tokens of each completion; the completions follow the prompt one after the other."""
 
     @property
     def end(self) -> int:
@@ -39,20 +39,20 @@ class SharedPrompt:
 
 
 def shared_prompts(positions: Int[Tensor, " time"]) -> list[SharedPrompt]:
-    """Read the groups of a row off the positions of its tokens.
+    """Recover the groups of a row from the positions of its tokens.
 
     Positions count from 0 at each prompt and go back to the same value, the prompt's length, where each further
-    completion begins: `0 1 2 3 | 2 3 4 | 2` are three completions of 2, 3 and 1 tokens to a prompt of 2.
+    completion begins: `0 1 2 3 | 2 3 4 | 2` are three completions of 2, 3 and 1 tokens after a prompt of 2.
 
         shared_prompts(torch.tensor([0, 1, 2, 3, 2, 3, 4, 2]))
         # [SharedPrompt(start=0, prompt=2, completions=(2, 3, 1))]
 
     Raises:
-        ValueError: if the row does not begin with position 0, or completions of a group begin at different positions.
+        ValueError: the row does not begin with position 0, or completions of a group begin at different positions.
     """
     if len(positions) == 0 or positions[0] != 0:
         raise ValueError("a row of shared prompts must begin with position 0")
-    # Only the few places where a run begins leave the tensor: every layer asks.
+    # Every layer calls this, so only the few positions at which a run begins are moved off the device.
     jumps = (positions[1:] != positions[:-1] + 1).nonzero().flatten() + 1
     begins = torch.cat([jumps.new_zeros(1), jumps])
     groups: list[list[_Run]] = []
@@ -70,7 +70,7 @@ class _Run(NamedTuple):
     begin: int
     end: int
     position: int
-    """Of the first."""
+    """Of the first token."""
 
 
 def _group(runs: list[_Run]) -> SharedPrompt:
@@ -100,17 +100,17 @@ def shared_prompt_attention(
 ) -> tuple[Float[Tensor, "time heads dim_v"], Float[Tensor, "heads time"] | None]:
     """Attention output, and the audio mass of the completions if `audio_key_mask` is given.
 
-    The same function as causal attention on each [prompt | completion] of its own, in value and gradient; gradients of
-    a prompt add up over its completions. The mass of prompt tokens is not computed and stands as 0.
+    Equal in value and gradient to causal attention on each [prompt | completion] separately; gradients of a prompt add
+    up over its completions. The mass of prompt tokens is not computed and is returned as 0.
 
     Args:
         query: queries of the whole row; keys and values likewise, with grouped-query attention if kv_heads < heads.
         key: keys, rotated to `positions`.
         value: values.
         positions: position of each token in its own sequence (`shared_prompts`).
-        audio_key_mask: True on the keys whose mass is asked for.
+        audio_key_mask: True on the keys whose mass is measured.
         softmax_scale: dim^-0.5 if None.
-        blocked: tokens of the one row that do not see some of its keys.
+        blocked: tokens of the row that must not see some of its keys.
 
     Raises:
         ValueError: from `shared_prompts`, for positions that describe no groups.
@@ -149,9 +149,9 @@ def _attend_in_blocks(
     softmax_scale: float | None,
     blocked: Blocked | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of the last positions to all before them, so many queries at a time that a mask is cheap.
+    """Attention of the last positions to themselves and all earlier ones, in blocks of queries whose mask is cheap.
 
-    A block sees no key behind its last query, so half of the square that a mask would hide is never computed.
+    A block sees no key after its last query, so half of the square that a mask would hide is never computed.
     """
     time, earlier = query.shape[1], key.shape[1] - query.shape[1]
     outputs, masses = [], []
@@ -173,14 +173,14 @@ def _attend_in_blocks(
 
 
 def _side_by_side(tokens: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Completions as right-padded rows; the padding stands behind every valid query, so none sees it."""
+    """Completions as right-padded rows; the padding comes after every valid query, so none sees it."""
     if len(lengths) == 1:
         return tokens[None]
     return pad_sequence(list(torch.split(tokens, list(lengths))), batch_first=True)
 
 
 def _after_prompt(prompt: Tensor, own: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """The prompt before each completion."""
+    """Rows of [prompt | completion], one per completion."""
     rows = _side_by_side(own, lengths)
     return torch.cat((prompt.expand(len(lengths), *prompt.shape), rows), dim=1)
 

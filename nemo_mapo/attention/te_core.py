@@ -35,7 +35,7 @@ class TransformerEngine:
 
     machine: Machine
     attention: Callable[..., nn.Module]
-    """Megatron's TEDotProductAttention, or what has its constructor and forward."""
+    """Megatron's TEDotProductAttention, or anything with its constructor and forward."""
     without_fp8: Callable[[], AbstractContextManager[Any]]
     """A context in which Transformer Engine computes nothing in FP8."""
 
@@ -47,8 +47,8 @@ def transformer_engine() -> TransformerEngine:
         from transformer_engine.pytorch.utils import get_cudnn_version
     except ImportError as missing:
         raise ValueError(
-            "the Transformer Engine backend needs the package transformer_engine with its PyTorch part, and it does "
-            f"not import ({missing}); use a container that has it, or the SDPA backend"
+            "the Transformer Engine backend needs the package transformer_engine with its PyTorch part, which cannot "
+            f"be imported ({missing}); use a container that has it, or the SDPA backend"
         ) from missing
     if not torch.cuda.is_available():
         raise ValueError("the Transformer Engine backend needs a CUDA device; use the SDPA backend")
@@ -68,14 +68,14 @@ def transformer_engine() -> TransformerEngine:
 
 
 class TECoreAttention(nn.Module):
-    """Causal self-attention for Megatron's layer spec, which reports the audio mass of target layers to the session.
+    """Causal self-attention for Megatron's layer spec that reports the audio mass of target layers to the session.
 
     Transformer Engine returns no weights, so the mass is the output of a second call with the same queries and keys,
-    whose values are MASS_WIDTH wide and hold the audio indicator in their first channel. The second call is never FP8.
+    whose values are MASS_WIDTH wide and hold the audio indicator in their first channel. It never runs in FP8.
 
-    It takes whole rows: packed ones if built with layout="thd", or unpacked ones without padding before the last real
-    token. ValueError at construction for what `te_support` refuses, for attention dropout, other masks than causal,
-    cross attention and context parallelism, and where Transformer Engine is missing.
+    Rows are packed if built with layout="thd", otherwise unpacked and without padding before the last real token.
+    ValueError at construction for what `te_support` refuses, for attention dropout, masks other than causal, cross
+    attention and context parallelism, and if Transformer Engine is missing.
     """
 
     def __init__(
@@ -133,19 +133,19 @@ class TECoreAttention(nn.Module):
         """Attend, and report the audio mass to the session if it asks for it.
 
         With `packed_seq_params` (THD) the row holds whole sequences one after the other, and there is no batch axis.
-        `attn_mask_type` carries nothing new: all rows are causal. In generation (segment ids of left-padded prompts in
-        `attention_mask`, or a key cache) torch's attention runs instead. ValueError for those with gradient, for an
-        attention bias, and for packed rows if the module was built for unpacked ones.
+        `attn_mask_type` is ignored: all rows are causal. In generation (segment ids of left-padded prompts in
+        `attention_mask`, or a key cache) torch's attention runs instead. ValueError for generation with gradient, for
+        an attention bias, and for packed rows if the module was built for unpacked ones.
         """
         if attention_bias is not None:
             raise ValueError("attention_bias must be None")
         if attention_mask is not None or query.shape[0] != key.shape[0]:
             return self._generate(query, key, value, attention_mask)
         if packed_seq_params is not None and self.layout != "thd":
-            raise ValueError("packed rows came to attention built for unpacked ones; build it with layout='thd'")
+            raise ValueError("attention was built for unpacked rows and got packed ones; build it with layout='thd'")
         if self.session.blocked(self.layer, key.shape[0]) is not None:
             raise ValueError(
-                "deaf tokens need a mask per query, which Transformer Engine does not get; build the model with "
+                "deaf tokens need a mask per query, which Transformer Engine does not take; build the model with "
                 "model.attention_backend=sdpa to measure what listening is worth"
             )
         rows = {
@@ -159,7 +159,7 @@ class TECoreAttention(nn.Module):
         return output
 
     def _generate(self, query: Tensor, key: Tensor, value: Tensor, segment_ids: Tensor | None) -> Tensor:
-        """Rollouts pad on the left and keep a key cache; Transformer Engine gets no masks for these, torch does."""
+        """Torch's attention for rollouts, which pad on the left and keep a key cache, and so need masks."""
         if torch.is_grad_enabled():
             raise ValueError("segment ids and key caches are for generation; pack rows to train on Transformer Engine")
         output: Tensor = self.generation(query, key, value, segment_ids)
@@ -174,7 +174,7 @@ class TECoreAttention(nn.Module):
 
 
 def attention_cases(config: TransformerConfig, machine: Machine, layout: Layout) -> dict[str, AttentionCase]:
-    """The two calls that a model with `config` makes in training on `machine`."""
+    """The two attention calls that a model with `config` makes in training on `machine`."""
     output = AttentionCase(
         machine=machine,
         head_dim_qk=config.kv_channels,

@@ -1,4 +1,4 @@
-"""Which weights are trained: low-rank adapters, and parts that stay as they were."""
+"""Which weights are trained: low-rank adapters and frozen parts."""
 
 from typing import Annotated, Literal
 
@@ -38,12 +38,12 @@ class LoraConfig:
 
 @config_class
 class FreezeConfig:
-    """Parts that are not trained; null is what the way of training needs: true with LoRA, false without."""
+    """Parts that are not trained; null means true with LoRA and false without."""
 
     perception: Flag | None = None
-    """The audio encoder, without its projector. If it is trained beside adapters, the reference keeps a copy of it."""
+    """The audio encoder, without its projector. If it is trained along with adapters, the reference keeps a copy."""
     projector: Flag | None = None
-    """What brings the encoder's frames to the decoder's width: `projection` of the convolutional encoder, modality
-    adapter and `proj` of NeMo's."""
+    """The layers that map the encoder's frames to the decoder's width: `projection` of the convolutional encoder,
+    modality adapter and `proj` of NeMo's."""
     decoder: Flag = False
-    """The decoder's own weights, embeddings and norms included; adapters are trained all the same."""
+    """The decoder's own weights, including embeddings and norms; adapters are still trained."""

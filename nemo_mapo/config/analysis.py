@@ -10,12 +10,12 @@ from nemo_mapo.config.fields import AtLeastTwo, Count, OpenFraction, OrderSeed
 
 @config_class
 class AnalysisConfig:
-    """Choices of the analysis that change its numbers; they are written beside them."""
+    """Settings of the analysis that change its numbers; they are recorded with the results."""
 
     max_items: AtLeastTwo | None = None
     """Use only this many questions of the split, drawn at random with `seed`."""
     batch_size: AtLeastTwo | None = None
-    """Questions at a time; null is the split's. Clips are exchanged within a batch."""
+    """Questions per batch; null uses the split's batch size. Clips are exchanged within a batch."""
     ratios: Annotated[tuple[OpenFraction, ...], Field(min_length=1)] = (0.05, 0.1, 0.3, 0.5)
     """Shares of a clip that evidence masking silences (Table 4)."""
     samples_per_item: AtLeastTwo = 4
@@ -26,8 +26,8 @@ class AnalysisConfig:
     """Late tokens are those after the first occurrence of this text in a completion, early ones those before it (a
     description's full stop, say); null takes the last and the first third."""
     seed: OrderSeed = 0
-    """Of the choice of questions, random masks and sampling."""
+    """Seed for choosing questions, random masks and sampling."""
     bootstrap_samples: Count = 2000
-    """Of the intervals."""
+    """Bootstrap samples for the intervals."""
     confidence: OpenFraction = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""

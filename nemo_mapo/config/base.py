@@ -1,4 +1,4 @@
-"""The one kind of class that configs are made of."""
+"""The class decorator of all configs."""
 
 from typing import Any, dataclass_transform
 

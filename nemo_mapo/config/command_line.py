@@ -1,6 +1,6 @@
 """The command line of every entry point that has a Hydra config: overrides, options, help, and a checked config.
 
-Nothing here imports torch or NeMo, so that a typo is answered at once.
+Nothing here imports torch or NeMo, so that a typo is reported at once.
 """
 
 import argparse
@@ -26,11 +26,11 @@ _HEAD_START_SECONDS = 1.0
 
 _OPTIONS = """
 Options:
-  --cfg job [--resolve]   print the composed config and stop (--resolve: with the values that others refer to)
+  --cfg job [--resolve]   print the composed config and stop (--resolve: with references resolved)
   --info                  print where it was composed from and stop
   --config-name NAME      another primary config of conf/, or a file of your own
   --config-path DIR       the directory of the primary config and its groups
-  --config-dir DIR        a directory with further options of the groups
+  --config-dir DIR        a directory with more options for the groups
 Every key with its type, default and meaning: docs/configuration.md
 """
 
@@ -38,15 +38,15 @@ Every key with its type, default and meaning: docs/configuration.md
 def read_command_line(
     primary: Path, schema: type[T], arguments: Sequence[str] | None = None, *, check: Callable[[T], None] | None = None
 ) -> T:
-    """The checked config of this process's command line; what is wrong with it ends the process in one message.
+    """Read and check the config of this process's command line; if it is wrong, end the process with one message.
 
-    --help, --cfg and --info are answered here and end the process too.
+    --help, --cfg and --info are handled here and end the process too.
 
     Args:
         primary: the config that is composed, unless the command line names another.
         schema: class of the result.
         arguments: the command line without the program's name; None is that of this process.
-        check: further look at the config, e.g. at its paths; raises ConfigError.
+        check: a further check of the config, e.g. of its paths; raises ConfigError.
     """
     try:
         config = load(compose_command_line(primary, arguments), schema)
@@ -60,11 +60,11 @@ def read_command_line(
 def compose_command_line(
     primary: Path, arguments: Sequence[str] | None = None, *, description: str | None = None
 ) -> DictConfig:
-    """Compose what the command line says, unchecked; --help, --cfg and --info end the process.
+    """Compose the config of the command line without checking it; --help, --cfg and --info end the process.
 
     Args:
         primary, arguments: as in `read_command_line`.
-        description: begins what --help prints, in place of the text that the config has as hydra.help.header.
+        description: first text that --help prints, instead of the config's hydra.help.header.
 
     Raises:
         ConfigError: naming every override, group option or file that cannot be used.
@@ -86,9 +86,9 @@ def compose_command_line(
 
 
 def end_with(error: Exception) -> NoReturn:
-    """End the process with a message; of several processes the first one speaks, and the others give it time to.
+    """End the process with a message that the main rank prints; other ranks wait a moment for it.
 
-    torchrun ends all processes as soon as one has ended.
+    They wait because torchrun ends all processes as soon as one has ended.
     """
     if is_main_rank():
         sys.exit(str(error))
@@ -98,7 +98,7 @@ def end_with(error: Exception) -> NoReturn:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """An option that there is none of."""
+        """Report an unknown option."""
         known = [option for action in self._actions for option in action.option_strings]
         wrong = message.removeprefix("unrecognized arguments: ").split()[0]
         raise ConfigError(f"{message}{nearest(wrong, known)}" if wrong.startswith("-") else message)
@@ -143,7 +143,7 @@ def _help(primary: Path, search_path: Sequence[Path], description: str | None) -
 
 
 def _shown(options: Sequence[str]) -> list[str]:
-    """The options that a user chooses; others hold the defaults of these."""
+    """The options that a user chooses; the others only hold their defaults."""
     return [option for option in options if not option.endswith("_defaults")]
 
 

@@ -27,7 +27,7 @@ from nemo_mapo.config.overrides import (
 from nemo_mapo.config.yaml_files import UNREADABLE, Stamp, bomb_in, read_yaml, stamps_of, unreadable
 
 _ADVICE = ("To append", "See https", "full_key", "object_type")
-"""How lines of Hydra's errors begin that are about Hydra's own checks."""
+"""Beginnings of the lines in Hydra's errors that concern Hydra's own checks."""
 
 
 def compose(primary: Path, overrides: Sequence[str] = (), *, search_path: Sequence[Path] = ()) -> DictConfig:
@@ -35,12 +35,12 @@ def compose(primary: Path, overrides: Sequence[str] = (), *, search_path: Sequen
 
         compose(Path("conf/train_mapo.yaml"), ["objective=grpo", "trainer.mapo.max_steps=20", "~warm_start"])
 
-    A value can be set with and without `+`: whether the key exists is for the schema to say (`load`).
+    A value can be set with or without `+`: the schema decides whether the key exists (`load`).
 
     Args:
         primary: the file that the composition begins with; its directory holds the config groups.
         overrides: key=value, group=option, ~key.
-        search_path: directories with further options of the groups.
+        search_path: directories with more options for the groups.
 
     Raises:
         ConfigError: naming every override, group option or file that cannot be used.
@@ -51,7 +51,7 @@ def compose(primary: Path, overrides: Sequence[str] = (), *, search_path: Sequen
 
 
 def compose_with_hydra(primary: Path, overrides: Sequence[str] = (), *, search_path: Sequence[Path] = ()) -> DictConfig:
-    """`compose`, with what Hydra says of itself under the key `hydra`."""
+    """Like `compose`, but with Hydra's own settings under the key `hydra`."""
     register_defaults()
     _check_directories(primary, search_path)
     asked = parse(overrides)
@@ -72,7 +72,7 @@ def compose_with_hydra(primary: Path, overrides: Sequence[str] = (), *, search_p
 
 @lru_cache(maxsize=256)
 def _by_hydra(primary: Path, overrides: tuple[str, ...], stamps: tuple[Stamp, ...]) -> DictConfig:
-    """What Hydra composes of these files; remembered for processes that compose often (tests, an ablation)."""
+    """Hydra's composition of these files, cached for processes that compose often (tests, an ablation)."""
     try:
         with initialize_config_dir(str(primary.parent), version_base=None):
             return compose_by_hydra(primary.stem, overrides=list(overrides), return_hydra_config=True)
@@ -83,7 +83,7 @@ def _by_hydra(primary: Path, overrides: tuple[str, ...], stamps: tuple[Stamp, ..
 
 
 def _blamed(error: BaseException, stamps: Sequence[Stamp]) -> str:
-    """The file that cannot be read, among these if the error does not name it, or else what Hydra says."""
+    """Name the unreadable file, searching these files if the error does not name it; otherwise quote Hydra."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return unreadable(error, error.problem_mark.name)
     if isinstance(error, UNREADABLE) and not isinstance(error, OmegaConfBaseException):
@@ -96,7 +96,7 @@ def _blamed(error: BaseException, stamps: Sequence[Stamp]) -> str:
 
 
 def _missing(error: MissingConfigException) -> str:
-    """`In 'train_mapo': Could not find 'model/tiny'`, with what there is."""
+    """`In 'train_mapo': Could not find 'model/tiny'`, with what is available."""
     first = str(error).splitlines()[0]
     wanted = Path(error.missing_cfg_file or "").name
     return first + (nearest(wanted, error.options) if error.options else "")

@@ -22,7 +22,7 @@ from nemo_mapo.config.fields import (
 from nemo_mapo.config.input_cfg import InputCfg, Item, check_items, sources_of
 
 TARGET_FIELDS = frozenset({"question", "caption", "answer"})
-"""What the templates of `TargetConfig` may name in braces."""
+"""Fields that the templates of `TargetConfig` may use in braces."""
 
 
 @config_class
@@ -30,9 +30,9 @@ class PhaseConfig:
     """One phase of a curriculum."""
 
     name: Name
-    """What the log calls it."""
+    """Name in the log."""
     input_cfg: Annotated[InputCfg, Field(min_length=1)]
-    """What this phase draws from, as `input_cfg` of the split."""
+    """What this phase draws from, as in `input_cfg` of the split."""
     steps: Count
     """Rollout batches drawn in this phase."""
 
@@ -42,7 +42,7 @@ class Phase(NamedTuple):
 
     name: str
     steps: int | None
-    """Rollout batches; None is to the end of the run."""
+    """Rollout batches; None means until the end of the run."""
     split: "DatasetConfig"
 
 
@@ -52,10 +52,10 @@ class DatasetConfig:
 
     input_cfg: InputCfg = ()
     """As in NeMo: a list of items {type: lhotse, cuts_path: ...} | nemo | nemo_tarred | lhotse_shar |
-    multimodal_conversation | group, or the path of a YAML file with such a list (docs/data.md). A `weight` has an item
-    drawn more often than others (see `infinite`); inside a `group` it counts among the items of the group."""
+    multimodal_conversation | group, or the path of a YAML file with such a list (docs/data.md). An item with a larger
+    `weight` is drawn more often (see `infinite`); inside a `group` it counts among the items of the group."""
     manifest_filepath: PathText | None = None
-    """Short for one item of type nemo, or nemo_tarred with `tarred_audio_filepaths`, in place of `input_cfg`."""
+    """Short for one item of type nemo, or nemo_tarred with `tarred_audio_filepaths`, instead of `input_cfg`."""
     tarred_audio_filepaths: PathText | None = None
     """The archives of `manifest_filepath`, e.g. audio__OP_0..511_CL_.tar."""
     cuts_path: PathText | None = None
@@ -63,38 +63,38 @@ class DatasetConfig:
     shar_path: PathText | None = None
     """Short for one item of type lhotse_shar."""
     phases: tuple[PhaseConfig, ...] = ()
-    """A curriculum in place of `input_cfg`: one phase after the other, each for its number of steps."""
+    """A curriculum instead of `input_cfg`: one phase after the other, each for its number of steps."""
     infinite: Flag = False
-    """Draw forever, from each item of `input_cfg` as often as its weight says; needs the loop's max_steps. false: an
-    epoch is one pass over all items (weights say how early an item is drawn), and epochs follow each other."""
+    """Draw forever, from each item of `input_cfg` in proportion to its weight; needs the loop's max_steps. false: an
+    epoch is one pass over all items (weights decide how early an item is drawn), and epochs follow each other."""
     bucket_duration_bins: Annotated[tuple[Seconds, ...], Field(min_length=1)] | None = None
-    """Borders of duration buckets, seconds, ascending: a batch holds clips of one bucket, so little is padded. Its size
-    stays `batch_size`; the budget in tokens is `model.packed_tokens`."""
+    """Boundaries of duration buckets, seconds, ascending: a batch holds clips of one bucket, so there is little
+    padding. Its size stays `batch_size`; a budget in tokens is `model.packed_tokens`."""
     batch_size: Count = 8
     """Prompts per rollout batch."""
     sample_rate: Count = 16000
     """Hz; clips with another rate are refused."""
     shuffle: Flag = False
-    """Draw in another order every epoch."""
+    """Draw in a different order every epoch."""
     shuffle_buffer_size: Count = 10000
-    """Cuts that `shuffle` draws from, in NeMo's name: as many wait on every rank, with their audio if it comes from
-    archives (`nemo_tarred`, `lhotse_shar`). Fewer need less memory and are mixed less."""
+    """Cuts in the buffer that `shuffle` draws from, named as in NeMo: every rank holds this many, with their audio if
+    it comes from archives (`nemo_tarred`, `lhotse_shar`). A smaller buffer needs less memory and mixes less."""
     bucket_buffer_size: Count = 10000
-    """Cuts that wait for the others of their duration bucket, likewise."""
+    """Cuts in the buffer in which duration buckets fill up, likewise."""
     seed: OrderSeed = 0
-    """Of the order."""
+    """Seed of the order."""
     min_duration: SecondsOrZero = 0.1
     """Seconds; shorter clips are left out."""
     max_duration: Seconds = 30.0
     """Seconds; longer clips are left out."""
     max_samples: Count | None = None
-    """Use only the first this many cuts."""
+    """Use only this many cuts, from the first."""
     check_cuts: Count | None = None
-    """At start-up look at the first this many cuts of every item of `input_cfg` only, where looking at all takes too
-    long; what is wrong beyond them ends the run when it is drawn."""
+    """At start-up, check only this many cuts of every item of `input_cfg`, if checking all takes too long; a faulty
+    cut beyond them ends the run when it is drawn."""
     max_unreadable: CountOrZero = 0
-    """Clips of a run that may turn out to be unreadable: each is replaced by another clip of its batch, logged and
-    counted. One more ends the run."""
+    """Unreadable clips that a run tolerates: each is replaced by another clip of its batch, logged and counted. One
+    more ends the run."""
 
     def __post_init__(self) -> None:
         self._check_one_origin()
@@ -103,7 +103,7 @@ class DatasetConfig:
             check_items(phase.input_cfg, f"phases[{number}].input_cfg")
         if self.min_duration > self.max_duration:
             raise ValueError(
-                f"min_duration={self.min_duration} is above max_duration={self.max_duration}: no clip is both"
+                f"min_duration={self.min_duration} is above max_duration={self.max_duration}: no clip fits both"
             )
         bins = self.bucket_duration_bins
         if bins is not None and (list(bins) != sorted(set(bins)) or bins[0] <= 0):
@@ -121,12 +121,12 @@ class DatasetConfig:
         if len(given) != 1:
             raise ValueError(
                 "give either input_cfg (what to draw from), or phases (a curriculum), or one manifest as "
-                f"manifest_filepath, cuts_path or shar_path, and not both; given: {', '.join(given) or 'none'}"
+                f"manifest_filepath, cuts_path or shar_path, and only one of these; given: {', '.join(given) or 'none'}"
             )
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """What to draw from outside of phases: `input_cfg`, or the one item that a short form stands for."""
+        """What to draw from without phases: `input_cfg`, or the one item that a short form stands for."""
         shorts = (
             ("nemo", "manifest_filepath", self.manifest_filepath),
             ("lhotse", "cuts_path", self.cuts_path),
@@ -142,7 +142,7 @@ class DatasetConfig:
 
     @property
     def num_sources(self) -> int:
-        """Items of `items` that are no groups."""
+        """Number of items in `items` and its groups, not counting groups."""
         return len(list(sources_of(self.items)))
 
     def in_phases(self) -> Iterator[Phase]:
@@ -155,22 +155,22 @@ class DatasetConfig:
 
 @config_class
 class PromptConfig:
-    """What every prompt says besides its question: in training, validation, test and analysis alike."""
+    """Text of every prompt besides its question, in training, validation, test and analysis alike."""
 
     system: Annotated[str, Field(min_length=1)] | None = None
     """System message; needs a tokenizer with a chat template. null leaves it to that template."""
     instruction: Annotated[str, Field(min_length=1)] | None = "template"
-    """Follows the question and its choices. `template` asks for the format of the reasoning template that is rewarded
-    (docs/data.md has the texts); null says nothing, which fits a start that was taught the format."""
+    """Follows the question and its choices. `template` asks for the format of the rewarded reasoning template
+    (docs/data.md has the texts); null adds nothing, which suits a start policy that has learned the format."""
 
 
 @config_class
 class TargetConfig:
-    """What supervised training has the model say about a clip (docs/own_data.md); MAPO reads none of it."""
+    """What supervised training teaches the model to say about a clip (docs/own_data.md); MAPO does not use it."""
 
     form: Literal["template", "plain", "verbatim"] = "template"
     """`template`: reasoning and answer in the tags of `rewards.template`; `plain`: the answer alone, for any question
-    with an answer; `verbatim`: the manifest's `reasoning`, tags, answer and all."""
+    with an answer; `verbatim`: the manifest's `reasoning` as it is, including tags and answer."""
     from_caption: Annotated[str, Field(min_length=1)] = "{caption} So the answer is {answer}."
     """Reasoning for a cut without `reasoning` that has a `caption`; {question}, {caption}, {answer} are filled in."""
     from_answer: Annotated[str, Field(min_length=1)] | None = "The answer seems to be {answer}."
@@ -178,11 +178,11 @@ class TargetConfig:
     text_only_share: Fraction = 0.0
     """Share of each batch whose clip is dropped, so that the text-only reference of MAPO stays in distribution."""
     silent_clip_share: Fraction = 0.0
-    """Share of each batch whose clip is silence, so that a silent clip leaves a guess among the choices."""
+    """Share of each batch whose clip is silence, so that the model learns to guess among the choices on silence."""
 
     def __post_init__(self) -> None:
         if (total := self.text_only_share + self.silent_clip_share) > 1:
-            raise ValueError(f"text_only_share + silent_clip_share = {total:g} is more than all samples")
+            raise ValueError(f"text_only_share + silent_clip_share = {total:g} exceeds 1, all samples")
         for name, given, allowed in (
             ("from_caption", self.from_caption, TARGET_FIELDS),
             ("from_answer", self.from_answer or "", TARGET_FIELDS - {"caption"}),
@@ -199,11 +199,11 @@ class DataConfig:
     validation_ds: DatasetConfig
     test_ds: DatasetConfig | None = None
     corpus_dir: PathText | None = None
-    """Directory that the paths of this section refer to by interpolation; read by nothing else."""
+    """Directory that the paths of this section refer to by interpolation; used for nothing else."""
     prepared_dir: PathText | None = None
     """Another such directory: what examples/prepare_data.py wrote."""
     phase_steps: tuple[Count, ...] | None = None
-    """Lengths that `train_ds.phases` refer to by interpolation; read by nothing else."""
+    """Lengths that `train_ds.phases` refer to by interpolation; used for nothing else."""
     tokenizer: PathText
     """Directory of a Hugging Face tokenizer."""
     prompt: PromptConfig = PromptConfig()
@@ -219,13 +219,13 @@ class DataConfig:
 
     @property
     def splits(self) -> dict[str, DatasetConfig]:
-        """The splits that are there, by key."""
+        """The configured splits, by key."""
         named = {"train_ds": self.train_ds, "validation_ds": self.validation_ds, "test_ds": self.test_ds}
         return {name: split for name, split in named.items() if split is not None}
 
 
 def _check_scored(name: str, split: DatasetConfig) -> None:
-    """ValueError if a split that is scored would not be scored whole, once, in order."""
+    """ValueError if a scored split would not be read completely, once and in order."""
     for field, plain in (("phases", ()), ("infinite", False), ("bucket_duration_bins", None), ("max_unreadable", 0)):
         if getattr(split, field) != plain:
             raise ValueError(

@@ -18,7 +18,7 @@ from nemo_mapo.config.trainer import TrainerConfig
 
 @cache
 def register_defaults() -> None:
-    """Register them as options `defaults` of their groups; where a section has other kinds, under a name of its own."""
+    """Register each section as option `defaults` of its group, or under its own name if the section has kinds."""
     for group, section in (
         ("objective", ObjectiveConfig()),
         ("rollout", RolloutConfig()),
@@ -49,5 +49,5 @@ def _store(name: str, node: dict[str, Any], group: str | None = None) -> None:
 
 
 def _without(section: Any, *names: str) -> dict[str, Any]:
-    """A section's keys but for those that have no default or come from a group of their own."""
+    """A section's values except those that have no default or come from their own group."""
     return {name: value for name, value in dataclasses.asdict(section).items() if name not in names}

@@ -19,16 +19,16 @@ class BenchmarkConfig:
     name: Literal["mmau", "mmar", "mmsu", "mmau_pro", "multiple_choice"]
     """The layout of the file."""
     items_path: PathText
-    """The published file: .json, .jsonl or .parquet. With `multiple_choice` your questions: also .csv, or cuts."""
+    """The published file: .json, .jsonl or .parquet. With `multiple_choice` your own questions: also .csv, or cuts."""
     audio_root: PathText | None = None
-    """Directory that the file's audio paths start from; null is the directory of the file."""
+    """Directory that the file's audio paths are relative to; null means the file's own directory."""
     fields: dict[str, str | None] = Field(default_factory=dict)
-    """Our name of a field to its key in the file, if that is not the published one; null leaves out its tables. With
-    `multiple_choice` also fields of yours to tabulate by."""
+    """Maps our name of a field to its key in the file, if that is not the published one; null omits its tables. With
+    `multiple_choice` also your own fields to tabulate by."""
     keep_defective: Flag = False
     """Keep items whose answer is not among their choices in the denominator, instead of refusing the file."""
     closed_rule: Literal["strict", "embedding"] = "strict"
-    """How a response names a choice: by its text or letter, or as the one with the nearest embedding (MMAU-Pro's)."""
+    """How a response is matched to a choice: by text or letter, or by the nearest embedding (MMAU-Pro's rule)."""
 
 
 @config_class
@@ -43,7 +43,7 @@ class EvaluationDataConfig:
     max_clip_seconds: Seconds | None = None
     """Longer clips are truncated and counted in the results; null reads them whole."""
     clip_gap_seconds: SecondsOrZero | None = None
-    """Join the clips of an item that has several, in published order, with this silence between them; null gives them
+    """Join the clips of an item that has several, in published order, with this silence between them; null passes them
     to the model one by one."""
 
 
@@ -54,9 +54,9 @@ class StatisticsConfig:
     bootstrap_samples: Count = 10000
     """Resampled item sets, for ratings: right and wrong answers have intervals in closed form."""
     seed: OrderSeed = 0
-    """Of the resampling."""
+    """Seed of the resampling."""
     confidence: OpenFraction = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
 
 
 @config_class
@@ -66,13 +66,13 @@ class EvaluationConfig:
     output_dir: PathText = "runs/evaluation"
     """Where predictions and results are written; an interrupted evaluation continues from what is there."""
     seed: Seed = 0
-    """Of sampling, where rollout.sampling.temperature is not 0."""
+    """Seed of sampling, if rollout.sampling.temperature is not 0."""
     shuffle_choices: OrderSeed | None = None
-    """Seed of another order of each question's choices; null shows the published order."""
+    """Seed for shuffling each question's choices; null keeps the published order."""
     template: Literal["think", "think_answer", "reasoning", "mpar2", "none"] = "think"
     """What surrounds the answer in a completion; `none` takes the whole completion as the answer."""
     num_threads: Count | None = None
-    """torch threads on a CPU host; null leaves torch's choice."""
+    """torch threads on a CPU host; null keeps torch's default."""
     pretrained_checkpoint: PretrainedConfig = PretrainedConfig()
     benchmark: BenchmarkConfig
     data: EvaluationDataConfig

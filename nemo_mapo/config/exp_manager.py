@@ -29,24 +29,24 @@ _WANDB_KEYS: Final = (
     *("save_code", "sync_tensorboard", "config_exclude_keys", "config_include_keys", "allow_val_change", "fork_from"),
     *("resume_from", "monitor_gym"),
 )
-"""Arguments of Lightning's WandbLogger and of wandb.init, to which it hands what it does not know."""
+"""Arguments of Lightning's WandbLogger, and of wandb.init, to which it passes the rest."""
 _OFFLINE: Final = ("offline", "disabled", "dryrun")
 
 
 @config_class
 class CheckpointCallbackConfig:
-    """The best checkpoints, kept beside the newest, in the names of Lightning's ModelCheckpoint; `checkpoints/best`
-    is a link to the very best."""
+    """The best checkpoints, kept besides the newest, with the keys of Lightning's ModelCheckpoint; `checkpoints/best`
+    links to the best of them."""
 
     monitor: Annotated[str, Field(min_length=1)] | None = None
-    """Metric of validation; null is val/accuracy, or val/loss if the questions have no choices."""
+    """Validation metric; null is val/accuracy, or val/loss if the questions have no choices."""
     mode: Literal["max", "min"] | None = None
-    """Which value is the best; null is min for a metric that ends in `loss`, else max."""
+    """Which value is best; null is min for a metric that ends in `loss`, otherwise max."""
     save_top_k: CountOrZero = 1
-    """How many of the best are kept; 0 keeps the newest alone. Of equal ones the earlier is the better."""
+    """How many of the best to keep; 0 keeps only the newest. Ties go to the earlier checkpoint."""
 
     def score(self, validation: Mapping[str, float]) -> tuple[str, float] | None:
-        """The monitored metric, and its value with the sign that makes more the better; None without a validation.
+        """The monitored metric and its value, negated if lower is better; None without a validation.
 
         Raises:
             ValueError: the validation has no such metric.
@@ -68,7 +68,7 @@ class ExpManagerConfig:
     """NeMo's experiment manager (the part that a run directory needs)."""
 
     explicit_log_dir: PathText = "runs/mapo"
-    """The run directory. The shipped configs say exp_dir/name."""
+    """The run directory. The shipped configs set it to exp_dir/name."""
     exp_dir: PathText | None = None
     """Directory of runs, as in NeMo; `explicit_log_dir` refers to it."""
     name: PathText | None = None
@@ -88,13 +88,13 @@ class ExpManagerConfig:
             raise ValueError("explicit_log_dir='' is the working directory: name a directory for the run")
         if self.explicit_log_dir.startswith("None") or "/None" in self.explicit_log_dir:
             raise ValueError(
-                f"explicit_log_dir={self.explicit_log_dir}: exp_dir={self.exp_dir} and name={self.name} have to be "
-                "given together, or explicit_log_dir in their place"
+                f"explicit_log_dir={self.explicit_log_dir}: exp_dir={self.exp_dir} and name={self.name} must be "
+                "given together, or explicit_log_dir instead"
             )
         for key in self.wandb_logger_kwargs:
             if key not in _WANDB_KEYS:
                 raise ValueError(
-                    f"wandb_logger_kwargs has {key!r}, no argument of WandbLogger{nearest(key, _WANDB_KEYS)}"
+                    f"wandb_logger_kwargs has {key!r}, not an argument of WandbLogger{nearest(key, _WANDB_KEYS)}"
                 )
 
     def login_problems(self) -> Iterator[str]:

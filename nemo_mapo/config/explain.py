@@ -1,4 +1,4 @@
-"""What is wrong with a config, in the keys that the user typed: a line per problem, with the nearest known key."""
+"""Problems of a config in terms of the keys that the user typed: a line for each, with the nearest known key."""
 
 import dataclasses
 import difflib
@@ -21,9 +21,9 @@ def explain(error: ValidationError, schema: type, *, under: str = "", unresolved
 
     Args:
         error: what the schema said.
-        schema: the class that was to be made.
+        schema: the class that was to be built.
         under: path of the section that was checked.
-        unresolved: whether values may still refer to others; then problems that may come from that are left out.
+        unresolved: whether values may contain unresolved references; problems that these may cause are left out.
     """
     problems = error.errors(include_url=False, include_context=False)
     kept = [problem for problem in problems if not (unresolved and _may_be_unresolved(problem))]
@@ -43,7 +43,7 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 
 
 def keys_of(schema: Any, path: str = "") -> Iterator[str]:
-    """Dotted paths of all keys of a config class, those inside sections included."""
+    """Dotted paths of all keys of a config class, including those inside sections."""
     for section in _sections(schema):
         for name, kind in _fields(section).items():
             yield f"{path}{name}"
@@ -85,7 +85,7 @@ def _shown(value: Any) -> str:
 
 
 def _walk(schema: type, location: tuple[int | str, ...]) -> tuple[list[str], Any, Any]:
-    """The keys of a location as typed (without union tags), the type of what holds the last one, and its own type."""
+    """The keys of a location as typed (without union tags), the type that holds the last key, and that key's type."""
     keys: list[str] = []
     holder: Any = schema
     kind: Any = schema
@@ -134,7 +134,7 @@ def _tag(section: type) -> Any:
 
 
 def _suggest(path: str, name: str, section: Any, schema: type) -> str:
-    """What to write instead of an unknown key: by habit, by nearness here, or where the key really is."""
+    """What to write instead of an unknown key: a habit's equivalent, a similar key here, or the key's real place."""
     if path in HABITS:
         return f"; {HABITS[path]}"
     here = _keys(section)

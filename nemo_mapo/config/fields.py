@@ -1,7 +1,6 @@
-"""The kinds of numbers, switches and names that a config holds, each with the range in which it means something.
+"""Types of the numbers, switches and names in a config, each with its valid range.
 
-Numbers are finite and are no booleans, texts or (for counts) fractions; switches are true or false and nothing that
-looks like it.
+Numbers are finite; booleans, strings and (for counts) fractions are refused. Switches are true or false only.
 """
 
 from typing import Annotated, Final
@@ -10,7 +9,7 @@ from pydantic import AfterValidator, Field, Strict
 
 LARGEST_COUNT: Final = 10**9
 MAX_SEED: Final = 2**19
-"""Every row of every step of every run gets a seed of its own in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
+"""Every row of every step of every run gets its own seed in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
 
 Flag = Annotated[bool, Strict()]
 """true or false."""
@@ -22,24 +21,24 @@ Index = Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)]
 """0-based."""
 Seed = Annotated[int, Strict(), Field(ge=0, lt=MAX_SEED)]
 OrderSeed = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
-"""Of an order, or of what is drawn from data."""
+"""Seed of an order, or of what is drawn from data."""
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 
 Fraction = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFraction = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
 OpenFraction = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
 Decay = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
-"""Of a moving mean."""
+"""Decay of a moving mean."""
 Weight = Annotated[float, Strict(), Field(ge=0, le=1e4, allow_inf_nan=False)]
-"""Of a term of a sum; 0 is off."""
+"""Weight of a term in a sum; 0 is off."""
 Positive = Annotated[float, Strict(), Field(gt=0, le=1e6, allow_inf_nan=False)]
 """A scale, cap or factor."""
 AboveOne = Annotated[float, Strict(), Field(gt=1, le=1e6, allow_inf_nan=False)]
 OneOrAbove = Annotated[float, Strict(), Field(ge=1, le=1e6, allow_inf_nan=False)]
 Epsilon = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
-"""Added so that nothing is divided by 0."""
+"""Added to avoid division by 0."""
 Threshold = Annotated[float, Strict(), Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
-"""That a reward is compared with."""
+"""Value that a reward is compared with."""
 LearningRate = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
 LearningRateOrZero = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)]
@@ -55,17 +54,17 @@ def _steps(value: int) -> int:
 
 
 Steps = Annotated[int, Strict(), Field(ge=-1, le=LARGEST_COUNT), AfterValidator(_steps)]
-"""-1 is not limited."""
+"""-1 means unlimited."""
 
 
 def _path(value: str) -> str:
     if not value.strip() or not value.isprintable():
-        raise ValueError(f"{value!r} is no path: give one, without line breaks and control characters")
+        raise ValueError(f"{value!r} is not a path: give one without line breaks or control characters")
     return value
 
 
 PathText = Annotated[str, AfterValidator(_path)]
-"""Of a file or directory."""
+"""Path of a file or directory."""
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]\S*$")]
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$", max_length=253)]

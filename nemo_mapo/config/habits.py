@@ -1,4 +1,4 @@
-"""Keys that users of Lightning and NeMo type by habit, and what answers them here."""
+"""Keys that users of Lightning and NeMo type by habit, and what to use here instead."""
 
 from typing import Final
 
@@ -47,4 +47,4 @@ HABITS: Final[dict[str, str]] = {
     "data.train_ds.num_workers": "audio is read in the training process",
     "data.train_ds.batch_duration": "use data.train_ds.batch_size with bucket_duration_bins, or model.packed_tokens",
 }
-"""Path to advice, which follows the words "unknown key"."""
+"""Advice by path of the key; it follows the words "unknown key"."""

@@ -14,9 +14,9 @@ from nemo_mapo.config.yaml_files import read_yaml
 Item = dict[str, Any]
 
 MAX_ITEMS: Final = 10_000
-"""Of a split with all its groups; a corpus has a few hundred."""
+"""Most items of a split with all its groups; a corpus has a few hundred."""
 MAX_DEPTH: Final = 20
-"""Groups within groups."""
+"""Deepest nesting of groups."""
 
 _EVERYWHERE: Final = ("type", "weight", "tags")
 _GROUP: Final = "group"
@@ -42,13 +42,13 @@ _WITHOUT_AUDIO: Final = ("txt", "txt_pair", "nemo_sft_jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One item of `input_cfg` that is no group."""
+    """One item of `input_cfg` that is not a group."""
 
     where: str
     """Its path in the config, e.g. `input_cfg[0].input_cfg[1]`."""
     item: Mapping[str, Any]
     tags: Mapping[str, Any] = field(default_factory=dict)
-    """Its own tags and those of the groups around it, which win, as in NeMo."""
+    """Its own tags and those of the groups around it, which take precedence, as in NeMo."""
 
     @property
     def type(self) -> str:
@@ -62,7 +62,7 @@ class Source:
 
 
 def sources_of(items: Iterable[Mapping[str, Any]]) -> Iterator[Source]:
-    """The items that are no groups, in order, with all the tags that their cuts will carry.
+    """The items that are not groups, in order, with all the tags that their cuts will carry.
 
     sources_of([{"type": "group", "tags": {"task": "a"}, "input_cfg": [{"type": "lhotse", "cuts_path": "x.jsonl"}]}])
     gives one source at `input_cfg[0].input_cfg[0]`.
@@ -80,7 +80,7 @@ def _sources(items: Iterable[Mapping[str, Any]], path: str, outer: Mapping[str, 
 
 
 def check_items(items: Iterable[Mapping[str, Any]], path: str = "input_cfg") -> None:
-    """ValueError naming the item for an unknown type or key, a missing location, or weights that are no shares."""
+    """ValueError naming the item for an unknown type or key, a missing location, or invalid weights."""
     listed = list(items)
     for index, item in enumerate(listed):
         _check_item(item, f"{path}[{index}]")
@@ -88,7 +88,7 @@ def check_items(items: Iterable[Mapping[str, Any]], path: str = "input_cfg") -> 
     if any(weight is not None for weight in weights) and not all(
         isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf for weight in weights
     ):
-        raise ValueError(f"{path}: weights are {weights}: give every item a number above 0, or none a weight")
+        raise ValueError(f"{path}: weights are {weights}: give every item a number above 0, or no item a weight")
 
 
 def _check_item(item: Mapping[str, Any], where: str) -> None:
@@ -145,9 +145,9 @@ def _check_location(value: Any, where: str, *, lists: bool) -> None:
 def _refuse_elsewhere(path: str, where: str) -> None:
     """ValueError for what Lhotse and NeMo would run as a command, fetch, or read from the terminal."""
     if path.startswith("pipe:"):
-        raise ValueError(f"{where}: {path!r} is a command, not a file: write what it gives into files")
+        raise ValueError(f"{where}: {path!r} is a command, not a file: write its output to files")
     if "://" in path:
-        raise ValueError(f"{where}: {path!r} is an address, not a file: copy or mount the data")
+        raise ValueError(f"{where}: {path!r} is a URL, not a file: copy or mount the data")
     if path == "-":
         raise ValueError(f"{where} is '-': give the path of a file")
 
@@ -158,8 +158,8 @@ def _check_pairs(item: Mapping[str, Any], where: str) -> None:
     sizes = [None if isinstance(value, str) else len(value) for value in (manifests, archives)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"{where}: manifest_filepath and tarred_audio_filepaths have to be of the same form, a path each or lists "
-            f"of the same length, not {manifests!r} and {archives!r}"
+            f"{where}: manifest_filepath and tarred_audio_filepaths must have the same form, a path each or lists of "
+            f"the same length, not {manifests!r} and {archives!r}"
         )
 
 
@@ -180,29 +180,29 @@ def _path_and_weight(entry: Any, where: str) -> tuple[str, float | None]:
         weight = parts[1] if len(parts) == 2 else None
         if weight is None or (isinstance(weight, int | float) and 0 < weight < math.inf):
             return parts[0], None if weight is None else float(weight)
-    raise ValueError(f"{where}: {entry!r} is none of path, [path] and [path, weight]")
+    raise ValueError(f"{where}: {entry!r} must be a path, [path] or [path, weight]")
 
 
 def read_items(value: Any) -> Any:
-    """Replace the path of a YAML file by the items in it, also inside groups; all else is left to the schema.
+    """Replace paths of YAML files by the items in them, inside groups too; everything else is left to the schema.
 
-    A file is data: nothing in it is computed (`${...}`), no tag builds an object, and neither aliases nor files that
-    name other files make it more than `MAX_ITEMS`.
+    A file is plain data: no reference (`${...}`) is resolved, no tag builds an object, and neither aliases nor files
+    that name other files expand it beyond `MAX_ITEMS`.
     """
     return _Reader().read(value, (), 0)
 
 
 class _Reader:
-    """Reads every file once and counts the items of all."""
+    """Reads every file once and counts all items."""
 
     def __init__(self) -> None:
         self._files: dict[Path, list[Any]] = {}
         self._count = 0
 
     def read(self, value: Any, within: tuple[Path, ...], depth: int) -> Any:
-        """Items with those of files in place of their paths; `within` are the files that the value stands in."""
+        """Items, with paths of files replaced by their items; `within` are the files that contain the value."""
         if depth > MAX_DEPTH:
-            raise ValueError(f"groups within groups, more than {MAX_DEPTH} deep")
+            raise ValueError(f"groups are nested more than {MAX_DEPTH} deep")
         if isinstance(value, str | Path):
             value, within = self._items(Path(value), within), (*within, Path(value).resolve())
         if not isinstance(value, list | tuple):
@@ -220,7 +220,7 @@ class _Reader:
     def _items(self, path: Path, within: tuple[Path, ...]) -> list[Any]:
         place = path.resolve()
         if place in within:
-            raise ValueError(f"{path}: holds itself: {' -> '.join(str(outer) for outer in within)}")
+            raise ValueError(f"{path}: contains itself: {' -> '.join(str(outer) for outer in within)}")
         if place not in self._files:
             self._files[place] = _items_of_file(path)
         return self._files[place]
@@ -239,7 +239,7 @@ def _items_of_file(path: Path) -> list[Any]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{path}: holds {type(items).__name__}: give a list of items, each with a type")
     if b"${" in text:
-        raise ValueError(f"{path}: holds '${{': write the values out, because a file of items is not computed")
+        raise ValueError(f"{path}: contains '${{': write the values out; references in files are not resolved")
     return items
 
 

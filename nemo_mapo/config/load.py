@@ -1,4 +1,4 @@
-"""From what Hydra composed, or a file that was recorded, to a typed config; DictConfig stops here."""
+"""Turns what Hydra composed, or a recorded file, into a typed config; DictConfig stops here."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message has a line per problem: path, value, what would be right."""
+    """An invalid config; the message has a line per problem: path, value, what would be right."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -27,8 +27,8 @@ def load(composed: Any, schema: type[T], *, under: str = "") -> T:
         load(compose(Path("conf/train_mapo.yaml"), ["objective=grpo"]), RunConfig).objective.mask  # "none"
 
     Args:
-        composed: what Hydra composed, or nested dictionaries that were recorded; None is an empty section.
-        schema: class of the result, made with `config_class`.
+        composed: what Hydra composed, or recorded nested dictionaries; None is an empty section.
+        schema: class of the result, defined with `config_class`.
         under: path of the section, if it is not the whole config.
 
     Raises:
@@ -47,13 +47,13 @@ def load(composed: Any, schema: type[T], *, under: str = "") -> T:
 
 
 def as_plain(config: Any) -> dict[str, Any]:
-    """Nested dictionaries of builtins, for writing a config; `load` makes the same config of them."""
+    """Nested dictionaries of builtins, for writing a config; `load` turns them into the same config again."""
     plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return plain
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], *, free: Collection[str]) -> list[str]:
-    """What two configs say differently, `key: this then, that now`, but for `free` keys and what lies below them."""
+    """Differences of two configs as `key: this then, that now`, except for `free` keys and everything below them."""
     old, new = flat(before), flat(now)
     return [
         f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
@@ -71,12 +71,12 @@ def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _REQUIRED = "${required:}"
-"""Our mark for what the user has to give in place of a default; Hydra's own, ???, does not displace one."""
+"""Our mark of a required value; unlike Hydra's own, ???, it also overrides a default."""
 OmegaConf.register_new_resolver("required", lambda: "???", replace=True)
 
 
 def _plain(composed: DictConfig) -> Any:
-    # A value that refers to one that is missing cannot be resolved, and is no second problem.
+    # A value that refers to a missing one cannot be resolved, but is not a second problem.
     unresolved = OmegaConf.to_container(composed)
     if list(_left_open(unresolved)):
         return unresolved
@@ -87,7 +87,7 @@ def _plain(composed: DictConfig) -> Any:
 
 
 def interpolation_problem(error: Exception) -> str:
-    """What is wrong with a value that refers to another one: `data.tokenizer: Interpolation key 'x' not found`."""
+    """The problem of a value that refers to another one: `data.tokenizer: Interpolation key 'x' not found`."""
     if isinstance(error, RecursionError):
         return "values refer to each other in a circle, or sections are nested too deeply"
     key = getattr(error, "full_key", None)
@@ -95,7 +95,7 @@ def interpolation_problem(error: Exception) -> str:
 
 
 def _left_open(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the values that the user has to give."""
+    """Paths of required values that are not set."""
     if value in ("???", _REQUIRED):
         yield path
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()

@@ -36,7 +36,7 @@ class ConvPerceptionConfig:
     mel_bins: Count = 32
     """Log-mel features per frame."""
     hop_seconds: Seconds = 0.02
-    """Distance of frames."""
+    """Distance between frames."""
     window_seconds: Seconds = 0.04
     """Length of a frame's window."""
     channels: Count = 128
@@ -54,31 +54,31 @@ class NemoPerceptionConfig:
     module: dict[str, Any]
     """The module's own config, as in NeMo's speech-LLM examples; its output_dim is set to the decoder's hidden size."""
     features: Literal["nemo_2_3", "nemo_2_5"] = "nemo_2_3"
-    """Whose mel features: those of NeMo up to 2.3, or those since 2.5, which fill the edges of a clip up with zeros
-    instead of mirrored samples and count one frame less."""
+    """Mel features of NeMo up to 2.3, or since 2.5, which pad the edges of a clip with zeros instead of mirrored
+    samples and count one frame fewer."""
     restore_from_path: PathText | None = None
-    """A .nemo file of an ASR model: a run starts with its preprocessor and encoder, and with the rest of
-    pretrained_checkpoint, if that is given."""
+    """A .nemo file of an ASR model: a run starts with its preprocessor and encoder, and takes the rest from
+    pretrained_checkpoint, if that is set."""
 
 
 @config_class
 class ProjectorConfig:
-    """Brings an encoder's frames to the decoder's width."""
+    """Maps an encoder's frames to the decoder's width."""
 
     type: Literal["linear", "mlp"] = "mlp"
     """One linear layer, or two with a GELU between them."""
     stack: Count = 1
-    """Neighbouring frames that become one audio token; the last ones of a clip are filled up with zeros."""
+    """Neighbouring frames that become one audio token; the last frames of a clip are padded with zeros."""
 
 
 @config_class
 class WhisperPerceptionConfig:
-    """Whisper's encoder and a projector; examples/assemble.py writes it out for a model."""
+    """Whisper's encoder and a projector; examples/assemble.py writes this section for a model."""
 
     type: Literal["whisper"] = "whisper"
     """Whisper's encoder, through transformers."""
     encoder: dict[str, Any]
-    """What the model's config.json says of its encoder."""
+    """The encoder's fields of the model's config.json."""
     features: dict[str, Any]
     """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
     projector: ProjectorConfig = ProjectorConfig(stack=4)
@@ -89,21 +89,21 @@ QwenOmniFamily = Literal["qwen2_5_omni", "qwen3_omni_moe"]
 
 @config_class
 class QwenOmniPerceptionConfig:
-    """Audio encoder of Qwen2.5-Omni or Qwen3-Omni; examples/import_hf.py writes it out for a model."""
+    """Audio encoder of Qwen2.5-Omni or Qwen3-Omni; examples/import_hf.py writes this section for a model."""
 
     type: Literal["qwen_omni"] = "qwen_omni"
     """Qwen's own encoder, through transformers."""
     family: QwenOmniFamily
-    """Whose encoder."""
+    """Model family of the encoder."""
     encoder: dict[str, Any]
     """The model's thinker_config.audio_config; without a projector its output_dim is the decoder's hidden size."""
     features: dict[str, Any]
     """The model's preprocessor_config.json: keys of transformers' WhisperFeatureExtractor."""
     whole_frames: Flag = False
-    """Qwen3-Omni: fill a clip up with zeros to whole feature frames (10 ms), as vLLM does; its own processor drops what
-    is left over. rollout.backend=vllm needs it."""
+    """Qwen3-Omni: pad a clip with zeros to whole feature frames (10 ms), as vLLM does; its own processor drops the
+    remainder. rollout.backend=vllm needs it."""
     projector: ProjectorConfig | None = None
-    """Behind the encoder's own, for a decoder of another model; null is none."""
+    """Projector after the encoder's own, for a decoder of another model; null is none."""
 
 
 PerceptionConfig = Annotated[
@@ -114,7 +114,7 @@ PerceptionConfig = Annotated[
 
 @config_class
 class DecoderConfig:
-    """Megatron-core GPT decoder, in Megatron's names."""
+    """Megatron-core GPT decoder, with Megatron's names."""
 
     num_layers: Count = 5
     """Transformer layers."""
@@ -133,7 +133,7 @@ class DecoderConfig:
     rotary_base: Count = 10000
     """Base of the rotary position embedding."""
     rope_scaling: RopeScaling | None = None
-    """How rotary frequencies are stretched for longer contexts: all alike, or by Llama 3.1's rule; null is not."""
+    """How rotary frequencies are stretched for longer contexts: uniformly, or by Llama 3.1's rule; null is off."""
     rope_scaling_factor: Positive = 1.0
     """Factor of `rope_scaling`."""
     qk_layernorm: Flag = True
@@ -147,11 +147,11 @@ class DecoderConfig:
     add_qkv_bias: Flag = False
     """Biases on the query, key and value projections (Qwen2.5)."""
     vocab_size: Count | None = None
-    """Rows of the embedding, if it has more than tokens (Qwen pads it); null is the tokenizer's length."""
+    """Rows of the embedding, if there are more rows than tokens (Qwen pads it); null is the tokenizer's length."""
     num_moe_experts: AtLeastTwo | None = None
     """Experts per layer; null is a dense decoder."""
     moe_router_topk: Count = 2
-    """Experts that a token visits; their router weights are normalised to sum to 1."""
+    """Experts per token; their router weights are normalised to sum to 1."""
     moe_ffn_hidden_size: Count = 128
     """Inner width of an expert's SwiGLU."""
     moe_aux_loss_coeff: Weight = 0.0
@@ -202,7 +202,7 @@ class OptimizerConfig:
     eps: Epsilon = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Weight = 0.0
-    """Of matrices; norms and biases have none."""
+    """Weight decay of matrices; norms and biases have none."""
     sched: SchedulerConfig = SchedulerConfig()
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ class OptimizerConfig:
 
 @config_class
 class ModelConfig:
-    """The policy, how it is laid out over devices, and how it is optimised."""
+    """The policy, its layout over devices, and its optimiser."""
 
     perception: PerceptionConfig = ConvPerceptionConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -221,7 +221,7 @@ class ModelConfig:
     target_layers: tuple[Index, ...] | None = None
     """0-based decoder layers whose audio mass is measured; null is the last five (or all, if fewer)."""
     micro_batch_size: Count = 32
-    """Completions per forward pass (of one data-parallel rank)."""
+    """Completions per forward pass on one data-parallel rank."""
     global_batch_size: Count = 32
     """Completions per optimiser step, over all data-parallel ranks."""
     packed_tokens: Count | None = None
@@ -245,7 +245,7 @@ class ModelConfig:
     """Train low-rank adapters; with them off the policy is its own reference. null trains the decoder's weights."""
     freeze: FreezeConfig = FreezeConfig()
     offload_reference: Flag = False
-    """Keep the frozen copy that full fine-tuning needs in host memory, but for its passes (on a GPU)."""
+    """Keep the frozen reference of full fine-tuning in host memory except during its passes (on a GPU)."""
     optim: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -262,14 +262,14 @@ class ModelConfig:
     def _check_shared_prompts(self) -> None:
         if self.shared_prompts and self.attention_backend == "transformer_engine":
             raise ValueError(
-                "shared_prompts=true with attention_backend=transformer_engine: its kernels take no row whose "
+                "shared_prompts=true with attention_backend=transformer_engine: its kernels do not support rows whose "
                 "completions share a prompt; set shared_prompts=false, or attention_backend=sdpa"
             )
 
     def _check_trained(self) -> None:
         if self.lora is not None and self.offload_reference:
             raise ValueError(
-                "offload_reference=true with lora: the policy without its adapters is the reference, there is no "
+                "offload_reference=true with lora: the policy without its adapters is the reference, so there is no "
                 "copy to offload; set it to false"
             )
         freeze = self.freeze
@@ -299,12 +299,12 @@ class ModelConfig:
 
     @property
     def cut_over_ranks(self) -> list[str]:
-        """The settings that leave each rank a part of the weights, as a user types them."""
+        """The settings that shard the weights over ranks, as a user types them."""
         sizes = {name: value for name, value in vars(self).items() if name.endswith("_parallel_size")}
         return [f"model.{name}={value}" for name, value in sizes.items() if value != 1]
 
     def _check_layout(self) -> None:
-        """ValueError for a layout that would not equal the plain run."""
+        """ValueError for a layout that would not compute the same as an unsharded run."""
         tensor, stages = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
         decoder = self.decoder
         if self.context_parallel_size != 1:

@@ -1,4 +1,4 @@
-"""Values of the objective: MAPO's own (paper Table 5) and the GRPO variants that compose with it."""
+"""Settings of the objective: MAPO's own (paper Table 5) and the GRPO variants that compose with it."""
 
 from typing import Annotated, Literal
 
@@ -35,14 +35,14 @@ class ObjectiveConfig:
     entropy_share: PositiveFraction = 0.2
     """Share of tokens that `mask=entropy` keeps (arXiv 2506.01939 keeps 20 %)."""
     vppo_share: PositiveFraction = 0.4
-    """Share of tokens that `mask=vppo` keeps; the authors' 0.4."""
+    """Share of tokens that `mask=vppo` keeps; the authors use 0.4."""
     vppo_scale_floor: Fraction | None = None
-    """VPPO's shaping of advantages by a completion's mean dependency on the audio: the least factor (the authors' 0.9);
-    null shapes none."""
+    """Smallest factor of VPPO's scaling of advantages by a completion's mean dependency on the audio (the authors use
+    0.9); null does not scale."""
     perception_weight: Weight = 0.0
-    """gamma of PAPO's perception term (arXiv 2507.06448; the authors' 0.01 to 0.02); 0 is off."""
+    """gamma of PAPO's perception term (arXiv 2507.06448; the authors use 0.01 to 0.02); 0 is off."""
     entropy_weight: Weight = 0.0
-    """Weight of an entropy penalty: eta of PAPO (the authors' 0.03 to 0.05), 0.06 in VPPO; 0 is off."""
+    """Weight of an entropy penalty: eta of PAPO (the authors use 0.03 to 0.05), 0.06 in VPPO; 0 is off."""
     eta: Weight = 0.1
     """Weight of the attention loss; 0 is exactly mask-only."""
     beta: Weight = 0.002
@@ -50,9 +50,9 @@ class ObjectiveConfig:
     tau_base: Positive = 1.0
     """Base temperature of both masks; the temperature is tau_base * ln(max(T, 2))."""
     signal: Signal = "delta_entropy"
-    """What both masks take for the relevance of the audio to a token. `delta_entropy` is the paper's delta h; the rest
+    """What both masks use as the relevance of the audio to a token. `delta_entropy` is the paper's delta h; the others
     are ours and compare the policy at rollout with the text-only reference: `kl` and `jsd` of the full distributions,
-    which see a change of mode at equal entropy, and `log_ratio` of the token that was drawn (docs/equations.md)."""
+    which see a change of mode at equal entropy, and `log_ratio` of the sampled token (docs/equations.md)."""
     normalize_delta_h: Flag = False
     """Divide |delta h| by its mean over the completion before the masks (ours; sharpens masks at small delta h)."""
     kappa: Weight = 1.0
@@ -66,52 +66,52 @@ class ObjectiveConfig:
     fail_threshold: Threshold = 0.0
     """theta_fail: a completion failed when its accuracy reward is at most this."""
     advantage_floor: Weight = 0.1
-    """Least |advantage| in the attention loss on failed completions."""
+    """Smallest |advantage| in the attention loss on failed completions."""
     attention_epsilon: Epsilon = 1e-6
     """Added to the audio mass inside the logarithm."""
     clip_ratio: OpenFraction = 0.2
     """epsilon, the lower (and by default upper) clip of the importance ratio."""
     clip_ratio_high: Positive | None = None
-    """Upper clip when it differs from `clip_ratio` (clip-higher, DAPO)."""
+    """Upper clip if it differs from `clip_ratio` (clip-higher, DAPO)."""
     surrogate: Literal["ppo", "cispo"] = "ppo"
     """`ppo` clips the objective; `cispo` caps the detached importance weight at 1 + `clip_ratio_high` and keeps every
     token's gradient (arXiv 2506.13585)."""
     dual_clip: AboveOne | None = None
-    """Bound c of the dual clip: for negative advantages the loss is at most c * |A|. None switches it off."""
+    """Bound c of the dual clip: for negative advantages the loss is at most c * |A|; null switches it off."""
     behaviour_clip: OneOrAbove | None = None
-    """C, the cap of the importance weight pi_old / mu of a token, where mu is the distribution that it was drawn from
-    (earlier weights, temperature, top-k, top-p). None takes every token as drawn from pi_old."""
+    """C, the cap of the importance weight pi_old / mu of a token, where mu is the distribution that it was sampled from
+    (earlier weights, temperature, top-k, top-p); null treats every token as sampled from pi_old."""
     truncation_clip: OneOrAbove | None = 2.0
-    """C where `behaviour_clip` is null and rollout.sampling cuts the distribution off (top_k, top_p); null is none."""
+    """C if `behaviour_clip` is null and rollout.sampling truncates the distribution (top_k, top_p); null is none."""
     aggregation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
     """How token losses become one number: mean per completion then over completions (paper), one mean over all
     tokens (DAPO), or the sum over a constant length (Dr.GRPO)."""
     dr_grpo_length: Count | None = None
-    """Constant length of `dr_grpo`; required there."""
+    """Constant length of `dr_grpo`, which requires it."""
     ratio: Literal["token", "sequence"] = "token"
-    """`sequence` takes GSPO's length-normalised sequence ratio."""
+    """`sequence` uses GSPO's length-normalised sequence ratio."""
     advantages: Literal["total", "per_reward"] = "total"
-    """What is compared within a group: the total reward, or each reward on its own, normalised before they are added
-    and then over the rollout batch (GDPO, arXiv 2601.05242)."""
+    """What is compared within a group: the total reward, or each reward on its own, normalised before the rewards are
+    added and again over the rollout batch (GDPO, arXiv 2601.05242)."""
     advantage_std: Flag = True
     """Divide centred rewards by the group's standard deviation."""
     advantage_epsilon: Epsilon = 1e-4
     """Added to the standard deviation."""
     overlong_filter: Flag = False
-    """Leave completions cut at the length limit out of the policy gradient."""
+    """Leave completions that were truncated at the length limit out of the policy gradient."""
     overlong_buffer: CountOrZero = 0
     """Soft overlong penalty: reward falls linearly by up to 1 over this many tokens before the limit; 0 is off."""
     head_reduction: Literal["max", "mean"] = "max"
     """How the audio mass of a layer's heads becomes one number."""
     keep_placeholders: Flag = False
-    """Text reference keeps the audio positions (without audio embeddings) instead of dropping span and markers."""
+    """The text-only reference keeps the audio positions (without embeddings) instead of dropping span and markers."""
     log_grounding: Flag = True
     """Measure audio mass and differential entropy for the curves even if no term of the loss needs them."""
     pos_tags: Annotated[tuple[UniversalTag, ...], Field(min_length=1)] = ("NOUN", "VERB", "ADJ", "ADV", "NUM", "X")
     """Universal part-of-speech tags that count as substantive."""
     gate_words: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Words that count as substantive whatever their tag, in any case: [yes, no] keeps both answers of a yes-no
-    question in the gate, of which taggers call one an adverb or noun and the other a determiner (ours)."""
+    question in the gate; taggers call one of them an adverb or noun and the other a determiner (ours)."""
 
     def __post_init__(self) -> None:
         if (self.aggregation == "dr_grpo") != (self.dr_grpo_length is not None):
@@ -121,7 +121,7 @@ class ObjectiveConfig:
             )
         if self.behaviour_clip is not None and self.ratio == "sequence":
             raise ValueError(
-                f"behaviour_clip={self.behaviour_clip} weights tokens one by one, which does not go with "
+                f"behaviour_clip={self.behaviour_clip} weights tokens one by one, which is incompatible with "
                 "ratio=sequence: set it to null, or ratio=token"
             )
         if self.surrogate == "cispo" and (self.ratio == "sequence" or self.dual_clip is not None):
@@ -139,15 +139,15 @@ class ObjectiveConfig:
 
     @property
     def captures_audio_mass(self) -> bool:
-        """Whether any consumer asks for the audio attention mass."""
+        """Whether any consumer needs the audio attention mass."""
         return self.eta > 0 or self.log_grounding
 
     @property
     def compares_without_audio(self) -> bool:
-        """Whether any consumer asks what the policy itself says without the audio: one more pass over the rollouts."""
+        """Whether any consumer needs the policy's log-probs without the audio: one more pass over the rollouts."""
         return self.mask == "vppo" or self.vppo_scale_floor is not None or self.perception_weight > 0
 
     @property
     def uses_text_reference(self) -> bool:
-        """Whether any consumer asks for the differential entropy (and the gate)."""
+        """Whether any consumer needs the differential entropy (and the gate)."""
         return self.mask != "none" or self.eta > 0 or self.log_grounding

@@ -1,4 +1,4 @@
-"""What a command line sets: options of config groups, which Hydra composes, and values, which are set afterwards."""
+"""Overrides of a command line: options of config groups, which Hydra composes, and values, which are set afterwards."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from nemo_mapo.config.load import ConfigError
 
 _SEARCH_PATH = "hydra.searchpath"
 _GLOBAL = "@package _global_"
-"""Header of a file that sets keys of the whole config; its group is no section."""
+"""Header of a file that sets keys of the whole config; its group is not a section."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Groups:
         )
 
     def options(self, name: str) -> list[str]:
-        """What can be chosen in a group."""
+        """The options of a group."""
         files = {path.stem for path in self._files(name)}
         return sorted(files | {entry.removesuffix(".yaml") for entry in _stored(name) if entry.endswith(".yaml")})
 
@@ -62,7 +62,7 @@ def _parser() -> OverridesParser:
 
 
 def parse(texts: Sequence[str]) -> list[Override]:
-    """Read overrides by Hydra's grammar; ConfigError naming those that do not follow it."""
+    """Parse overrides with Hydra's grammar; ConfigError naming those that do not follow it."""
     read = [_parse_one(text) for text in texts]
     if unreadable := [one for one in read if isinstance(one, str)]:
         raise ConfigError(*unreadable)
@@ -95,7 +95,7 @@ def given_search_path(overrides: Sequence[Override]) -> list[Path] | None:
 
 
 def check_options(overrides: Sequence[Override], groups: Groups) -> None:
-    """ConfigError naming what can be known to be wrong before anything is composed."""
+    """ConfigError naming every error that can be found before anything is composed."""
     if problems := [problem for one in overrides for problem in _problems(one, groups)]:
         raise ConfigError(*problems)
 
@@ -113,7 +113,7 @@ def _problems(override: Override, groups: Groups) -> Iterator[str]:
 
 
 def options_for_hydra(overrides: Sequence[Override], groups: Groups, chosen: Mapping[str, Any]) -> list[str]:
-    """The choices of options as Hydra takes them: `+` for a group that has no option yet, `~` for one that has.
+    """The chosen options in Hydra's syntax: `+` for a group that has no option yet, `~` to remove one that has.
 
     Args:
         overrides, groups: of the command line.
@@ -136,12 +136,12 @@ def _choice(override: Override, groups: Groups, chosen: Mapping[str, Any]) -> li
 def set_values(composed: DictConfig, overrides: Sequence[Override], groups: Groups) -> None:
     """Set and remove keys, in order; ConfigError naming an override that cannot be applied.
 
-    A key that is not there is added: whether it exists is for the schema to say.
+    A key that does not exist is added; the schema decides whether it is valid.
     """
     for one in overrides:
         key = one.key_or_group
         if _is_nothing(one, groups) and "/" not in key and not groups.is_global(key):
-            # No option is no section; the schema says whether it can be without.
+            # Without an option there is no section; the schema decides whether it is required.
             composed[key] = None
         elif _sets_search_path(one) or _chooses(one, groups) or (one.is_delete() and key in groups):
             continue
@@ -167,12 +167,12 @@ def _delete(composed: DictConfig, override: Override) -> None:
         known = [f"{parent}.{key}" if parent else str(key) for key in here]
         raise ConfigError(f"{override.input_line}: there is no {path} to remove{nearest(path, known)}")
     if value is not None and value != section[name]:
-        raise ConfigError(f"{override.input_line}: {path} is {section[name]}; ~{path} removes it whatever it is")
+        raise ConfigError(f"{override.input_line}: {path} is {section[name]}; ~{path} removes it whatever its value")
     del section[name]
 
 
 def _chooses(override: Override, groups: Groups) -> bool:
-    """Whether an option of a group is chosen, not a value set; a section that is written out is a value."""
+    """Whether the override chooses an option of a group; a section that is written out is a value instead."""
     return override.key_or_group in groups and not override.is_delete() and not isinstance(override.value(), dict)
 
 

@@ -9,7 +9,7 @@ from nemo_mapo.config.fields import Count, CountOrZero, Flag
 
 @config_class
 class PrecisionConfig:
-    """FP8 by Transformer Engine; weights stay in `trainer.precision`, and so does the measurement of the audio mass."""
+    """FP8 by Transformer Engine; weights and the measurement of the audio mass stay in `trainer.precision`."""
 
     fp8: Literal["hybrid", "e4m3"] | None = None
     """Format: `hybrid` has e5m2 gradients, `e4m3` is e4m3 throughout; null is no FP8."""
@@ -18,15 +18,15 @@ class PrecisionConfig:
     fp8_margin: CountOrZero = 0
     """Delayed scaling: the scale is this many powers of two smaller than it could be."""
     fp8_amax_history_len: Count = 1
-    """Delayed scaling: past maxima that are kept."""
+    """Delayed scaling: number of past maxima to keep."""
     fp8_amax_compute_algo: Literal["most_recent", "max"] = "most_recent"
     """Delayed scaling: which of the past maxima sets the scale."""
     fp8_wgrad: Flag = True
     """Whether weight gradients are computed in FP8 too (delayed scaling)."""
     fp8_dot_product_attention: Flag = False
-    """FP8 attention for the output; only with delayed scaling. docs/transformer_engine.md says where it is legal."""
+    """FP8 attention for the output; only with delayed scaling. docs/transformer_engine.md says where it works."""
     tp_only_amax_red: Flag = False
-    """Share maxima over tensor-parallel ranks alone, not over data-parallel ones."""
+    """Share maxima only over tensor-parallel ranks, not over data-parallel ones."""
     first_last_layers_bf16: Flag = False
     """Keep the first and the last layers in bfloat16 (not with delayed scaling)."""
     num_layers_at_start_in_bf16: CountOrZero = 1

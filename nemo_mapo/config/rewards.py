@@ -1,4 +1,4 @@
-"""Rewards: a class per type with its weight and its own values, and the model that judges."""
+"""Rewards: a class per type with its weight and its own settings, and the judge model."""
 
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -27,37 +27,37 @@ class JudgeConfig:
     """OpenAI-compatible server that judges texts and embeds them."""
 
     base_url: Url | None = None
-    """Address up to and with /v1; null is no server."""
+    """Address up to and including /v1; null is no server."""
     model: str | None = None
     """Chat model that judges; the authors of MMAU-Pro use Qwen2.5-7B-Instruct."""
     embedding_model: str | None = None
     """Model of `closed_rule: embedding`; the authors of MMAU-Pro use NV-Embed-v2."""
     api_key_variable: Variable = "OPENAI_API_KEY"
-    """Environment variable that holds the key, if the server wants one."""
+    """Environment variable that holds the key, if the server requires one."""
     timeout_seconds: Seconds = 60.0
-    """Of one request."""
+    """Timeout of one request."""
     max_attempts: Count = 9
-    """Requests for one reply, the first included; with the pauses of the defaults an outage of a minute is outlived."""
+    """Requests for one reply, including the first; with the default pauses they outlast an outage of a minute."""
     pause_seconds: SecondsOrZero = 1.0
-    """Before the second attempt; doubled for each one after up to 30 s, and varied at random by half."""
+    """Pause before the second attempt; doubled for each further one, up to 30 s, and randomly varied by half."""
     temperature: Temperature = 0.0
-    """Of the judge; its authors sample at 0.1."""
+    """Sampling temperature of the judge; its authors use 0.1."""
     max_tokens: Count = 512
-    """Of the judge's reply."""
+    """Longest reply of the judge."""
     concurrency: Count = 8
-    """Requests under way at a time."""
+    """Concurrent requests."""
 
 
 @config_class
 class _Term:
     weight: Weight
-    """Factor in the sum; at 0 it is not computed."""
+    """Factor in the sum; a reward with weight 0 is not computed."""
     asks_judge: ClassVar[bool] = False
 
 
 @config_class
 class AccuracyTerm(_Term):
-    """The extracted answer is the right choice, exactly."""
+    """The extracted answer equals the correct choice exactly."""
 
     type: Literal["accuracy"] = "accuracy"
     """Which reward."""
@@ -73,7 +73,7 @@ class FormatTerm(_Term):
 
 @config_class
 class ConsistencyTerm(_Term):
-    """The reasoning is complete and concludes what is answered."""
+    """The reasoning is complete and concludes with the given answer."""
 
     type: Literal["consistency"] = "consistency"
     """Which reward."""
@@ -101,7 +101,7 @@ class ReviewedAnswerTerm(_Term):
 
 @config_class
 class PerceptionTerm(_Term):
-    """MPAR2: the perception agrees with the clip's caption, as the judge sees it."""
+    """MPAR2: the perception agrees with the clip's caption, according to the judge."""
 
     type: Literal["perception"] = "perception"
     """Which reward."""
@@ -110,20 +110,20 @@ class PerceptionTerm(_Term):
 
 @config_class
 class ReasoningStepsTerm(_Term):
-    """MPAR2: the sub-questions are answered from the perception, as the judge sees it."""
+    """MPAR2: the sub-questions are answered from the perception, according to the judge."""
 
     type: Literal["reasoning_steps"] = "reasoning_steps"
     """Which reward."""
     step_floor: OpenFraction
-    """Least score of a reasoning step inside the geometric mean; not published."""
+    """Lowest score of a reasoning step inside the geometric mean; not published."""
     step_share: Fraction
-    """Share of the steps in the reward of the reasoning, the rest is the judge's view of the whole; not published."""
+    """Weight of the steps in the reward of the reasoning; the rest is the judge's score of the whole. Not published."""
     asks_judge: ClassVar[bool] = True
 
 
 @config_class
 class CustomTerm(_Term):
-    """A function of yours, imported when the run starts (docs/rewards.md)."""
+    """Your own function, imported when the run starts (docs/rewards.md)."""
 
     type: Literal["custom"] = "custom"
     """Which reward."""
@@ -156,7 +156,7 @@ TAKEN_NAMES = frozenset(
         *("staleness", "tars_behaviour", "tars_representation", "tars_without_reference", "tokens_per_second"),
     }
 )
-"""Metrics of rollouts that are no rewards: no entry of `terms` is called so."""
+"""Rollout metrics that are not rewards; no entry of `terms` may have such a name."""
 
 _OLD_KEYS = {
     **{name: f"rewards.terms.{name}.weight" for name in SHIPPED},
@@ -164,12 +164,12 @@ _OLD_KEYS = {
     "conditional_on_correct": "rewards.terms.consistency.conditional_on_correct",
     "mpar2": "rewards.terms.reviewed_answer.review_bonus, rewards.terms.reasoning_steps.step_floor and .step_share",
 }
-"""Keys of earlier versions, and where their values stand now."""
+"""Keys of earlier versions, and where their values are now."""
 
 
 @config_class
 class TarsConfig:
-    """TARS (arXiv 2601.05543): half of a prompt's completions read its caption, the others are to resemble them."""
+    """TARS (arXiv 2601.05543): half of a prompt's completions read its caption, the others learn to resemble them."""
 
     representation: Weight = 1.0
     """alpha: mean over layers of the cosine of mean hidden states."""
@@ -197,16 +197,16 @@ class RewardsConfig:
     `<reasoning>...</reasoning><answer>...</answer>`, or MPAR2's (docs/rewards.md)."""
     judge: JudgeConfig = JudgeConfig()
     judge_cache: PathText | None = None
-    """File that remembers the judge's verdicts over steps and runs; null remembers nothing."""
+    """File that caches the judge's verdicts across steps and runs; null caches nothing."""
     max_missing_share: Fraction = 0.1
     """Share of a rollout batch's verdicts that may be missing; above it the run saves and stops."""
     tars: TarsConfig | None = None
-    """Alignment with text-conditioned completions, added to the rewards of those that hear; null is off."""
+    """Alignment with text-conditioned completions, added to the rewards of those that hear the clip; null is off."""
 
     @model_validator(mode="before")
     @classmethod
     def _answer_old_keys(cls, given: Any) -> Any:
-        """ValueError that says where the value of a key of earlier versions stands now."""
+        """ValueError that says where the value of a key of earlier versions is now."""
         keys = given.kwargs if isinstance(given, ArgsKwargs) else given
         if isinstance(keys, dict) and (old := [key for key in _OLD_KEYS if key in keys]):
             now = "; ".join(f"rewards.{key} is now {_OLD_KEYS[key]}" for key in old)
@@ -235,13 +235,13 @@ class RewardsConfig:
     @staticmethod
     def _check_name(name: str, term: Term) -> None:
         if term.type != "custom" and name != term.type:
-            raise ValueError(f"terms.{name}: type is {term.type}, and so has to be the name: write terms.{term.type}")
+            raise ValueError(f"terms.{name}: type is {term.type}, and so must be the name: write terms.{term.type}")
         if term.type == "custom" and name in (*SHIPPED, *TAKEN_NAMES):
             raise ValueError(f"terms.{name}: the name is taken by a shipped reward or metric: choose another")
 
     @property
     def computed(self) -> dict[str, Term]:
-        """What is computed, by name: accuracy, which the attention loss asks whatever its weight, and what has one."""
+        """Rewards to compute, by name: those with a weight, and accuracy, which the attention loss always needs."""
         accuracy: dict[str, Term] = {"accuracy": self.terms.get("accuracy", AccuracyTerm(weight=0.0))}
         return accuracy | {name: term for name, term in self.terms.items() if term.weight > 0}
 
@@ -252,12 +252,12 @@ class RewardsConfig:
 
     @property
     def accuracy_only(self) -> "RewardsConfig":
-        """The same without any reward but accuracy: no judge is asked."""
+        """The same with accuracy as the only reward, which needs no judge."""
         return RewardsConfig(terms={"accuracy": AccuracyTerm(weight=1.0)}, template=self.template)
 
     @property
     def without_code(self) -> "RewardsConfig":
-        """The same without functions of the user's, for configs that were recorded and not given."""
+        """The same without the user's own functions, for recorded configs, whose code is not to be run."""
         return replace(self, terms={name: term for name, term in self.terms.items() if term.type != "custom"})
 
     @property

@@ -1,4 +1,4 @@
-"""Everything around the model: data, rollouts, rewards, trainer, run directory; and the whole config."""
+"""The whole config of a run, and its sections for sampling, rollouts and start weights."""
 
 from dataclasses import replace
 from typing import Literal
@@ -15,12 +15,12 @@ from nemo_mapo.config.trainer import TrainerConfig
 from nemo_mapo.config.warm_start import WarmStartConfig
 
 MAX_COMPLETIONS_PER_STEP = 2**20
-"""Rows of a step that have seeds of their own (`fields.MAX_SEED`)."""
+"""Most rows of a step that can have seeds of their own (`fields.MAX_SEED`)."""
 
 
 @config_class
 class SamplingConfig:
-    """How tokens are drawn."""
+    """How tokens are sampled."""
 
     temperature: Temperature = 1.0
     """0 is greedy."""
@@ -31,7 +31,7 @@ class SamplingConfig:
     repetition_penalty: Positive = 1.0
     """Divide (positive) or multiply (negative) the logits of tokens already in the completion; 1 is off."""
     min_new_tokens: CountOrZero = 0
-    """The end-of-turn token is not drawn before this many tokens."""
+    """The end-of-turn token is not sampled before this many tokens."""
     max_new_tokens: Count = 120
     """Completions are truncated here."""
 
@@ -41,7 +41,7 @@ class SamplingConfig:
 
     @property
     def greedy(self) -> "SamplingConfig":
-        """The same lengths, and always the likeliest token."""
+        """The same length limits with greedy decoding."""
         return replace(self, temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
 
@@ -56,7 +56,7 @@ class RolloutConfig:
     """Completions generated together."""
     sampling: SamplingConfig = SamplingConfig()
     log_prob_alarm: Positive = 0.1
-    """Mean difference of a token's log-prob in the engine and in training, in nats, above which a warning is given."""
+    """Mean difference between a token's log-prob in the engine and in training, in nats, that triggers a warning."""
     vllm: VllmConfig | None = None
     """The servers of `backend: vllm`."""
     trtllm: TrtllmConfig | None = None
@@ -77,10 +77,10 @@ class RolloutConfig:
 
 @config_class
 class PretrainedConfig:
-    """Start weights that were made before."""
+    """Existing weights to start from."""
 
     restore_from_path: PathText | None = None
-    """A nemo-mapo checkpoint directory; it takes the place of the warm start."""
+    """A nemo-mapo checkpoint directory; it replaces the warm start."""
 
 
 @config_class
@@ -88,7 +88,7 @@ class RunConfig:
     """The whole config of `examples/train_mapo.py`."""
 
     seed: Seed = 1234
-    """Of sampling; a row's randomness follows from seed, step and row."""
+    """Seed of sampling; a row's randomness depends only on seed, step and row."""
     trainer: TrainerConfig = TrainerConfig()
     exp_manager: ExpManagerConfig = ExpManagerConfig()
     pretrained_checkpoint: PretrainedConfig = PretrainedConfig()
@@ -158,7 +158,7 @@ class RunConfig:
             )
 
     def _check_supervised(self) -> None:
-        """ValueError if supervised training is asked for together with what only rollouts have."""
+        """ValueError if supervised training is combined with options that apply to rollouts only."""
         if not self.supervised:
             return
         for name, value, wanted in (
@@ -171,7 +171,7 @@ class RunConfig:
                 raise ValueError(f"trainer.sft samples no rollouts: {name}={value} must be {wanted or 'null'}")
         if self.data.target.form == "template" and self.rewards.template == "mpar2":
             raise ValueError(
-                "data.target.form=template has no way to write rewards.template=mpar2 from a manifest: write whole "
+                "data.target.form=template cannot produce rewards.template=mpar2 from a manifest: write whole "
                 "completions into the manifest's `reasoning` and set data.target.form=verbatim, or use template=think"
             )
 
@@ -197,7 +197,7 @@ class RunConfig:
             )
 
     def _check_advantages(self) -> None:
-        """Refuse what leaves no reward of every completion to normalise on its own."""
+        """ValueError if some completion would have no complete set of rewards to normalise one by one."""
         if self.objective.advantages == "total":
             return
         others = {
@@ -207,7 +207,7 @@ class RunConfig:
         }
         if set_too := [name for name, given in others.items() if given]:
             raise ValueError(
-                f"objective.advantages=per_reward does not go with {', '.join(set_too)}: set objective.advantages=total"
+                f"objective.advantages=per_reward is incompatible with {', '.join(set_too)}: set it to total"
             )
 
     def _check_dynamic_sampling(self) -> None:
@@ -217,14 +217,14 @@ class RunConfig:
             return
         if self.rewards.tars is not None:
             raise ValueError(
-                "trainer.mapo.dynamic_sampling looks at the rewards while it samples, and rewards.tars adds to them "
+                "trainer.mapo.dynamic_sampling needs the rewards while it samples, but rewards.tars adds to them "
                 "later: set one of them to null"
             )
         completions = self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt
         if (most := MAX_COMPLETIONS_PER_STEP // completions - 1) < dynamic.max_generation_rounds:
             raise ValueError(
                 f"trainer.mapo.dynamic_sampling.max_generation_rounds={dynamic.max_generation_rounds} exceeds {most}: "
-                f"{completions} completions a round have seeds of their own for no more"
+                f"with {completions} completions per round there are no seeds for more rounds"
             )
 
     @property
@@ -238,29 +238,29 @@ class RunConfig:
 
     @property
     def max_staleness(self) -> int:
-        """Rollout batches that are generated ahead."""
+        """Number of rollout batches that are generated ahead."""
         asynchronous = self.trainer.mapo.asynchronous
         return 0 if asynchronous is None else asynchronous.max_staleness
 
     def _check_asynchronous(self) -> None:
-        """ValueError if nothing could be generated ahead, or would be trained on as if it were not."""
+        """ValueError if generating ahead is impossible, or its samples would be treated as on-policy."""
         if self.max_staleness == 0:
             return
         option = f"trainer.mapo.asynchronous.max_staleness={self.max_staleness}"
         if self.rollout.backend != "vllm":
             raise ValueError(
-                f"{option}: rollout.backend={self.rollout.backend} generates in the process that trains and cannot do "
-                "both at a time; use rollout=vllm"
+                f"{option}: rollout.backend={self.rollout.backend} generates in the training process and cannot do "
+                "both at the same time; use rollout=vllm"
             )
         if self.resolved_objective.behaviour_clip is None:
             raise ValueError(
-                f"{option} trains on samples of earlier weights, which have to be weighted: set "
+                f"{option} trains on samples of earlier weights, which must be weighted: set "
                 "objective.behaviour_clip, e.g. to 2"
             )
         if self.trainer.mapo.dynamic_sampling is not None:
             raise ValueError(
-                f"{option} has asked for the next batch, of newer weights, when trainer.mapo.dynamic_sampling wants "
-                "more samples for this one: set one of them to null"
+                f"{option} has requested the next batch, of newer weights, by the time trainer.mapo.dynamic_sampling "
+                "needs more samples for this one: set one of them to null"
             )
 
     def _check_backend(self) -> None:
@@ -315,7 +315,7 @@ class RunConfig:
 
     @property
     def supervised(self) -> bool:
-        """Whether targets are learned in place of rollouts."""
+        """Whether the run trains on targets instead of rollouts."""
         return self.trainer.sft is not None
 
     @property

@@ -1,4 +1,4 @@
-"""What a run needs of this machine, looked at in milliseconds: a wrong path must not be found out after hours."""
+"""Checks in milliseconds what a run needs on this machine: a wrong path must not come to light after hours."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from nemo_mapo.config.rewards import CustomTerm
 from nemo_mapo.config.run import RunConfig
 
 CHECKPOINT_FILE = "trainer_state.json"
-"""Is in every whole checkpoint."""
+"""Present in every complete checkpoint."""
 WAYS_OUT = (
     "teach the policy first (python examples/sft.py data=..., then pretrained_checkpoint.restore_from_path="
     "RUN/checkpoints/step_N), or give another checkpoint there"
@@ -23,11 +23,11 @@ WAYS_OUT = (
 
 
 def check_start(config: RunConfig) -> None:
-    """Look at every path of a run, and at what it starts from, without reading data or importing torch.
+    """Check every path of a run, and what it starts from, without reading data or importing torch.
 
     Raises:
-        ConfigError: naming each key whose file or directory is not there, a run from noise that nobody asked for, a run
-            directory that is in use, another number of processes than the config says.
+        ConfigError: naming each key whose file or directory is missing, an unrequested run from random weights, a run
+            directory that is in use, or a number of processes other than the config's.
     """
     with _looking():
         problems = [
@@ -45,7 +45,7 @@ def check_start(config: RunConfig) -> None:
 
 
 def check_evaluation_start(config: EvaluationConfig) -> None:
-    """ConfigError naming each path of an evaluation that is not there; what was generated needs no model."""
+    """ConfigError naming each missing path of an evaluation; completions that already exist need no model."""
     benchmark, checkpoint = config.benchmark, config.pretrained_checkpoint.restore_from_path
     problems = []
     with _looking():
@@ -63,11 +63,11 @@ def check_evaluation_start(config: EvaluationConfig) -> None:
 
 @contextmanager
 def _looking() -> Iterator[None]:
-    """ConfigError for a path that cannot even be looked at: no permission, a name that is too long."""
+    """ConfigError for a path that cannot be checked: no permission, or a name that is too long."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}; correct the path, or who may read it") from error
+        raise ConfigError(f"{error.filename}: {error.strerror}; fix the path, or its permissions") from error
 
 
 def used_directory(config: RunConfig) -> Iterator[str]:
@@ -76,7 +76,7 @@ def used_directory(config: RunConfig) -> Iterator[str]:
     where = f"exp_manager.explicit_log_dir={directory}"
     existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield f"{where}: cannot write there ({existing} is no directory to write to); choose another directory"
+        yield f"{where}: cannot write there ({existing} is not a writable directory); choose another directory"
         return
     holds_run = (directory / "metrics.jsonl").exists() or any((directory / "checkpoints").glob("step_*"))
     if holds_run and not config.exp_manager.resume_if_exists:
@@ -106,7 +106,7 @@ def _no_start(config: RunConfig) -> Iterator[str]:
     else:
         yield (
             "this run has neither a warm start nor pretrained_checkpoint.restore_from_path, and random weights earn no "
-            f"reward to learn from: {WAYS_OUT}; model.from_scratch=true starts from random weights all the same"
+            f"reward to learn from: {WAYS_OUT}; model.from_scratch=true starts from random weights anyway"
         )
 
 
@@ -149,7 +149,7 @@ def _tokenizer_problems(given: str) -> Iterator[str]:
     if not (Path(given) / "tokenizer_config.json").is_file():
         yield (
             f"data.tokenizer={given!r}: no tokenizer_config.json there; give a Hugging Face tokenizer's directory "
-            "(of a model that was brought in, or of the corpus that examples/make_synthetic_corpus.py makes)"
+            "(of an imported model, or of the corpus that examples/make_synthetic_corpus.py makes)"
         )
 
 
@@ -164,17 +164,17 @@ def _missing_manifests(config: RunConfig) -> Iterator[str]:
 
 
 def _missing_modules(config: RunConfig) -> Iterator[str]:
-    """Own rewards whose package is not there; nothing is imported yet."""
+    """Custom rewards whose package is missing; nothing is imported yet."""
     for name, term in config.rewards.computed.items():
         if isinstance(term, CustomTerm) and find_spec(package := term.path.partition(":")[0].partition(".")[0]) is None:
             yield (
                 f"rewards.terms.{name}.path={term.path}: no module {package} here: install its package into this "
-                "environment, or name its directory in PYTHONPATH"
+                "environment, or add its directory to PYTHONPATH"
             )
 
 
 def _single_files(source: Source) -> Iterator[str]:
-    """The manifests of a source that are named one by one; shards of NeMo's patterns are looked for later."""
+    """The manifests of a source that are named one by one; the shards of NeMo's patterns are checked later."""
     paths = (
         [path for path, _, _ in located(source.item)] if source.type in ("nemo", "nemo_tarred") else [source.location]
     )
@@ -182,18 +182,18 @@ def _single_files(source: Source) -> Iterator[str]:
 
 
 def _processes(config: RunConfig) -> Iterator[str]:
-    """Why the processes that a launcher started are not those of the config."""
+    """Why the number of processes that a launcher started is not the config's."""
     started, asked = int(os.environ.get("WORLD_SIZE", "1")), config.trainer.world_size
     if started != asked:
         yield (
-            f"{started} processes were started, trainer.num_nodes={config.trainer.num_nodes} x "
+            f"{started} processes were started, but trainer.num_nodes={config.trainer.num_nodes} x "
             f"trainer.devices={config.trainer.devices} asks for {asked}; start them with "
             f"torchrun --nproc-per-node {config.trainer.devices}, or set trainer.devices={started}"
         )
 
 
 def _siblings(path: str) -> str:
-    """What of this name there is beside it, for the end of a message."""
+    """A similar name in the same folder, for the end of a message."""
     folder = Path(path).parent
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     near = nearest(Path(path).name, names)

@@ -11,10 +11,10 @@ from nemo_mapo.config.fields import AtLeastTwo, Count, CountOrZero, Positive, St
 
 @config_class
 class DynamicSamplingConfig:
-    """Other prompts take the place of those whose completions all have the same reward (docs/rollouts.md)."""
+    """Prompts whose completions all have the same reward are replaced by other prompts (docs/rollouts.md)."""
 
     max_generation_rounds: Count = 3
-    """Further rounds of generation for a rollout batch, at most; what has equal rewards then stays."""
+    """Most extra rounds of generation for a rollout batch; groups that still have equal rewards then stay."""
 
 
 @config_class
@@ -22,7 +22,7 @@ class AsynchronousConfig:
     """The next rollout batch is generated while this one is trained on (docs/rollouts.md)."""
 
     max_staleness: Annotated[int, Strict(), Field(ge=0, le=1)] = 1
-    """Rollout batches that the weights sampled from may be behind those that are trained; 0 is the synchronous run."""
+    """Rollout batches by which the weights sampled from may lag behind the trained ones; 0 is the synchronous run."""
 
 
 @config_class
@@ -44,7 +44,7 @@ class LoopConfig:
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
     max_skipped_steps: Count = 5
-    """Updates in a row that may be skipped because a gradient is not finite; then the run stops."""
+    """Consecutive updates that may be skipped because a gradient is not finite; then the run stops."""
 
     def __post_init__(self) -> None:
         if self.val_check_interval and self.save_interval % self.val_check_interval:
@@ -61,14 +61,14 @@ class MapoTrainerConfig(LoopConfig):
     num_rollouts_per_prompt: AtLeastTwo = 8
     """G, the group size; group advantages need at least 2."""
     dynamic_sampling: DynamicSamplingConfig | None = None
-    """Replace prompts whose completions all have the same reward; null trains on whatever was drawn."""
+    """Replace prompts whose completions all have the same reward; null trains on whatever was sampled."""
     asynchronous: AsynchronousConfig | None = None
     """Generate a batch ahead on rollout servers; null waits for each batch, sampled from the newest weights."""
 
 
 @config_class
 class SftTrainerConfig(LoopConfig):
-    """Supervised training in place of MAPO (examples/sft.py): a batch of data.train_ds is one batch of targets."""
+    """Supervised training instead of MAPO (examples/sft.py): a batch of data.train_ds is one batch of targets."""
 
 
 _PRECISIONS: Final = {
@@ -76,14 +76,14 @@ _PRECISIONS: Final = {
     "32-true": "fp32",
     "bf16-mixed": "bf16",
 }
-"""Lightning's names, and ours for what it means by them."""
+"""Lightning's names and our equivalents."""
 _NO_PRECISIONS: Final = {
     "bf16-true": "no float32 weights would be kept, and updates of a small learning rate vanish in bfloat16",
-    "16-mixed": "float16 needs loss scaling, which is not here",
-    "16-true": "float16 needs loss scaling, which is not here",
-    "16": "float16 needs loss scaling, which is not here",
-    "64": "float64 is not computed here; use 32",
-    "64-true": "float64 is not computed here; use 32",
+    "16-mixed": "float16 needs loss scaling, which is not supported",
+    "16-true": "float16 needs loss scaling, which is not supported",
+    "16": "float16 needs loss scaling, which is not supported",
+    "64": "float64 is not supported; use 32",
+    "64-true": "float64 is not supported; use 32",
 }
 
 
@@ -94,7 +94,7 @@ def _our_precision(value: Any) -> Any:
 
 
 def _started_here(value: Any) -> Any:
-    """`auto` and -1, as in Lightning, are the processes that torchrun started on this machine, or 1."""
+    """`auto` and -1 mean, as in Lightning, as many processes as torchrun started on this machine, or 1."""
     if value == "auto" or (value == -1 and not isinstance(value, bool)):
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return value
@@ -107,21 +107,21 @@ class TrainerConfig:
     num_nodes: Count = 1
     """Machines."""
     devices: Annotated[Count, BeforeValidator(_started_here)] = 1
-    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node. `auto` or -1 is what was started."""
+    """Processes per machine; start as many, e.g. with torchrun --nproc-per-node. `auto` or -1: as many as started."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
     """Where the run computes; docs/status.md says what has run on a GPU."""
     precision: Annotated[Literal["fp32", "bf16"], BeforeValidator(_our_precision)] = "fp32"
-    """Of weights and activations; `bf16` keeps float32 main weights and gradients beside them. Lightning's names are
+    """Type of weights and activations; `bf16` also keeps float32 main weights and gradients. Lightning's names are
     understood: 32 and 32-true are fp32, bf16-mixed is bf16."""
     num_threads: Count | None = None
-    """torch threads on a CPU host; null leaves torch's choice."""
+    """torch threads on a CPU host; null keeps torch's default."""
     mapo: MapoTrainerConfig = MapoTrainerConfig()
     sft: SftTrainerConfig | None = None
-    """Supervised training on `data.target` in place of MAPO; conf/sft.yaml sets it."""
+    """Supervised training on `data.target` instead of MAPO; conf/sft.yaml sets it."""
 
     @property
     def world_size(self) -> int:
-        """Processes of the run."""
+        """Number of processes of the run."""
         return self.num_nodes * self.devices
 
     @property
@@ -131,5 +131,5 @@ class TrainerConfig:
 
     @property
     def loop_name(self) -> str:
-        """Its path in the config, for messages."""
+        """Path of `loop` in the config, for messages."""
         return "trainer.mapo" if self.sft is None else "trainer.sft"

@@ -17,8 +17,8 @@ class WarmStartStageConfig:
     batch_size: Count
     """Texts per step."""
     only_late_share: Fraction = 0.0
-    """Share of samples in which only what follows the first full stop hears the audio, so that listening late is
-    learned at all (see docs/grounding.md, "only late tokens hear")."""
+    """Share of samples in which only tokens after the first full stop hear the audio, so that the model learns to
+    listen late at all (see docs/grounding.md, "only late tokens hear")."""
     truth_share: Fraction = 1.0
     """Share of reasoning texts whose late belief is the truth; the rest follow the language prior."""
 
@@ -35,14 +35,14 @@ class WarmStartConfig:
     lr: LearningRate = 2e-3
     """Peak learning rate; a cosine with 5 % warm-up."""
     weight_decay: Weight = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     text_only_share: Fraction = 0.1
     """Share of samples whose audio span is dropped, so that the text-only reference stays in distribution."""
     silent_clip_share: Fraction = 0.06
-    """Share of samples whose clip is silence, so that a silent clip leaves a guess among the choices."""
+    """Share of samples whose clip is silence, so that the model learns to guess among the choices on silence."""
     seed: OrderSeed = 0
-    """Of the initial weights and of what is drawn."""
+    """Seed of the initial weights and of what is drawn."""
 
     def __post_init__(self) -> None:
         if (total := self.text_only_share + self.silent_clip_share) > 1:
-            raise ValueError(f"text_only_share + silent_clip_share = {total:g} is more than all samples")
+            raise ValueError(f"text_only_share + silent_clip_share = {total:g} exceeds 1, all samples")

@@ -1,4 +1,4 @@
-"""YAML as data: no tag builds an object, no alias grows without bound, and errors name file and line."""
+"""YAML as data: no tag builds an object, no alias expands without bound, and errors name file and line."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -8,14 +8,14 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 MAX_NODES = 100_000
-"""Values of one file once its aliases are written out; the largest config here has some hundreds."""
+"""Most values in one file once its aliases are written out; the largest config here has a few hundred."""
 
 UNREADABLE: Final = (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError)
-"""What PyYAML raises for a text that is no data; the last two for `!!bool x` and `!!timestamp x`."""
+"""What PyYAML raises for a text that is not plain data; the last two for `!!bool x` and `!!timestamp x`."""
 
 
 class Stamp(NamedTuple):
-    """A file and what changes when it is written again."""
+    """A file with the values that change if it is written again."""
 
     path: Path
     modified_ns: int
@@ -30,16 +30,16 @@ def stamps_of(directories: Iterable[Path]) -> tuple[Stamp, ...]:
 
 @lru_cache(maxsize=1024)
 def bomb_in(file: Stamp) -> str | None:
-    """What is wrong with a file that is small to read and huge once its aliases (`*name`) are written out."""
+    """The problem of a file that is small on disk but huge once its aliases (`*name`) are written out; else None."""
     try:
         return _bomb(file.path.read_bytes(), file.path)
     except UNREADABLE:
-        # Said when the file is used, if it is.
+        # Reported when the file is used, if at all.
         return None
 
 
 def read_yaml(content: str | bytes, where: object) -> Any:
-    """What a YAML text holds.
+    """Parse a YAML text into plain data.
 
         read_yaml("a: [1, 2]", "mine.yaml")  # {"a": [1, 2]}
 
@@ -62,7 +62,7 @@ def read_yaml(content: str | bytes, where: object) -> Any:
 
 
 def read_recorded(path: Path) -> dict[str, Any]:
-    """The sections of a config that was recorded in a file; ValueError naming the file if it holds none."""
+    """The sections of a config recorded in a file; ValueError naming the file if it holds none."""
     try:
         recorded = read_yaml(path.read_bytes(), path)
     except OSError as error:
@@ -94,7 +94,7 @@ def _bomb(content: str | bytes, where: object) -> str | None:
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Values below a node with every alias written out; one that contains itself never ends."""
+    """Number of values below a node with every alias written out; too many for a node that contains itself."""
     if id(node) in sizes:
         return sizes[id(node)]
     sizes[id(node)] = MAX_NODES + 1

@@ -23,7 +23,7 @@ from nemo_mapo.types import AudioBatch
 
 @dataclass(frozen=True, kw_only=True)
 class AudioLLMOutput:
-    """What the last pipeline stage says about one forward pass."""
+    """Output of the last pipeline stage for one forward pass."""
 
     logits: Float[Tensor, "batch read vocab"]
     """This rank's shard of the vocabulary; columns that only pad the vocabulary are -inf."""
@@ -36,7 +36,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
 
     Token index = position everywhere, counted from each sequence's start. Embeddings of the placeholder tokens are
     replaced, in order, by the valid frames of the sequence's audio clips. Perception lives on the first pipeline stage
-    and is whole on every tensor-parallel rank.
+    and is replicated on every tensor-parallel rank.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Where this rank's weights are."""
+        """Device of this rank's weights."""
         device: torch.device = next(self.parameters()).device
         return device
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
-        """Take the hidden states of the pipeline stage before, as Megatron's schedules hand them over."""
+        """Take the hidden states of the previous pipeline stage, as Megatron's schedules pass them."""
         self.language_model.set_input_tensor(input_tensor)
 
     @property
     def share_embeddings_and_output_weights(self) -> bool:
-        """Whether first and last stage hold a tied embedding that is trained: Megatron adds up its gradients."""
+        """Whether first and last stage hold a tied embedding that is trained, whose gradients Megatron adds up."""
         tied: bool = self.language_model.share_embeddings_and_output_weights
         return tied and self.shared_embedding_or_output_weight().requires_grad
 
@@ -103,7 +103,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         deaf: Deafness | None = None,
         inference_context: StaticInferenceContext | None = None,
     ) -> AudioLLMOutput | Float[Tensor, "time batch hidden"]:
-        """Run this stage on `[batch, time]` tokens; hidden states come out of every pipeline stage but the last.
+        """Run this stage on `[batch, time]` tokens; every pipeline stage but the last returns hidden states.
 
         Args:
             tokens: ids; audio placeholders where a clip's frames go.
@@ -112,18 +112,18 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
                 packed.
             segment_ids: 0 on padding keys of left-padded rows (generation); None means every row is one sequence
                 padded, if at all, on the right.
-            packed_lengths: lengths of the sequences that stand one after the other in a single row and fill it; with
-                `positions` those of its groups, prompt and completions together.
-            positions: of each token of a single row in its own sequence, if the row's completions share their prompts
-                (`attention.shared`).
-            read_at: tokens of each row whose logits and mass are wanted; None is all of them.
+            packed_lengths: lengths of the sequences that fill a single row one after the other; with `positions`,
+                those of its groups, prompt and completions together.
+            positions: position of each token of a single row in its own sequence, if the row's completions share their
+                prompts (`attention.shared`).
+            read_at: tokens of each row whose logits and mass are needed; None means all of them.
             audio_mass: head reduction "max" or "mean" to capture the mass; None captures nothing.
             deaf: tokens of these rows that attend to no audio.
             inference_context: Megatron's KV cache for generation.
 
         Raises:
-            ValueError: if the frames of a sequence's clips do not fill exactly its placeholders, or a sequence is
-                longer than the model's positions, or deaf tokens come with gradient to a model with recompute.
+            ValueError: the frames of a sequence's clips do not exactly fill its placeholders, a sequence is longer than
+                the model's positions, or a model with recompute gets deaf tokens with gradient.
         """
         self._refuse_long(tokens.shape[1], packed_lengths, positions)
         read = slice(tokens.shape[1]) if read_at is None else read_at
@@ -154,11 +154,11 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         return AudioLLMOutput(logits=self._mask_vocabulary_padding(logits), audio_mass=mass)
 
     def _deafness(self, deaf: Deafness, placeholders: Bool[Tensor, "batch time"]) -> Deafness:
-        """With its audio keys, and as long as the rows are after filling up."""
+        """Add the audio keys, and pad to the padded length of the rows."""
         if torch.is_grad_enabled() and self.config.recompute_granularity is not None:
             raise ValueError(
-                "deaf tokens would hear again where activation recompute runs a layer in the backward pass: read them "
-                "under torch.no_grad(), or set model.decoder.recompute_granularity=null"
+                "deaf tokens would hear again where activation recompute runs a layer in the backward pass: run the "
+                "model under torch.no_grad(), or set model.decoder.recompute_granularity=null"
             )
         missing = placeholders.shape[1] - deaf.queries.shape[1]
         keys = placeholders if deaf.audio_keys is None else deaf.audio_keys
@@ -176,9 +176,9 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
     def prompt_embeddings(
         self, tokens: Int[Tensor, "batch time"], audio: AudioBatch, audio_row: Int[Tensor, " batch *clips"]
     ) -> Float[Tensor, "batch time hidden"]:
-        """What the first layer reads of right-padded prompts, for an engine that runs the decoder elsewhere.
+        """Input embeddings of right-padded prompts, for an engine that runs the decoder elsewhere.
 
-        To be called without sequence parallelism (`whole_sequences`) by all ranks of the first pipeline stage.
+        Call it without sequence parallelism (`whole_sequences`) on all ranks of the first pipeline stage.
         """
         assert self.pre_process and not self.config.sequence_parallel
         sequence = _sequence_of_positions(tokens, None)
@@ -193,7 +193,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
     def rotated_keys(
         self, keys: Float[Tensor, "time batch heads dim"], by: int
     ) -> Float[Tensor, "time batch heads dim"]:
-        """Rotated keys of the cache as they would be `by` positions later; attention sees differences of positions."""
+        """Rotated keys of the cache moved by `by` positions; attention depends on differences of positions only."""
         turn: Tensor = self.language_model.rotary_pos_emb(by + 1)[by:]
         rotated: Tensor = apply_rotary_pos_emb(keys, turn.expand(len(keys), -1, -1, -1), config=self.config)
         return rotated
@@ -208,7 +208,7 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
     def _fill_up(
         self, tokens: Tensor, packed_lengths: Tensor | None, positions: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Lengthen rows to a multiple of the ranks that a sequence is sharded over; the new tail is never read."""
+        """Pad rows to a multiple of the number of ranks that a sequence is sharded over; the padding is never read."""
         missing = -tokens.shape[1] % self.config.tensor_model_parallel_size if self.config.sequence_parallel else 0
         if missing == 0:
             return tokens, packed_lengths, positions
@@ -273,7 +273,7 @@ def _frames_of_sequences(
 
 
 def _sequence_of_positions(tokens: Tensor, packed_lengths: Tensor | None) -> Int[Tensor, "batch time"]:
-    """Number of the sequence that each position belongs to."""
+    """Index of the sequence that each position belongs to."""
     if packed_lengths is None:
         return torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
     assert tokens.shape[0] == 1 and int(packed_lengths.sum()) == tokens.shape[1], "a packed row is filled exactly"

@@ -23,7 +23,7 @@ from nemo_mapo.models.te_spec import te_layer_specs, te_settings
 
 
 class RMSNorm(nn.Module):
-    """RMS layer norm in Megatron's constructor signature (its own torch wrapper refuses sequence parallelism)."""
+    """RMS layer norm with Megatron's constructor signature (its own torch wrapper refuses sequence parallelism)."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: object) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> Transfo
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         expert_model_parallel_size=model.expert_model_parallel_size,
         variable_seq_lengths=True,
-        # Asked of dense decoders too: the other one wants rows of one length.
+        # Checked for dense decoders too: the other dispatcher needs rows of equal length.
         moe_token_dispatcher_type="alltoall",
         **(te_settings(model.precision) if model.attention_backend == "transformer_engine" else {}),
         **_expert_settings(config),
@@ -199,7 +199,7 @@ def build_decoder(
 
 
 class _AtPositions:
-    """Hook: rotations for the positions of the forward in progress, which Megatron takes to be 0, 1, 2, ..."""
+    """Hook: rotations for the positions of the forward in progress, which Megatron assumes to be 0, 1, 2, ..."""
 
     def __init__(self, session: AttentionSession) -> None:
         self.session = session
@@ -209,7 +209,7 @@ class _AtPositions:
 
 
 class _WantedLogits:
-    """Hook: the output layer sees only the tokens whose logits the forward in progress asks for."""
+    """Hook: the output layer sees only the tokens whose logits the forward in progress needs."""
 
     def __init__(self, session: AttentionSession) -> None:
         self.session = session

@@ -1,4 +1,4 @@
-"""What a frozen encoder made of clips, kept, because every pass and every epoch asks for the same."""
+"""Cache for the output of a frozen encoder, because every pass and every epoch encodes the same clips."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _LIMIT: Final = 256 * 2**20
-"""Bytes of host memory; an hour of speech at 50 positions a second of 384 float32 values."""
+"""Bytes of host memory; an hour of speech at 50 positions per second of 384 float32 values."""
 
 
 class EncodedClips:
-    """Encodings by the samples of a clip, in host memory; the clip that was not asked for longest goes first.
+    """Encodings keyed by the samples of a clip, in host memory; the least recently used clip is evicted first.
 
-    A clip is encoded alone, so that its encoding depends neither on the batch nor on what is kept: a resumed run, which
-    begins with nothing, computes the same bits. Weights that were loaded or changed in place are noticed.
+    A clip is encoded alone, so that its encoding depends neither on the batch nor on what is cached: a resumed run,
+    whose cache is empty, computes the same bits. Loading weights or changing them in place empties the cache.
 
         clips = EncodedClips(whisper.encoder)
         clips.encoded(waveform, encode)  # calls `encode` the first time only
@@ -32,7 +32,7 @@ class EncodedClips:
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder learns nothing, so that its encodings can be kept."""
+        """Whether the encoder is not trained at all, so that its encodings can be cached."""
         return not any(parameter.requires_grad for parameter in self._parameters)
 
     def encoded(
@@ -50,7 +50,7 @@ class EncodedClips:
             return found.to(waveform.device)
         with torch.no_grad():
             made = encode(waveform)
-        # A copy, or the frames of the padding that were cut off would be kept with it.
+        # A copy, because a view would keep the dropped frames of the padding in memory.
         self._kept[key] = made.cpu().clone()
         self._bytes += made.nbytes
         while self._bytes > self._limit:

@@ -1,4 +1,4 @@
-"""Encoders for an audio LLM from parts: of Whisper, of a Qwen Omni model, of a NeMo ASR model."""
+"""Encoders for an audio LLM from parts: from Whisper, a Qwen Omni model or a NeMo ASR model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,30 +32,30 @@ _WHISPER_FIELDS: Final = (
     "scale_embedding",
 )
 _WHISPER_STACK: Final = 4
-"""50 positions a second become 12.5 tokens a second, as in Qwen3-Omni."""
+"""50 positions per second become 12.5 tokens per second, as in Qwen3-Omni."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """An encoder that can be given a decoder."""
+    """An encoder that can be combined with a decoder."""
 
     source: Path
     perception: PerceptionConfig
     sample_rate: int
     prefixes: tuple[str, ...]
-    """Before the encoder's tensors in its files, whichever is there; none for a NeMo model."""
+    """Possible prefixes of the encoder's tensors in its files; none for a NeMo model."""
 
 
 def read_any_encoder(source: Path, *, projector: str, stack: int | None) -> Encoder:
-    """Tell the kind of encoder in a .nemo file or a Hugging Face directory.
+    """Read which kind of encoder a .nemo file or a Hugging Face directory holds.
 
     Args:
         source: the file or directory.
-        projector: "linear" or "mlp"; of a NeMo encoder "linear" or "adapter", NeMo's Conformer as modality adapter.
+        projector: "linear" or "mlp"; for a NeMo encoder "linear" or "adapter", NeMo's Conformer as modality adapter.
         stack: frames per audio token; None is 4 for Whisper and 1 for the others.
 
     Raises:
-        ValueError: for another kind, or a projector that this kind does not have.
+        ValueError: the kind is not supported, or does not have this projector.
     """
     if source.suffix == ".nemo":
         return _nemo_encoder(source, projector=projector, stack=stack)
@@ -63,11 +63,11 @@ def read_any_encoder(source: Path, *, projector: str, stack: int | None) -> Enco
     kind = values.get("model_type")
     if kind != "whisper" and kind not in KINDS:
         raise ValueError(
-            f"{source / 'config.json'}: model_type={kind!r}; encoders are taken of whisper, {', '.join(KINDS)}, and of "
-            ".nemo files"
+            f"{source / 'config.json'}: model_type={kind!r}; encoders are supported from whisper, {', '.join(KINDS)} "
+            "and .nemo files"
         )
     if projector == "adapter":
-        raise ValueError(f"projector={projector!r} is NeMo's, of a .nemo encoder; take linear or mlp")
+        raise ValueError(f"projector={projector!r} is for .nemo encoders only; use linear or mlp")
     features = read_features(source)
     chosen: Any = projector
     perception: PerceptionConfig
@@ -91,7 +91,7 @@ def read_any_encoder(source: Path, *, projector: str, stack: int | None) -> Enco
 
 
 def load_weights(perception: nn.Module, encoder: Encoder) -> None:
-    """Give a perception module the encoder's weights; the projector keeps its own.
+    """Load the encoder's weights into a perception module; the projector keeps its own.
 
     Raises:
         ValueError: naming tensors that are missing, left over or of another shape.
@@ -104,14 +104,14 @@ def load_weights(perception: nn.Module, encoder: Encoder) -> None:
     own = module.state_dict()
     prefix = next((one for one in encoder.prefixes if any(name.startswith(one) for name in files.tensors)), None)
     if prefix is None:
-        raise ValueError(f"{encoder.source}: no tensor of {' or '.join(encoder.prefixes)} in the files")
+        raise ValueError(f"{encoder.source}: no tensor in the files begins with {' or '.join(encoder.prefixes)}")
     given = {name.removeprefix(prefix): stored for name, stored in files.tensors.items() if name.startswith(prefix)}
     wrong = sorted(given.keys() ^ own.keys())
     wrong += sorted(name for name in given.keys() & own.keys() if given[name].shape != tuple(own[name].shape))
     if wrong:
         raise ValueError(
             f"{encoder.source}: {prefix}{wrong[0]} ({len(wrong)} such) is not in both the files and the encoder that "
-            "config.json describes, or has another shape"
+            "config.json describes, or differs in shape"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -129,8 +129,8 @@ def _whisper_encoder(values: Mapping[str, Any]) -> dict[str, Any]:
 def _nemo_encoder(source: Path, *, projector: str, stack: int | None) -> Encoder:
     if projector == "mlp" or (projector == "linear" and stack is not None):
         raise ValueError(
-            f"{source.name}: a NeMo encoder goes through NeMo's own modules; give projector=linear, or "
-            "adapter, which can have a stack"
+            f"{source.name}: a NeMo encoder uses NeMo's own modules; give projector=linear, or adapter, which can have "
+            "a stack"
         )
     module = module_config(source)
     if projector == "adapter":

@@ -1,4 +1,4 @@
-"""Hidden states of every decoder layer, pooled over chosen positions as the layers run: [layer, time] never exists."""
+"""Hidden states of every decoder layer, pooled over chosen positions as the layers run, without storing them all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ def pooled_hidden_states(
 ) -> Iterator[list[Float[Tensor, "batch hidden"]]]:
     """While active, every layer that runs appends the mean of its output over each row's `positions`.
 
-    A row without positions gives zeros. ValueError for a model that is split into pipeline stages or shards the
-    sequence: a rank would see a part only.
+    A row without positions gives zeros. ValueError for a model with pipeline or sequence parallelism: a rank would see
+    only a part.
     """
     if model.config.pipeline_model_parallel_size > 1 or model.config.sequence_parallel:
         raise ValueError(

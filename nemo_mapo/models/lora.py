@@ -1,6 +1,6 @@
-"""LoRA on the decoder's projections: W x + scale * B A x, where only A and B are trained and W is never written.
+"""LoRA on the decoder's projections: W x + scale * B A x, where only A and B are trained and W never changes.
 
-The weights of a linear keep their names and checkpoint keys; `lora_a` and `lora_b` stand beside `weight`.
+The weights of a linear keep their names and checkpoint keys; `lora_a` and `lora_b` are siblings of `weight`.
 """
 
 import math
@@ -34,13 +34,13 @@ from nemo_mapo.models.audio_llm import AudioLLM
 _ADAPTER = ("lora_a", "lora_b")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 _PROJECTORS = ("projection.", "projector.", "module.modality_adapter.", "module.proj.")
-"""How parameters of the projectors are called in the kinds of perception."""
+"""Prefixes of the projector's parameters in the kinds of perception."""
 
 
 class LoraLinear(nn.Module):
-    """What the two kinds of adapted linear share: one of Megatron's linears, plus scale * B A.
+    """Base of the two adapted linears: one of Megatron's linears, plus scale * B A.
 
-    Activations cross the tensor-parallel ranks where they are `rank` wide. Under sequence parallelism each rank knows
+    Tensor-parallel ranks exchange activations where these are `rank` wide. Under sequence parallelism each rank knows
     the gradient of the unsharded one of A and B from its own positions only; Megatron adds such gradients up at the end
     of a step, as it does for norms.
     """
@@ -53,7 +53,7 @@ class LoraLinear(nn.Module):
     weight: nn.Parameter
     sequence_parallel: bool
     explicit_expert_comm: bool
-    """Megatron's mark of an expert's linear whose tokens the dispatcher brings from and to other ranks."""
+    """Megatron's mark of an expert's linear whose tokens the dispatcher exchanges with other ranks."""
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     scale: float
@@ -87,7 +87,7 @@ class LoraLinear(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "*tokens in"], *args: Any, **kwargs: Any
     ) -> tuple[Float[Tensor, "*out_tokens out"], Tensor | None]:
-        """Output, and the bias that is left to the caller to add, as Megatron's linears return them."""
+        """Output, and the bias for the caller to add, as Megatron's linears return them."""
         output, bias = super().forward(hidden, *args, **kwargs)
         if self.adapter_on:
             low = F.linear(hidden, self.lora_a)
@@ -112,7 +112,7 @@ class LoraLinear(nn.Module):
     ) -> dict[str, Any]:
         """Megatron's state of the linear, and the adapter sharded alike, for a checkpoint that any layout reads."""
         state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
-        # Upstream takes parameters that it does not know for unsharded ones.
+        # Upstream treats parameters that it does not know as unsharded.
         key = f"{prefix}{self.cut}"
         part = make_tp_sharded_tensor_for_checkpoint(
             self.get_parameter(self.cut), key, self.cut_axis, prepend_offsets=sharded_offsets
@@ -127,7 +127,7 @@ class LoraColumnParallelLinear(LoraLinear, ColumnParallelLinear):  # type: ignor
     cut, cut_axis = "lora_b", 0
 
     def exchange(self, low: Float[Tensor, "*tokens rank"]) -> Float[Tensor, "*out_tokens rank"]:
-        """All positions; the gradient is summed over the ranks, each of which knows what its outputs add to it."""
+        """All positions; the gradient is summed over the ranks, each of which has the part from its own outputs."""
         if self.sequence_parallel:
             gathered: Tensor = gather_from_sequence_parallel_region(low)
             return gathered
@@ -141,7 +141,7 @@ class LoraRowParallelLinear(LoraLinear, RowParallelLinear):  # type: ignore[misc
     cut, cut_axis = "lora_a", 1
 
     def exchange(self, low: Float[Tensor, "*tokens rank"]) -> Float[Tensor, "*out_tokens rank"]:
-        """The sum over the ranks; under sequence parallelism that of this rank's positions."""
+        """The sum over the ranks; under sequence parallelism at this rank's positions only."""
         if self.sequence_parallel:
             scattered: Tensor = reduce_scatter_to_sequence_parallel_region(low)
             return scattered
@@ -175,7 +175,7 @@ def add_lora(decoder: GPTModel, config: LoraConfig, *, seed: int) -> None:
 
 
 def _in_whole_layer(name: str, decoder: GPTModel) -> str:
-    """A linear by its target, and an expert's by its number among the experts of all ranks too."""
+    """The target of a linear, for an expert's preceded by the expert's number among those of all ranks."""
     target = name.rpartition(".")[2]
     expert = _EXPERT.search(name)
     if expert is None:
@@ -186,7 +186,7 @@ def _in_whole_layer(name: str, decoder: GPTModel) -> str:
 
 
 def _generator(place: str) -> torch.Generator:
-    """One of its own for each place: stages of a pipeline draw the same as one process does."""
+    """A separate generator for each place, so that pipeline stages draw the same values as a single process."""
     return torch.Generator().manual_seed(random.Random(place).getrandbits(63))
 
 
@@ -197,7 +197,7 @@ def _adapt(linear: nn.Module, config: LoraConfig, *, gate_and_up: bool, generato
             f"lora.targets: a {type(linear).__name__} cannot have an adapter, only "
             f"{' and '.join(kind.__name__ for kind in _ADAPTED)} of Megatron's local layer spec can, and only one"
         )
-    # In place, as torch's parametrizations do it: weights, their names and all references stay what they are.
+    # In place, as torch's parametrizations do it: weights, their names and all references stay the same.
     linear.__class__ = adapted
     assert isinstance(linear, LoraLinear)
     linear.attach(config, gate_and_up=gate_and_up, generator=generator)
@@ -210,13 +210,13 @@ def is_adapter(name: str) -> bool:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base, bit for bit.
+    """Within the block, the model is its base model, bit for bit.
 
     Without gradient only: recomputed activations would be those of the model as it is when the backward pass runs.
     """
     assert not torch.is_grad_enabled(), "adapters_off needs torch.no_grad() around it"
     linears = [module for module in model.modules() if isinstance(module, LoraLinear)]
-    assert linears, "a model without adapters is no base of itself"
+    assert linears, "a model without adapters has none to switch off"
     before = [linear.adapter_on for linear in linears]
     try:
         for linear in linears:
@@ -259,6 +259,6 @@ def freeze_decoder(decoder: GPTModel) -> None:
 
 
 def _join_graph(module: nn.Module, inputs: tuple[Any, ...], embeddings: Tensor) -> None:
-    """Activation recompute gives no gradient to weights inside, unless what comes in from outside wants one."""
+    """Activation recompute gives the weights inside no gradient unless its input requires one."""
     if torch.is_grad_enabled() and not embeddings.requires_grad:
         embeddings.requires_grad_()

@@ -12,7 +12,7 @@ from nemo_mapo.models.perception import NemoPerception
 from nemo_mapo.upstream.nemo import IDENTITY_ADAPTER
 
 PARTS: Final = ("preprocessor.", "encoder.")
-"""Prefixes, in an ASR model and in the perception module, of what both have."""
+"""Prefixes of the parts that an ASR model and the perception module have in common."""
 ASR_FILE, MODULE_CONFIG, MODULE_WEIGHTS = "asr.nemo", "perception.yaml", "perception.pt"
 _DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
 _ADAPTER_LAYERS: Final = 2
@@ -50,7 +50,7 @@ def without_randomness(encoder: dict[str, Any]) -> dict[str, Any]:
 def conformer_adapter(encoder: dict[str, Any], *, subsampling: int) -> dict[str, Any]:
     """A modality adapter of two Conformer layers behind an encoder, as in NeMo's speech-LLM examples, without dropout.
 
-    Layer norms stand in place of batch norms, whose statistics would be those of nothing.
+    Layer norms replace batch norms, which would start without statistics.
     """
     width = encoder["d_model"]
     return {
@@ -77,7 +77,7 @@ def _without_several_contexts(encoder: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(perception: NemoPerception, asr: Path) -> None:
-    """Give the module the preprocessor and encoder weights of an ASR model, bit for bit up to the module's type.
+    """Load the preprocessor and encoder weights of an ASR model, bit for bit but for a cast to the module's dtype.
 
     Raises:
         ValueError: naming tensors that are missing, left over or of another shape.
@@ -88,8 +88,8 @@ def load_encoder(perception: NemoPerception, asr: Path) -> None:
     wrong += sorted(name for name in given.keys() & own.keys() if given[name].shape != own[name].shape)
     if wrong:
         raise ValueError(
-            f"model.perception.restore_from_path={asr}: {wrong[0]} ({len(wrong)} such) is not in both, or has another "
-            "shape than model.perception.module describes; make the config with examples/import_nemo_encoder.py"
+            f"model.perception.restore_from_path={asr}: {wrong[0]} ({len(wrong)} such) is not in both, or differs "
+            "in shape from model.perception.module; make the config with examples/import_nemo_encoder.py"
         )
     with torch.no_grad():
         for name, value in given.items():
@@ -97,13 +97,13 @@ def load_encoder(perception: NemoPerception, asr: Path) -> None:
 
 
 def save_encoder(perception: NemoPerception, asr: Path, folder: Path) -> None:
-    """Write the module for NeMo into a folder that is made.
+    """Write the module for NeMo into a new folder.
 
     `asr.nemo` is the ASR model `asr` with this preprocessor and encoder, as NeMo's speech-LLM examples take one;
     `perception.yaml` and `perception.pt` are config and state of the whole AudioPerceptionModule, projection included.
 
     Raises:
-        ValueError: the folder is there, or the ASR model is not the one that the encoder came from.
+        ValueError: the folder already exists, or the ASR model is not the one that the encoder came from.
     """
     from omegaconf import OmegaConf
 

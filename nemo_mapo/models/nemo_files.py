@@ -1,7 +1,7 @@
 """What a `.nemo` file or a NeMo module's config may hold: weights, and classes of NeMo.
 
-NeMo unpickles the weights it finds and builds whatever class a config names, and both can run code. So both are read
-here first.
+NeMo unpickles the weights it finds and builds whatever class a config names, and both can run code. So both are
+checked here first.
 """
 
 import importlib
@@ -50,11 +50,11 @@ def refuse_foreign_classes(config: Any, where: str) -> None:
     for path, value in _values(config):
         key = path.rpartition(".")[2]
         if key in _TARGETS and isinstance(value, str) and not _is_class_of_nemo(value):
-            raise ValueError(f"{where}: {path} is {value!r}, which is no class of NeMo's collections and is not built")
+            raise ValueError(f"{where}: {path} is {value!r}, not a class of NeMo's collections, and is not built")
         if _is_computed(value):
             raise ValueError(f"{where}: {path} is {value!r}, which is computed when it is read: write the value itself")
         if key == _REMOTE_CODE and value:
-            raise ValueError(f"{where}: {path} is {value!r}, and no code of a model's own is run here: remove it")
+            raise ValueError(f"{where}: {path} is {value!r}, but a model's own code is not run here: remove it")
 
 
 def _is_computed(value: Any) -> bool:
@@ -63,7 +63,7 @@ def _is_computed(value: Any) -> bool:
 
 
 def _is_class_of_nemo(name: Any) -> bool:
-    """Whether the name is that of a class that NeMo defines: a module's other names may lead anywhere."""
+    """Whether the name is that of a class that NeMo itself defines; other names in a module may lead anywhere."""
     if not isinstance(name, str) or not name.startswith(_NEMO):
         return False
     module, _, attribute = name.rpartition(".")

@@ -30,7 +30,7 @@ _MEL_SCALE = 4.0
 
 
 class Perception(Protocol):
-    """What the audio LLM asks of an encoder."""
+    """What the audio LLM requires of an encoder."""
 
     def __call__(
         self, waveforms: Float[Tensor, "audio samples"], lengths: Int[Tensor, " audio"]
@@ -102,7 +102,7 @@ class ConvPerception(nn.Module):
 
 
 def shortest_clip(featurizer: FilterbankFeatures) -> int:
-    """Samples that NeMo's features need: torch mirrors so much of a clip at its ends, unless it puts zeros there."""
+    """Samples that NeMo's features need: torch mirrors that much of a clip at its ends, unless it pads with zeros."""
     if featurizer.exact_pad:
         return int(featurizer.stft_pad_amount) + 1
     return 1 if isinstance(featurizer, NewerFeatures) else int(featurizer.n_fft) // 2 + 1
@@ -116,7 +116,7 @@ def _zero_past_end(
 
 
 class NemoPerception(nn.Module):
-    """NeMo's AudioPerceptionModule as it is, with the number of output tokens as a function of samples."""
+    """NeMo's own AudioPerceptionModule, with the number of output tokens as a function of samples."""
 
     def __init__(self, config: NemoPerceptionConfig, hidden_size: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class NemoPerception(nn.Module):
         module_config = OmegaConf.create(installed)
         module_config.output_dim = hidden_size
         refuse_foreign_classes(installed, "model.perception.module")
-        # NeMo's encoders compute with values while they are built, which tensors without storage do not have.
+        # NeMo's encoders read tensor values while they are built; tensors without storage have none.
         without_storage = torch.get_default_device().type == "meta"
         with torch.device("cpu") if without_storage else nullcontext():
             self.module = perception_class()(module_config)
@@ -137,7 +137,7 @@ class NemoPerception(nn.Module):
         compute_features(self.module.preprocessor.featurizer, config.features)
 
     def train(self, mode: bool = True) -> "NemoPerception":
-        """Switch as usual; batch norms keep the statistics they have, or a clip would depend on its batch."""
+        """Switch as usual, but batch norms keep their statistics, or a clip would depend on its batch."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -174,8 +174,8 @@ class NemoPerception(nn.Module):
     ) -> tuple[Float[Tensor, "audio frames hidden"], Int[Tensor, " audio"]]:
         """Encode waveforms; see `Perception`.
 
-        Clips of one length go through together. NeMo's subsampling lets padding leak into the last frames, and then
-        a clip would sound different in another batch.
+        Only clips of equal length are encoded together: NeMo's subsampling lets padding leak into the last frames, so a
+        clip would sound different in another batch.
         """
         waveforms = waveforms.to(next(self.module.parameters()).dtype)
         encoded: dict[int, Float[Tensor, "frames hidden"]] = {}
@@ -190,12 +190,12 @@ class NemoPerception(nn.Module):
     def _encode(
         self, waveforms: Float[Tensor, "same samples"], lengths: Int[Tensor, " same"]
     ) -> tuple[Float[Tensor, "same frames hidden"], Int[Tensor, " same"]]:
-        """Clips of one length through NeMo's module."""
+        """Encode clips of equal length with NeMo's module."""
         if not self._trims:
             encoded: tuple[Tensor, Tensor] = self.module(input_signal=waveforms, input_signal_length=lengths)
             return encoded
         features, frames = self.module.preprocessor(input_signal=waveforms, length=lengths)
-        # NeMo 2.5 masks what lies behind a clip's frames before each convolution; here it is not there at all.
+        # NeMo 2.5 masks the frames past a clip's end before each convolution; here there are none.
         encoded = self.module(processed_signal=features[..., : int(frames.max())], processed_signal_length=frames)
         return encoded
 
@@ -203,7 +203,7 @@ class NemoPerception(nn.Module):
 def _refuse_randomness(module: dict[str, Any]) -> None:
     """ValueError naming what would make a clip sound different from pass to pass, or from batch to batch.
 
-    Log-probabilities of rollout, reference and training have to be of the same function.
+    Log-probabilities of rollout, reference and training must come from the same function.
     """
     encoder, adapter = module.get("encoder", {}), module.get("modality_adapter", {})
     conformers = {"encoder": encoder}

@@ -1,4 +1,4 @@
-"""Forward passes without gradient, whatever stages, sequence and expert shards the model has."""
+"""Forward passes without gradient, whatever pipeline, sequence or expert parallelism the model has."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def forward_all_stages(model: AudioLLM, *args: Any, **kwargs: Any) -> AudioLLMOu
 
 
 def from_last_stage(tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What the last stage has (None elsewhere), on all stages; of `like`'s type and device."""
+    """The last stage's tensor (None elsewhere), on all stages; with the dtype and device of `like`."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         assert tensor is not None
         return tensor

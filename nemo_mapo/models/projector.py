@@ -9,7 +9,7 @@ from nemo_mapo.config.model import ProjectorConfig
 
 
 class Projector(nn.Module):
-    """Stacks neighbouring frames of a clip and maps them to the decoder's width; each clip as if it were alone."""
+    """Stacks neighbouring frames of a clip and maps them to the decoder's width, each clip on its own."""
 
     def __init__(self, config: ProjectorConfig, frame_size: int, hidden_size: int) -> None:
         super().__init__()

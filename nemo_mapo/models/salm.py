@@ -39,12 +39,12 @@ _LORA_KNOWN: Final = {"task_type", "r", "lora_alpha", "lora_dropout", "target_mo
 
 @dataclass(frozen=True, kw_only=True)
 class Salm:
-    """What a SALM directory and its LLM's directory say."""
+    """The model that a SALM directory and its LLM's directory describe."""
 
     model: HfModel
     llm: Path
     lora_scale: float | None
-    """alpha / rank of adapters; None is none."""
+    """alpha / rank of adapters; None without adapters."""
 
 
 def is_salm(directory: Path) -> bool:
@@ -56,10 +56,10 @@ def read_salm(directory: Path, llm: Path, *, audio_tag: str, prompt_formats: Col
     """Read the config of a SALM and that of its LLM.
 
     Args:
-        directory: of the SALM.
-        llm: Hugging Face directory of what config.json calls pretrained_llm.
-        audio_tag: the placeholder that is supported.
-        prompt_formats: the layouts of turns that are.
+        directory: directory of the SALM.
+        llm: Hugging Face directory of the LLM that config.json names as pretrained_llm.
+        audio_tag: the supported placeholder.
+        prompt_formats: the supported layouts of turns.
 
     Raises:
         ValueError: naming what is not supported, and its value.
@@ -88,7 +88,7 @@ def read_salm(directory: Path, llm: Path, *, audio_tag: str, prompt_formats: Col
 
 
 class SalmFiles(ModelFiles):
-    """The tensors of a SALM, by the names that its LLM has alone; adapters are merged as they are read."""
+    """The tensors of a SALM, by the names that its LLM has on its own; adapters are merged as they are read."""
 
     def __init__(self, directory: Path, *, lora_scale: float | None) -> None:
         super().__init__(directory)
@@ -133,7 +133,7 @@ class SalmFiles(ModelFiles):
 
 
 def salm_name(theirs: str) -> str:
-    """A SALM's name, without adapters, of a tensor of its LLM or its perception."""
+    """Name in a SALM without adapters of a tensor of its LLM or its perception."""
     if theirs == EMBEDDING:
         return "embed_tokens.weight"
     return theirs if theirs.startswith("perception.") else f"llm.{theirs}"
@@ -146,7 +146,7 @@ def _plain_name(name: str) -> str:
 
 
 def _module(perception: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The perception module's config as ours: nothing random, and only NeMo's own classes."""
+    """The perception module's config in our form: nothing random, and only NeMo's own classes."""
     module: dict[str, Any] = {}
     for part, targets in _TARGETS.items():
         values = perception.get(part)

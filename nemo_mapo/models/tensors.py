@@ -1,6 +1,6 @@
-"""The policy's weights as a rollout engine of another process takes them: whole, under the unsharded model's names.
+"""The policy's weights for a rollout engine in another process: whole, under the unsharded model's names.
 
-Which part of a tensor lies where is what Megatron says for distributed checkpoints; there are no rules by layer here.
+Megatron's state for distributed checkpoints says where each part of a tensor lies; there are no rules per layer.
 """
 
 import re
@@ -17,20 +17,20 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.ranks import gather
 
 Entry: TypeAlias = ShardedTensor | ShardedTensorFactory
-"""What a sharded state says of a tensor."""
+"""The entry of a tensor in a sharded state."""
 _NUMBER = re.compile(r"(?<=\.layers\.)\d+|(?<=\.local_experts\.)\d+")
 """Numbers in a name that count from the first layer of a stage and from the first expert of a rank."""
 _RECEIVER = 0
 
 
 class _Place(NamedTuple):
-    """Where a part belongs; all ranks are told."""
+    """Where a part belongs in its tensor; exchanged between all ranks."""
 
     name: str
-    """Of the whole tensor, in the unsharded model."""
+    """Name of the whole tensor in the unsharded model."""
     dtype: torch.dtype
     whole: tuple[int, ...]
-    """Shape of the whole tensor, the rows that pad a vocabulary included."""
+    """Shape of the whole tensor, including rows that pad a vocabulary."""
     rows: int | None
     """How many of its rows the unsharded model has; None is all."""
     offset: tuple[int, ...]
@@ -48,11 +48,11 @@ class _Part:
 def policy_tensors(policy: AudioLLM) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of the unsharded policy's state, detached, one after the other.
 
-    An unsharded model gives its own tensors on every rank; nothing is copied or sent. Else this is a collective: all
-    ranks must run the iterator to its end, with unchanged weights. Rank 0 gets the tensors. For the others the iterator
-    is empty, and running it sends their parts. Beside its share of the model rank 0 has one whole tensor in memory at a
-    time (if the caller lets go of it before it asks for the next) and, if a tensor is sharded across its rows, one part
-    of it; the others have nothing.
+    An unsharded model yields its own tensors on every rank; nothing is copied or sent. Otherwise this is a collective:
+    all ranks must exhaust the iterator, with unchanged weights. Only rank 0 gets the tensors; on the others the
+    iterator is empty, and exhausting it sends their parts. Besides its share of the model, rank 0 holds one whole
+    tensor at a time (if the caller drops it before asking for the next) and, if a tensor is sharded across its rows,
+    one part of it; the others hold nothing extra.
     """
     if not _is_cut(policy):
         for name, value in policy.state_dict().items():
@@ -74,13 +74,13 @@ def policy_tensors(policy: AudioLLM) -> Iterator[tuple[str, Tensor]]:
 
 
 def sharded_tensors(model: AudioLLM) -> dict[str, Entry]:
-    """The tensors of its sharded state by their names on this rank, without the extra states of linears."""
+    """The tensors of a model's sharded state by their names on this rank, without the extra states of linears."""
     state = model.sharded_state_dict()
     return {name: entry for name, entry in state.items() if isinstance(entry, Entry)}
 
 
 def shards_of(entry: Entry) -> list[ShardedTensor]:
-    """The tensor itself, or the parts that Megatron cuts it into (gate and up of a SwiGLU); views of its data."""
+    """The tensor itself, or the parts that Megatron splits it into (gate and up of a SwiGLU); views of its data."""
     if isinstance(entry, ShardedTensorFactory):
         shards: list[ShardedTensor] = entry.build()
         return shards
@@ -98,7 +98,7 @@ def _is_cut(policy: AudioLLM) -> bool:
 
 
 def _main_parts(policy: AudioLLM) -> Iterator[_Part]:
-    """What this rank has to give: of what several ranks hold alike, one of them gives it."""
+    """The parts that this rank contributes; a part that several ranks replicate is contributed by one of them."""
     for name, entry in sharded_tensors(policy).items():
         for shard in shards_of(replace(entry, data=entry.data.detach())):
             if is_main_replica(shard.replica_id):
@@ -136,7 +136,7 @@ def _places_by_name(own: list[_Place]) -> dict[str, list[tuple[int, _Place]]]:
 
 
 def _whole(places: list[tuple[int, _Place]], own: Sequence[_Part], device: torch.device) -> Tensor:
-    """On the receiver: put a tensor together from its own parts and those that the others send, in their order."""
+    """Assemble a tensor on the receiver, from its own parts and those that the others send, in their order."""
     first = places[0][1]
     if len(own) == len(places) == 1:
         return _without_padding(own[0].data, first.rows)

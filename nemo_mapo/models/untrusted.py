@@ -18,7 +18,7 @@ _METADATA: Final = ".metadata"
 _COMMON: Final = "common.pt"
 _BACKENDS: Final = "metadata.json"
 _READABLE: Final = {"sharded_backend": ("torch_dist",), "common_backend": ("torch", None)}
-"""The formats that are looked at here; Megatron reads others when the checkpoint names them (0.19: one only)."""
+"""The formats that can be checked here; Megatron reads others if a checkpoint names them (0.19: only one)."""
 _CHECKPOINT: Final = "torch.distributed.checkpoint"
 _ALLOWED: Final = frozenset(
     {
@@ -45,7 +45,7 @@ _ALLOWED: Final = frozenset(
         "collections.OrderedDict",
     }
 )
-"""What the description of a checkpoint is made of; torch's number types come on top."""
+"""Classes in the description of a checkpoint, besides torch's dtypes."""
 
 
 def refuse_code(checkpoint: Path) -> None:
@@ -70,7 +70,7 @@ def refuse_code(checkpoint: Path) -> None:
 
 
 def checkpoint_reader(checkpoint: Path) -> FileSystemReader:
-    """torch's reader of a checkpoint that was looked at; ValueError as `refuse_code`."""
+    """torch's reader of a checkpoint that has been checked; ValueError as in `refuse_code`."""
     refuse_code(checkpoint)
     return FileSystemReader(checkpoint)
 
@@ -99,14 +99,14 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 class _DescriptionUnpickler(pickle.Unpickler):
-    """Finds the classes of a checkpoint's description and nothing else."""
+    """Finds only the classes of a checkpoint's description."""
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up a class; ValueError for one that no description holds."""
+        """Look up a class; ValueError for one that does not belong in a description."""
         of_torch = vars(torch).get(name) if module == "torch" else None
         if isinstance(of_torch, torch.dtype):
             return of_torch

@@ -15,9 +15,9 @@ _DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_laye
 class WhisperPerception(nn.Module):
     """The encoder on clips padded with silence to 30 s, as Whisper was trained and as transformers runs it.
 
-    Its positions attend to the padding too; those that lie in the padding are dropped afterwards, so a clip has the
-    tokens of its own length. A clip does not depend on its batch. Of a frozen encoder (`model.freeze.perception`) a
-    clip's positions are computed once and kept: 30 s of padding cost more than a small decoder does.
+    Positions attend to the padding too; those in the padding are dropped afterwards, so that a clip has as many tokens
+    as its own length gives. A clip does not depend on its batch. With a frozen encoder (`model.freeze.perception`) a
+    clip is encoded once and cached: 30 s of padding cost more than a small decoder.
     """
 
     def __init__(self, config: WhisperPerceptionConfig, hidden_size: int, sample_rate: int) -> None:
@@ -34,7 +34,7 @@ class WhisperPerception(nn.Module):
                 f"model.perception: features of {self.features.nb_max_frames} frames, but the encoder takes "
                 f"2 * max_source_positions={2 * encoder.max_source_positions}; take both from one model"
             )
-        # `module`, as in the other kinds: what freezing takes for the projector goes by these names.
+        # Named `module` as in the other kinds, because freezing tells the projector by these names.
         self.module = WhisperEncoder(encoder)
         self.projector = Projector(config.projector, encoder.d_model, hidden_size)
         self._clips = EncodedClips(self.module)
@@ -83,14 +83,14 @@ class WhisperPerception(nn.Module):
         return features
 
     def _num_positions(self, num_samples: int) -> int:
-        """Positions behind the encoder's convolutions, the second of which halves the frames, that have audio."""
+        """Positions with audio after the encoder's convolutions, the second of which halves the frames."""
         frames = -(-num_samples // self.features.hop_length)
         positions: int = -(-frames // 2)
         return positions
 
 
 def _check(config: WhisperPerceptionConfig, sample_rate: int) -> None:
-    """ValueError for a config that is not that of one model, or would not give a clip the same features twice."""
+    """ValueError for a config that mixes models, or would not give a clip the same features twice."""
     rate = config.features.get("sampling_rate", 16000)
     if rate != sample_rate:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From token losses to one number, with denominators of the whole optimiser step."""
+"""From token losses to one number, with denominators over the whole optimiser step."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ def aggregate(
     global_tokens: int,
     constant_length: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Share of these rows in the loss of the optimiser step; shares of all micro-batches and ranks add up to it.
+    """These rows' share of the loss of the optimiser step; the shares of all micro-batches and ranks add up to it.
 
     With w_t the weights and v_t = T w_t / sum_s w_s the same scaled to mean 1 over a completion:
 
@@ -27,11 +27,10 @@ def aggregate(
     - `dr_grpo` (Dr.GRPO): sum over rows and tokens of v_t l_t, over `constant_length * global_sequences`.
 
     Scaling to mean 1 lets a mask move weight between the tokens of a completion, never between completions, which is
-    what Eq. 2 does. Without weights every w_t is 1, and no multiplication by 1 takes place. A row without completion
-    tokens adds 0.
+    what Eq. 2 does. Without weights every w_t is 1, and nothing is multiplied. A row without completion tokens adds 0.
 
     Args:
-        token_losses: finite on completion tokens; read there only.
+        token_losses: finite on completion tokens; read only there.
         response_mask: True on tokens that count.
         weights: token weights, not negative; None for none.
         kind: which mean.
@@ -54,7 +53,7 @@ def row_losses(
     *,
     kind: Aggregation,
 ) -> Float[Tensor, " batch"]:
-    """Numerator that each row brings to `aggregate`."""
+    """Numerator that each row contributes to `aggregate`."""
     kept = token_losses.masked_fill(~response_mask, 0.0)
     lengths = response_mask.sum(-1)
     if weights is None:
@@ -62,7 +61,7 @@ def row_losses(
         return sums / lengths.clamp(min=1) if kind == "sequence_mean" else sums
     kept_weights = weights.masked_fill(~response_mask, 0.0)
     total_weight = kept_weights.sum(-1)
-    # Only a row without tokens has no weight; its sum of losses is 0 over anything.
+    # Only a row without tokens has no weight; its sum of losses is 0 whatever it is divided by.
     means = (kept_weights * kept).sum(-1) / total_weight.masked_fill(total_weight == 0, 1.0)
     return means if kind == "sequence_mean" else means * lengths
 

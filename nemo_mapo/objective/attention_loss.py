@@ -40,7 +40,7 @@ def attention_loss(
     Eq. 4: L_attn = prefactor (1 / T_pos) sum_t (t / T)^kappa nu_t (-log(a_t + epsilon)),  T_pos = sum_t gate_t.
 
     Args:
-        audio_mass: a_t, the share of attention on audio keys, in [0, 1]; read on gated tokens only.
+        audio_mass: a_t, the share of attention on audio keys, in [0, 1]; read only on gated tokens.
         token_weights: (t / T)^kappa nu_t.
         gate: tokens that count; nothing outside it enters the value or the gradient.
         prefactor: `attention_prefactor`.

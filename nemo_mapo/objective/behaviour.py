@@ -1,4 +1,4 @@
-"""Truncated importance weights, for tokens that were not drawn from the policy that is trained."""
+"""Truncated importance weights, for tokens sampled from a distribution other than the policy being trained."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,8 +13,8 @@ def behaviour_weights(
 ) -> Float[Tensor, "batch time"]:
     """Weight w_t = min(pi_old(y_t) / mu(y_t), C) of each completion token, detached; 0 on padding.
 
-    The surrogate's expectation is over pi_old, the samples are from mu: other weights, temperature, top-k or top-p. The
-    cap bounds the variance at the price of a bias (truncated importance sampling, Ionides 2008).
+    The surrogate's expectation is over pi_old, but the samples are from mu, which differs in weights, temperature,
+    top-k or top-p. The cap bounds the variance at the price of a bias (truncated importance sampling, Ionides 2008).
 
     Args:
         old_log_probs: log pi_old(y_t) in nats, of the policy at the start of the step.

@@ -18,8 +18,8 @@ def cispo_surrogate(
 
     l_t = -sg(min(rho_t, 1 + clip_high)) A log pi(y_t),  rho_t = pi(y_t) / pi_old(y_t).
 
-    There is no lower bound, as in the paper's experiments. Where PPO's clip takes a token's gradient away, here only
-    its size is bounded: dl/dlog pi = -min(rho_t, 1 + clip_high) A.
+    There is no lower bound, as in the paper's experiments. PPO's clip removes a token's gradient; this cap only bounds
+    its size: dl/dlog pi = -min(rho_t, 1 + clip_high) A.
 
     Args:
         log_probs: log pi(y_t) in nats, differentiable.

@@ -1,4 +1,4 @@
-"""GDPO: every reward is normalised within its group before they are added (arXiv 2601.05242)."""
+"""GDPO: each reward is normalised within its group before the rewards are added (arXiv 2601.05242)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,20 +12,20 @@ from nemo_mapo.objective.advantages import group_advantages
 def decoupled_advantages(
     rewards: Mapping[str, Sequence[float]], weights: Mapping[str, float], group_size: int, *, epsilon: float
 ) -> Float[Tensor, " batch"]:
-    """Advantage of each completion, before the batch's scale is taken out.
+    """Advantage of each completion, before division by the batch's scale.
 
-    A = sum_k w_k (r_k - mean_G r_k) / (std_G r_k + epsilon): two completions with the same total and other rewards
-    differ, and a reward that varies little counts as much as its weight says. GDPO divides by the deviation over the
-    whole rollout batch next; A has mean 0 over every group, so that is `batch_scale`.
+    A = sum_k w_k (r_k - mean_G r_k) / (std_G r_k + epsilon): completions with the same total but different rewards get
+    different advantages, and a reward that varies little counts as much as its weight says. GDPO then divides by the
+    deviation over the whole rollout batch; A has mean 0 over every group, so that is `batch_scale`.
 
     Args:
         rewards: values of each reward, one per completion; the rows of one prompt are adjacent.
-        weights: of each reward.
+        weights: weight of each reward.
         group_size: G, completions per prompt.
         epsilon: added to each standard deviation.
 
     Raises:
-        ValueError: as `group_advantages`.
+        ValueError: as in `group_advantages`.
     """
     parts = [
         weights[name] * group_advantages(torch.tensor(values), group_size, use_std=True, epsilon=epsilon)
@@ -36,5 +36,5 @@ def decoupled_advantages(
 
 
 def batch_scale(mean_square: float, *, epsilon: float) -> float:
-    """What advantages of mean 0 and this mean square over the rollout batch are divided by: std + epsilon."""
+    """Divisor of advantages with mean 0 and this mean square over the rollout batch: std + epsilon."""
     return float(mean_square**0.5 + epsilon)

@@ -8,7 +8,7 @@ from nemo_mapo.objective.entropy_mask import top_share
 from nemo_mapo.objective.kl import k3_kl
 
 LARGEST_NATS = 10.0
-"""A single token's estimate beyond this says no more than this; the authors' code has the same cap."""
+"""Cap on the estimate of a single token, which is noisy when large; the authors' code has the same cap."""
 _SAME = 1e-6
 """Completions whose means differ by less depend on the audio equally."""
 
@@ -31,21 +31,21 @@ def dependency_mask(
 ) -> Float[Tensor, "batch time"]:
     """Weight 1 on the `share` of a completion's tokens that depend most on the audio, 0 on the others.
 
-    m_t = 1[rank of S_t among the T tokens of its completion <= k],  k = max(1, ceil(share T)); of equal ones the
-    earlier token ranks first.
+    m_t = 1[rank of S_t among the T tokens of its completion <= k],  k = max(1, ceil(share T)); the earlier of equal
+    tokens ranks first.
     """
     return top_share(dependency_nats, response_mask, share=share)
 
 
 def completion_scales(mean_dependency: Float[Tensor, " completions"], *, floor: float) -> Float[Tensor, " completions"]:
-    """Factor of each completion's advantage: from `floor` for the least dependent to what makes the mean 1.
+    """Factor on each completion's advantage: `floor` for the least dependent completion, with mean 1 over all.
 
     alpha_i = floor + n_i (1 - floor) / mean(n),  n_i = (S_i - min S) / (max S - min S), S_i the mean of S_t over
     completion i. All are 1 if all S_i are equal.
 
     Args:
-        mean_dependency: S_i of every completion of the rollout batch, on all ranks: unlike in the authors' code,
-            where they are those of a micro-batch, no value depends on how a batch is split.
+        mean_dependency: S_i of every completion of the rollout batch, on all ranks, so that no value depends on how a
+            batch is split; the authors' code uses those of a micro-batch.
         floor: the smallest factor, at most 1.
     """
     spread = mean_dependency.max() - mean_dependency.min()

@@ -1,7 +1,7 @@
-"""How far two predicted distributions are apart, in one chunked pass over both logits (ours, not the paper's).
+"""Divergence of two predicted distributions, in one chunked pass over both logits (ours, not the paper's).
 
-A differential entropy cannot see a change of mode at equal entropy: certain of "yes" with the audio and of "no" without
-it is Delta h = 0. A divergence of the full distributions can.
+A differential entropy cannot see a change of mode at equal entropy: a policy that is certain of "yes" with the audio
+and of "no" without it has Delta h = 0. A divergence of the full distributions can.
 """
 
 from typing import Literal
@@ -34,21 +34,21 @@ def divergence(
 
     Args:
         heard: logits at the positions that predict the tokens, of any floating dtype and memory layout. With
-            `process_group` this rank's shard of the vocabulary. -inf is probability zero.
+            `process_group`, this rank's shard of the vocabulary. -inf means probability zero.
         unheard: the same without the audio.
         kind: which divergence.
-        chunk_size: rows of the vocabulary upcast at a time, of each of the two; no float32 copy of all logits is made.
+        chunk_size: positions upcast at a time, in each of the two; no float32 copy of all logits is made.
         process_group: ranks that hold the shards of the vocabulary; the result is the same on all of them.
 
     Returns:
         float32, or float64 for float64 logits; at least 0 up to rounding. inf if p has mass where q has none (kl). NaN
-        where either is no distribution.
+        where either is not a distribution.
 
     Raises:
         ValueError: shapes that differ, or a chunk size below 1.
     """
     if heard.shape != unheard.shape:
-        raise ValueError(f"heard {tuple(heard.shape)} and unheard {tuple(unheard.shape)} are not about the same tokens")
+        raise ValueError(f"heard {tuple(heard.shape)} and unheard {tuple(unheard.shape)} must have the same shape")
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     dtype = torch.float64 if heard.dtype == torch.float64 else torch.float32
@@ -66,7 +66,7 @@ def divergence(
 
 
 def _over_shard(log_p: Tensor, log_q: Tensor, kind: Divergence) -> Tensor:
-    """This shard's part of the sum; what has probability 0 adds 0."""
+    """This shard's part of the sum; entries with probability 0 add 0."""
     if kind == "kl":
         return _expected(log_p, log_p - log_q)
     log_m = torch.logaddexp(log_p, log_q) - torch.log(log_p.new_tensor(2.0))
@@ -74,7 +74,7 @@ def _over_shard(log_p: Tensor, log_q: Tensor, kind: Divergence) -> Tensor:
 
 
 def _expected(log_weight: Tensor, values: Tensor) -> Tensor:
-    # -inf minus -inf is NaN where both have probability 0; a NaN of broken logits must stay one.
+    # -inf minus -inf is NaN where both have probability 0; a NaN from broken logits must stay NaN.
     return (log_weight.exp() * values.masked_fill(log_weight == -torch.inf, 0.0)).sum(-1)
 
 

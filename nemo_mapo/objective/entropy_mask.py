@@ -13,12 +13,12 @@ def entropy_mask(
     omega_t = 1[rank of H_t among the T tokens of its completion <= k],  k = max(1, ceil(share T)).
 
     The paper takes the quantile over a batch; over a completion (as VPPO's entropy variant does, arXiv 2510.09285) no
-    weight depends on how a batch is split. Of equal entropies the earlier token ranks first.
+    weight depends on how a batch is split. The earlier of tokens with equal entropy ranks first.
 
     Args:
-        entropy_nats: H of the policy; read on completion tokens only.
+        entropy_nats: H of the policy; read only on completion tokens.
         response_mask: True on completion tokens.
-        share: of a completion's tokens that learn, above 0 and at most 1; 1 is plain GRPO.
+        share: share of a completion's tokens that learn, above 0 and at most 1; 1 is plain GRPO.
 
     Returns:
         Detached weights, 0 on padding. `entropy_mask(torch.tensor([[0.1, 2.0]]), kept, share=0.5)` is `[[0., 1.]]`.
@@ -31,7 +31,7 @@ def top_share(
 ) -> Float[Tensor, "batch time"]:
     """Weight 1 on the max(1, ceil(share T)) of the T tokens of a completion with the highest scores, 0 elsewhere.
 
-    Detached; of equal scores the earlier token ranks first.
+    Detached; the earlier of tokens with equal scores ranks first.
     """
     lengths = response_mask.sum(-1, keepdim=True)
     # In float64, or 0.2 of 5 tokens would be more than one.

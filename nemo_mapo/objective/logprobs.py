@@ -25,19 +25,19 @@ def log_probs_and_entropy(
 
     log p(y) = z_y - log sum_v e^{z_v};   H = log sum_v e^{z_v} - sum_v p_v z_v   (full vocabulary, temperature 1).
 
-    Both passes work through the positions in a workspace of `chunk_size` rows of the vocabulary. The backward pass
-    recomputes the softmax and returns a gradient of the logits' dtype. Any memory layout of `logits` will do; no
+    Both passes work through the positions in a workspace of `chunk_size` rows of vocabulary length. The backward pass
+    recomputes the softmax and returns a gradient of the logits' dtype. `logits` may have any memory layout; no
     contiguous copy is made.
 
     Args:
         logits: next-token logits at the positions that predict the targets. With `process_group`, this rank's shard of
             the vocabulary. An entry of -inf has probability zero; columns that only pad the vocabulary must be -inf.
         targets: ids in the whole vocabulary; padding needs a valid id too.
-        chunk_size: rows of the vocabulary that the float32 (or float64) workspace holds. The forward pass needs two
-            for each position, and takes two where this is 1. On a CPU fastest where it fits a core's cache.
-        process_group: ranks that hold the shards of the vocabulary, every one with the same `targets`. The sums over
-            the vocabulary are reduced here (twice, whatever the number of chunks). The gradient of each shard is
-            complete without communication, given that every rank back-propagates the same loss.
+        chunk_size: rows that the float32 (or float64) workspace holds. The forward pass needs two per position, and
+            uses two even if this is 1. On a CPU it is fastest if the workspace fits a core's cache.
+        process_group: ranks that hold the shards of the vocabulary, all with the same `targets`. The sums over the
+            vocabulary are reduced here (twice, whatever the number of chunks). The gradient of each shard is complete
+            without communication, provided that every rank back-propagates the same loss.
         vocab_start: id of this shard's first column.
 
     Returns:
@@ -112,7 +112,7 @@ class _LogProbsAndEntropy(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class _VocabSums:
-    """What log-probability and entropy need of a distribution; with z = logit - peak, every field `[batch, time]`."""
+    """Sums that give log-probability and entropy of a distribution; with z = logit - peak, each `[batch, time]`."""
 
     peak: Tensor
     exp_sum: Tensor
@@ -121,12 +121,12 @@ class _VocabSums:
     """sum e^z z"""
     target_logit: Tensor
     owners: Tensor
-    """Shards that hold the target: one, or the target is no id of the vocabulary."""
+    """Number of shards that hold the target; 1 for a valid id."""
 
 
 def _sum_over_shard(logits: Tensor, column: Tensor, owned: Tensor, chunk_size: int) -> _VocabSums:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    # Finite, so that differences with it are no NaN where a whole shard is -inf; halved, so that they fit.
+    # Finite, so that differences from it are not NaN if a whole shard is -inf; halved, so that they do not overflow.
     floor = torch.finfo(dtype).min / 2
     peak, exp_sum, weighted_sum = torch.empty(3, *column.shape, dtype=dtype, device=logits.device)
     positions = max(chunk_size // 2, 1)
@@ -169,7 +169,7 @@ def _sum_over_ranks(local: _VocabSums, process_group: dist.ProcessGroup) -> _Voc
 
 
 def _locate(shard_targets: Tensor, columns: int, *, whole: bool) -> tuple[Tensor, Tensor]:
-    """Column of each target and whether this shard has it; for a whole vocabulary torch itself refuses a bad id."""
+    """Column of each target, and whether this shard has it; with a whole vocabulary torch itself rejects a bad id."""
     if whole:
         return shard_targets, torch.ones_like(shard_targets, dtype=torch.bool)
     owned = (shard_targets >= 0) & (shard_targets < columns)
@@ -177,7 +177,7 @@ def _locate(shard_targets: Tensor, columns: int, *, whole: bool) -> tuple[Tensor
 
 
 def blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
-    """Cut `[batch, time]` into blocks of at most `chunk_size` positions, by views that suit any memory layout."""
+    """Split `[batch, time]` into blocks of at most `chunk_size` positions, as slices that suit any memory layout."""
     batch, time = shape
     rows = min(batch, chunk_size)
     for first_row in range(0, batch, max(rows, 1)):
@@ -187,7 +187,7 @@ def blocks(shape: torch.Size, chunk_size: int) -> Iterator[Block]:
 
 
 def rows_workspace(logits: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised rows of the vocabulary for so many positions, or for all if they are fewer.
+    """Uninitialised rows of vocabulary length for `positions` positions, or for all if there are fewer.
 
     One allocation serves all blocks: fresh pages for every block cost a CPU more than the arithmetic.
     """

@@ -21,20 +21,20 @@ __all__ = ["mapo_loss", "token_weights"]
 
 
 def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
-    """Share of one micro-batch in the MAPO loss; the shares of an optimiser step add up to its loss.
+    """One micro-batch's share of the MAPO loss; the shares of an optimiser step add up to its loss.
 
     Eq. 5: L = L_PG + beta L_KL + eta L_attn, where
 
     - L_PG is the clipped surrogate (or CISPO's), its tokens weighted by the mask omega (Eq. 1, Eq. 2); with
       `behaviour_clip` a token's loss is multiplied by its truncated importance weight as well,
-    - L_KL is the k3 estimate, aggregated as L_PG is but without omega,
+    - L_KL is the k3 estimate, aggregated like L_PG but without omega,
     - L_attn is the attention loss (Eq. 4), a mean over completions under every aggregation.
 
-    `perception_weight` subtracts PAPO's term, `entropy_weight` adds its entropy term; both are aggregated as L_KL is.
+    `perception_weight` subtracts PAPO's term, `entropy_weight` adds its entropy term; both are aggregated like L_KL.
 
     A term with coefficient 0 is left out rather than multiplied by 0: eta = 0 is exactly mask-only, and with
-    mask = none it is exactly GRPO. The overlong filter takes unfinished rows out of L_PG only, and leaves the
-    denominators as they are. Differentiable in `log_probs` and `audio_mass`; every weight is detached.
+    mask = none it is exactly GRPO. The overlong filter removes unfinished rows from L_PG only and does not change the
+    denominators. Differentiable in `log_probs` and `audio_mass`; every weight is detached.
 
     Metrics are listed in `objective_metrics`.
 
@@ -87,13 +87,13 @@ def mapo_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> LossOutput:
 def _check(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> None:
     if cfg.eta > 0 and inputs.audio_mass is None:
         raise ValueError(
-            f"objective.eta={cfg.eta} needs the audio attention mass, and none was captured: "
+            f"objective.eta={cfg.eta} needs the audio attention mass, but none was captured: "
             "measure it on the target layers, or set objective.eta=0"
         )
     mass = inputs.audio_mass
     if cfg.eta > 0 and mass is not None and inputs.log_probs.requires_grad and not mass.requires_grad:
         raise ValueError(
-            f"objective.eta={cfg.eta} needs the gradient of the audio mass, and the mass has none: a target layer ran "
+            f"objective.eta={cfg.eta} needs the gradient of the audio mass, but the mass has none: a target layer ran "
             "without gradient, as under activation recompute"
         )
     if inputs.global_sequences < 1:
@@ -105,8 +105,8 @@ def _perception_loss(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Float[Ten
         return None
     if inputs.text_only_log_probs is None:
         raise ValueError(
-            f"objective.perception_weight={cfg.perception_weight} needs what the policy says without the audio, and it "
-            "was not given"
+            f"objective.perception_weight={cfg.perception_weight} needs the policy's log-probabilities without the "
+            "audio, but none were given"
         )
     tokens = perception_kl(inputs.log_probs, inputs.text_only_log_probs, inputs.response_mask)
     return _aggregate(tokens, inputs.response_mask, inputs, cfg)
@@ -136,7 +136,7 @@ def _behaviour_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Float[T
     if inputs.behaviour_log_probs is None:
         raise ValueError(
             f"objective.behaviour_clip={cfg.behaviour_clip} needs the log-probabilities of the distribution sampled "
-            "from, and there are none: set it to null"
+            "from, but there are none: set it to null"
         )
     return behaviour_weights(
         inputs.old_log_probs, inputs.behaviour_log_probs, inputs.response_mask, clip=cfg.behaviour_clip
@@ -168,7 +168,7 @@ def _aggregate(
 
 
 def _needs_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> bool:
-    """Plain GRPO does without them, unless the curves have what they need."""
+    """Plain GRPO needs none, but they are built for the curves if their inputs exist."""
     return cfg.mask != "none" or cfg.eta > 0 or inputs.text_ref_entropy_nats is not None
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SHORTEST_LENGTH = 2
-"""Length that the temperature assumes at least: ln 1 = 0 is no temperature."""
+"""Smallest length in the temperature, because ln 1 = 0 is not a valid temperature."""
 
 
 def relevance_mask(
@@ -21,7 +21,7 @@ def relevance_mask(
     Eq. 1: omega_t = min(T softmax_t(|delta h_t| / tau_T), clip),  tau_T = tau_base ln(max(T, 2)).
 
     Args:
-        delta_h: differential entropy in nats; read on completion tokens only.
+        delta_h: differential entropy in nats; read only on completion tokens.
         response_mask: True on completion tokens.
         tau_base: base temperature; smaller is sharper.
         clip: C_mask, the cap.
@@ -29,7 +29,7 @@ def relevance_mask(
             independent of the scale of delta h.
 
     Returns:
-        Detached weights, 0 on padding; before the cap they have mean 1 over a completion. NaN in gives NaN out.
+        Detached weights, 0 on padding; before the cap they have mean 1 over a completion. A NaN stays NaN.
     """
     lengths = response_mask.sum(-1, keepdim=True)
     scores = _scores(delta_h, response_mask, tau_base=tau_base, normalize=normalize)
@@ -53,7 +53,7 @@ def inverse_relevance(
     every completion token gated in (`effective_gate`).
 
     Args:
-        delta_h: differential entropy in nats; read on completion tokens only.
+        delta_h: differential entropy in nats; read only on completion tokens.
         pos_gate: True on substantive tokens.
         response_mask: True on completion tokens.
         tau_base: base temperature; smaller is sharper.
@@ -71,7 +71,7 @@ def inverse_relevance(
 def effective_gate(
     pos_gate: Bool[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
 ) -> Bool[Tensor, "batch time"]:
-    """The gate inside the completion, or the whole completion for a row that it leaves without a token."""
+    """The gate within the completion, or the whole completion for a row without a gated token."""
     gate = pos_gate & response_mask
     return torch.where(gate.any(-1, keepdim=True), gate, response_mask)
 

@@ -1,4 +1,4 @@
-"""Metrics that say what the objective did to one micro-batch."""
+"""Metrics of what the objective did to one micro-batch."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from nemo_mapo.objective.weights import Weights, omega_or_ones
 from nemo_mapo.types import Metric, ObjectiveInputs
 
 SHORTEST_WITH_ENTROPY = 2
-"""A distribution over one token has entropy 0 out of 0: no metric."""
+"""A distribution over one token has a normalised entropy of 0 / 0: no metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def objective_metrics(
 
     - Losses (`train/policy_loss`, `train/kl_loss`, `train/attention_loss`, `train/loss`, `mapo/term`,
       `mapo/term_attention`, `mapo/term_mask`): totals add up over micro-batches to the value of the step.
-      With PAPO's terms `train/perception_kl` and `train/entropy_loss`.
+      With PAPO's terms also `train/perception_kl` and `train/entropy_loss`.
       `mapo/term` = eta L_attn + |L_PG(mask) - L_PG(uniform)| is all that MAPO adds to GRPO.
     - Token means: `train/clip_share`, `train/entropy_nats`, `mapo/delta_h_abs_nats`, `mapo/gate_share`,
       `mapo/mask_capped_share`, `mapo/audio_mass` and its first and last third of the completion.
@@ -154,7 +154,7 @@ def _mean(values: Tensor, kept: Bool[Tensor, "..."]) -> Metric:
 
 
 def _max(values: Tensor, kept: Bool[Tensor, "..."]) -> Metric:
-    """The greatest of values that are not negative; 0 if none is kept."""
+    """The largest of non-negative values; 0 if none is kept."""
     inside = values.detach().masked_fill(~kept, 0.0)
     greatest = inside.amax() if inside.numel() else inside.new_zeros(())
     return Metric(total=greatest, weight=kept.sum(), reduce="max")

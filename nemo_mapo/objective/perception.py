@@ -15,9 +15,9 @@ def perception_kl(
     """Implicit perception term of each token in nats, at most 10; 0 on padding.
 
     KL_prcp = min(e^d - d - 1, 10),  d = log pi_old(y_t | text) - log pi_theta(y_t | text, audio): the k3 estimate of
-    KL(pi_theta(. | text, audio) || pi(. | text)). The objective maximises it: L = L_GRPO - gamma mean KL_prcp. As by
-    default in the authors' code the second policy is that of the start of the step, without gradient; differentiable in
-    `log_probs`, except where the cap holds.
+    KL(pi_theta(. | text, audio) || pi(. | text)). The objective maximises it: L = L_GRPO - gamma mean KL_prcp. The
+    second policy is that at the start of the step, without gradient, as is the default in the authors' code.
+    Differentiable in `log_probs`, except where the cap applies.
     """
     return k3_kl(log_probs, text_only_log_probs, response_mask).clamp(max=LARGEST_NATS)
 
@@ -27,7 +27,7 @@ def entropy_estimate(
 ) -> Float[Tensor, "batch time"]:
     """Entropy of the policy estimated at the drawn token, -log pi_theta(y_t), in nats; 0 on padding.
 
-    PAPO adds eta times its mean to the loss (the double entropy loss, of whose two terms this one has a gradient),
-    VPPO the same term with another coefficient: without it the perception term is maximised by noise.
+    PAPO adds eta times its mean to the loss (of the two terms of its double entropy loss, only this one has a
+    gradient); VPPO adds it with another coefficient. Without it, noise would maximise the perception term.
     """
     return (-log_probs).masked_fill(~response_mask, 0.0)

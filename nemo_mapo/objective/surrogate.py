@@ -17,7 +17,7 @@ class Surrogate:
     ratio: Float[Tensor, "batch time"]
     """Importance ratio, detached."""
     clipped: Bool[Tensor, "batch time"]
-    """True where the clip took the gradient away."""
+    """True where the clip removed the gradient."""
 
 
 def clipped_surrogate(
@@ -44,8 +44,8 @@ def clipped_surrogate(
         clip_high: how far it may rise above 1; above `clip_low` this is DAPO's clip-higher.
         dual_clip: c > 1; for A < 0 the loss is at most c |A|, however large the ratio (Ye et al. 2020).
         ratio: `sequence` takes GSPO's ratio rho = exp(mean_t log(pi / pi_old)) for every token, in its per-token form:
-            the value is the sequence's, the gradient of token t flows through y_t alone, so that token weights act on
-            it. Without token weights the gradient of a row's mean is exactly GSPO's.
+            the value is the sequence's, but the gradient of token t flows through y_t only, so that token weights act
+            on it. Without token weights the gradient of a row's mean is exactly GSPO's.
     """
     log_ratio = (log_probs - old_log_probs).masked_fill(~response_mask, 0.0)
     if ratio == "sequence":

@@ -18,9 +18,9 @@ def temporal_weight(
 
 
 def part_of_token(response_mask: Bool[Tensor, "batch time"], parts: int) -> Int[Tensor, "batch time"]:
-    """In which of so many equal parts of its completion each token lies, from 0: by its middle, (2 t - 1) / (2 T)."""
+    """Which of `parts` equal parts of its completion each token is in, from 0, by its middle (2 t - 1) / (2 T)."""
     lengths = response_mask.sum(-1, keepdim=True).clamp(min=1)
-    # In whole numbers, so that borders are exact.
+    # Integer arithmetic, so that borders are exact.
     return (2 * token_positions(response_mask) - 1) * parts // (2 * lengths)
 
 

@@ -16,7 +16,7 @@ from nemo_mapo.types import ObjectiveInputs
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What each token and each completion counts."""
+    """Weight of each token and each completion."""
 
     delta_h_nats: Float[Tensor, "batch time"]
     """Differential entropy H(text reference) - H(policy)."""
@@ -34,8 +34,8 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
     """Eq. 1 (or another mask), Eq. 3, the temporal weight and the first factor of Eq. 4, without gradient.
 
     Raises:
-        ValueError: without the text-only reference's entropies, what `mask=vppo` compares with, or the signal that
-            `cfg.signal` asks for.
+        ValueError: the text-only reference's entropies, the text-only log-probabilities of `mask=vppo` or the signal
+            of `cfg.signal` are missing.
     """
     if inputs.text_ref_entropy_nats is None:
         raise ValueError("the differential entropy needs the text-only reference's entropies; none were given")
@@ -49,7 +49,7 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
         omega = entropy_mask(inputs.entropy_nats, kept, share=cfg.entropy_share)
     elif cfg.mask == "vppo":
         if inputs.text_only_log_probs is None:
-            raise ValueError("objective.mask=vppo needs what the policy says without the audio; it was not given")
+            raise ValueError("objective.mask=vppo needs the policy's log-probabilities without the audio; none given")
         dependency = audio_dependency(inputs.old_log_probs, inputs.text_only_log_probs, kept)
         omega = dependency_mask(dependency, kept, share=cfg.vppo_share)
     return Weights(
@@ -72,7 +72,7 @@ def build_weights(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Weights:
 def _given_signal(inputs: ObjectiveInputs, cfg: ObjectiveConfig) -> Float[Tensor, "batch time"]:
     if inputs.audio_signal is None:
         raise ValueError(
-            f"objective.signal={cfg.signal} is computed with the rollouts, and none was: set it to delta_entropy"
+            f"objective.signal={cfg.signal} is computed with the rollouts, but none is here: set it to delta_entropy"
         )
     return inputs.audio_signal.detach()
 

@@ -159,9 +159,11 @@ def test_parts_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
     whisper = read_any_encoder(made.whisper, projector="mlp", stack=None)
     with pytest.raises(ValueError, match="model_type='whisper'; this command knows llama"):
         assemble(whisper, made.whisper, tmp_path / "x", seed=0)
-    with pytest.raises(ValueError, match=r"projector='adapter' is NeMo's, of a .nemo encoder"):
+    with pytest.raises(ValueError, match=r"projector='adapter' is for .nemo encoders only"):
         read_any_encoder(made.whisper, projector="adapter", stack=None)
-    with pytest.raises(ValueError, match=r"model_type='llama'; encoders are taken of whisper, .* and of .nemo files"):
+    with pytest.raises(
+        ValueError, match=r"model_type='llama'; encoders are supported from whisper, .* and .nemo files"
+    ):
         read_any_encoder(made.decoder, projector="mlp", stack=None)
     with pytest.raises(ValueError, match="give projector=linear, or adapter"):
         read_any_encoder(tmp_path / "asr.nemo", projector="mlp", stack=None)

@@ -170,7 +170,7 @@ def test_the_readme_shows_ten_overrides() -> None:
         ("data.train_ds.input_cfg=[]", ["data.train_ds", "either input_cfg", "or phases"]),
         (
             ["data=synthetic_two_phase", "data.train_ds.input_cfg=[{type: lhotse, cuts_path: x}]"],
-            ["data.train_ds", "either input_cfg", "and not both"],
+            ["data.train_ds", "either input_cfg", "only one of these"],
         ),
         (
             ["data=synthetic_two_phase", "trainer.mapo.max_steps=81"],
@@ -205,7 +205,7 @@ def test_the_readme_shows_ten_overrides() -> None:
         (["rollout=vllm", "rollout.vllm.urls=[host:8000]"], ["rollout.vllm.urls.0='host:8000'", "https?://"]),
         (
             ["rollout=vllm", "trainer.num_nodes=2", "model.micro_batch_size=16"],
-            ["listens to this machine alone", "examples/serve_vllm.py"],
+            ["is reachable from this machine only", "examples/serve_vllm.py"],
         ),
         (
             ["rollout=vllm", "rollout.vllm.weight_sync=nccl"],
@@ -322,7 +322,7 @@ def test_the_path_of_a_bad_encoder_key_is_the_one_the_user_wrote():
         (["objective.advantages=per_reward", "objective.overlong_buffer=20"], r"overlong_buffer=0 \(is 20\)"),
         (
             ["objective.advantages=per_reward", "trainer.mapo.dynamic_sampling={}"],
-            r"does not go with trainer\.mapo\.dyn",
+            r"is incompatible with trainer\.mapo\.dyn",
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_what_differs_from_the_nearest_measured_set_is_said() -> None:
     versions = doctor.pinned(newer) | {"transformers": "5.1"}
     assert doctor.nearest_set(versions) == newer
     said = doctor.check_set(versions, newer).detail
-    assert "transformers" in said and "not run together" in said
+    assert "transformers" in said and "this combination is untested" in said
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_path_through_a_file_is_not_writable(tmp_path) -> None:
     (tmp_path / "file").touch()
     finding = doctor.check_writable(tmp_path / "file" / "runs")
     assert finding.verdict == "wrong"
-    assert "choose another place" in finding.detail
+    assert "choose another folder" in finding.detail
 
 
 def test_pip_is_to_install_only_what_is_absent_or_out_of_range_and_to_keep_what_is_needed_or_compiled() -> None:

@@ -153,11 +153,11 @@ def test_log_probs_of_engine_and_training_that_differ_give_a_warning(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ((), "rollout.backend=megatron generates in the process that trains"),
+        ((), "rollout.backend=megatron generates in the training process"),
         (("rollout=vllm",), "set objective.behaviour_clip, e.g. to 2"),
         (
             ("rollout=vllm", WEIGHTED, "trainer.mapo.dynamic_sampling={}"),
-            "trainer.mapo.dynamic_sampling wants more samples",
+            "trainer.mapo.dynamic_sampling needs more samples",
         ),
     ],
 )

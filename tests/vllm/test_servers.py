@@ -260,7 +260,7 @@ def test_a_delay_of_two_seconds_changes_nothing(
         slow = client(shared, start, tmp_path, monkeypatch, url)
         slow.update_weights(1, named_tensors(start))
         assert tokens(sampled(slow, prompts)) == tokens(expected)
-        with pytest.raises(RolloutUnavailable, match=r"no whole answer within 0\.5 s"):
+        with pytest.raises(RolloutUnavailable, match=r"no complete answer within 0\.5 s"):
             client(shared, start, tmp_path, monkeypatch, url, timeout_seconds=0.5, max_attempts=2)
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of a run in PEFT's format, beside the Hugging Face model that they belong to."""
+"""LoRA adapters of a run in PEFT's format, for the Hugging Face model that they belong to."""
 
 import json
 import re
@@ -18,18 +18,18 @@ _CONFIG: Final = "adapter_config.json"
 
 
 def export_adapters(checkpoint: Path, original: Path, output: Path, *, lora_alpha: float) -> int:
-    """Make a directory that `peft.PeftModel.from_pretrained` loads on top of `original`; returns how many modules.
+    """Write a directory that `peft.PeftModel.from_pretrained` loads on `original`; returns the number of modules.
 
-    The A of a fused projection stands before each of its parts, whose rows of B are their own.
+    Each part of a fused projection gets a copy of its A, and its own rows of B.
 
     Args:
-        checkpoint: of a run with `model.lora` that began from `original`.
+        checkpoint: checkpoint of a run with `model.lora` that started from `original`.
         original: the Hugging Face directory with its weights.
         output: directory to make.
         lora_alpha: the run's `model.lora.alpha`.
 
     Raises:
-        ValueError: if the run trained anything beside the adapters, or began from other weights, naming the tensor.
+        ValueError: naming a tensor, if the run trained more than the adapters or started from other weights.
     """
     from safetensors.torch import save_file
 
@@ -44,8 +44,8 @@ def export_adapters(checkpoint: Path, original: Path, output: Path, *, lora_alph
             wanted = files.read(theirs)
             if not torch.equal(wanted, tensor.to(wanted.dtype)):
                 raise ValueError(
-                    f"{checkpoint}: {theirs} is not that of {original}; adapters alone would be another model. "
-                    "Merge them (leave --adapters out), or give the model that the run began from"
+                    f"{checkpoint}: {theirs} is not that of {original}; adapters alone would give another model. "
+                    "Merge them (leave --adapters out), or give the model that the run started from"
                 )
         if (adapter := tensors.adapter(name)) is None:
             continue

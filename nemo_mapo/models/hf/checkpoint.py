@@ -41,15 +41,15 @@ class CheckpointTensors:
         """Compare the checkpoint with the model.
 
         Raises:
-            ValueError: for no checkpoint, a damaged one or one that could run code, another model's, or adapters
-                without `lora_alpha` (and the reverse).
+            ValueError: the directory holds no checkpoint, a damaged one, one that could run code or that of another
+                model, or adapters come without `lora_alpha` (or the reverse).
         """
         if not (directory / "metadata.json").is_file():
             raise ValueError(
-                f"{directory} is no Megatron distributed checkpoint; give one such as RUN/checkpoints/step_000100"
+                f"{directory} is not a Megatron distributed checkpoint; give one such as RUN/checkpoints/step_000100"
             )
         if found := damage(directory):
-            raise ValueError(f"{found}: the checkpoint is damaged; take another one")
+            raise ValueError(f"{found}: the checkpoint is damaged; use another one")
         self.directory = directory
         self._reader = checkpoint_reader(directory)
         metadata = self._reader.read_metadata()
@@ -98,7 +98,7 @@ class CheckpointTensors:
         return self._load(f"{stem}lora_a"), self._load(f"{stem}lora_b")
 
     def keys_of(self, part: str) -> tuple[str, ...]:
-        """The checkpoint's own names of a part that lies in it tensor by tensor, such as `perception.`."""
+        """The checkpoint's own names of a part that it stores tensor by tensor, such as `perception.`."""
         return tuple(key for key in self._stored if key.startswith(part))
 
     def read_key(self, key: str) -> Tensor:
@@ -125,20 +125,20 @@ class CheckpointTensors:
         self._reader.read_data(LoadPlan(items), _IntoTargets(targets)).wait()
 
     def _as_stored(self, entry: Entry) -> Entry:
-        """The entry in the type that the checkpoint has; ValueError if it has another shape or no such tensor."""
+        """The entry with the checkpoint's dtype; ValueError if that has another shape or no such tensor."""
         for part in shards_of(entry):
             found = self._stored.get(part.key)
             if found is None or not _fits(tuple(found.size), part):
                 raise ValueError(
                     f"{self.directory}: {part.key} is {'missing' if found is None else tuple(found.size)}, the model "
-                    f"has {tuple(part.global_shape)}; give the checkpoint of a run that began from this model"
+                    f"has {tuple(part.global_shape)}; give the checkpoint of a run that started from this model"
                 )
             dtype = found.properties.dtype
         return with_dtype(entry, dtype)
 
 
 def _fits(stored: tuple[int, ...], part: ShardedTensor) -> bool:
-    """Whether the tensor is there whole; with tensor parallelism the vocabulary has rows at its end that fill up."""
+    """Whether the stored shape is the model's; tensor parallelism may have padded the end of the vocabulary."""
     wanted = tuple(part.global_shape)
     return stored == wanted or (part.allow_shape_mismatch and stored[0] >= wanted[0] and stored[1:] == wanted[1:])
 
@@ -156,11 +156,11 @@ class _IntoTargets(DefaultLoadPlanner):
         return narrow_tensor_by_index(target, read_item.dest_offsets, read_item.lengths)
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        """Nothing is left to do."""
+        """Nothing to do: the data was read in place."""
 
 
 def _adapters(stored: dict[str, TensorStorageMetadata], alpha: float | None, directory: Path) -> LoraConfig | None:
-    """What the adapters in a checkpoint are; all but alpha shows."""
+    """Config of the adapters in a checkpoint, which shows everything but alpha."""
     found = {key: value for key, value in stored.items() if key.endswith(".lora_a")}
     if bool(found) != (alpha is not None):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A decoder's config.json, in the names of transformers 4 and 5, as our decoder's; other functions are refused."""
+"""A decoder's config.json, from transformers 4 or 5, as our decoder's; what that does not compute is refused."""
 
 import json
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ NEUTRAL: Final = frozenset(
         "unsloth_version",
     }
 )
-"""Fields beside those of every config of transformers that do not change the function."""
+"""Fields, besides those of every config of transformers, that do not change the function."""
 _ROPE_FIELDS: Final = ("rope_theta", "rope_scaling", "rope_parameters")
 _MULTIMODAL_ROPE: Final = {"mrope_section", "mrope_interleaved", "interleaved"}
 LLAMA3_ROPE: Final = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
-"""What Megatron's rotary embedding takes for granted."""
+"""Values that Megatron's rotary embedding assumes."""
 
 
 class Rope(NamedTuple):
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a JSON object")
     return values
@@ -75,14 +75,14 @@ def decoder_config(
 
     Args:
         stated: the fields in the file.
-        config_class: transformers' class, which has the defaults of the others.
+        config_class: transformers' class, which has the defaults of all other fields.
         qk_layernorm: whether the family normalises queries and keys.
         add_qkv_bias: whether the family has biases on queries, keys and values.
         multimodal: whether the rotary embedding has a row of positions for each modality; they are equal for text and
             audio, and then it is the plain one.
 
     Raises:
-        ValueError: naming every field that our decoder does not compute or that is not known.
+        ValueError: naming every field that our decoder does not support or that is not known.
     """
     rope_class = {name: value for name, value in stated.items() if name not in _ROPE_FIELDS}
     values: dict[str, Any] = config_class(**rope_class).to_dict()

@@ -1,4 +1,4 @@
-"""Models between Hugging Face directories and Megatron distributed checkpoints, never whole in memory."""
+"""Converts Hugging Face directories to Megatron checkpoints and back, never with a whole model in memory."""
 
 import dataclasses
 import json
@@ -22,30 +22,29 @@ from nemo_mapo.models.tensors import Entry
 CHECKPOINT, ORIGINAL, TOKENIZER = "checkpoint", "original", "tokenizer"
 MODEL_CONFIG = Path("conf", "model", "imported.yaml")
 PERCEPTION_CONFIG = "perception.json"
-"""Beside the decoder of an audio LLM from parts: what `model.perception` was."""
+"""File beside the decoder of an audio LLM from parts that holds its `model.perception`."""
 _PERCEPTION = "perception"
-"""Folder of an export with its weights, in our names: a loader of the decoder may read all files beside it."""
+"""Subfolder for perception's weights, with our names: a loader of the decoder may read every file beside it."""
 TRAINER_STATE = "trainer_state.json"
 """A directory without this file is not one of the trainer's checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What was done."""
+    """Result of a conversion."""
 
     tensors: int
     left_aside: int
-    """Tensors of parts that are not taken in (import), or carried over (export)."""
+    """Tensors of parts that import skips and export carries over."""
     has_perception: bool
-    """Whether the model hears, or is a decoder alone."""
+    """False for a decoder alone."""
 
 
 def import_hf(source: Path, output: Path) -> Converted:
-    """Make OUTPUT/checkpoint, of a thinker or a text LLM's decoder, and beside it what training from it needs.
+    """Write OUTPUT/checkpoint from a thinker or a text LLM's decoder, and what training from it needs beside it.
 
-    That is config, tokenizer and the original's side files.
-
-    One shard of the original is in memory at a time. Tensors keep their type.
+    That is config, tokenizer and the original's side files. One shard of the original is in memory at a time. Tensors
+    keep their dtype.
 
     Raises:
         ValueError: naming the file, tensor or option that is wrong; nothing is left behind.
@@ -84,15 +83,15 @@ def export_hf(
     lora_alpha: float | None = None,
     thinker_only: bool = False,
 ) -> Converted:
-    """Make a directory that transformers loads, one shard at a time.
+    """Write a directory that transformers loads, one shard at a time.
 
-    Of an audio LLM from parts it is the decoder; encoder and projector go into its folder `perception`.
+    For an audio LLM from parts it holds the decoder; encoder and projector go into its folder `perception`.
 
     Args:
-        checkpoint: of a run that began from `original`, or of import.
+        checkpoint: checkpoint of a run that started from `original`, or of an import.
         original: the Hugging Face directory; weights left aside, and how tensors are spread over files, come from it.
         output: directory to make.
-        dtype: of the thinker's tensors; None is the checkpoint's.
+        dtype: dtype of the thinker's tensors; None is the checkpoint's.
         lora_alpha: `model.lora.alpha` of a run with adapters, which are merged.
         thinker_only: leave out the weights left aside; then `original` may be the side files that import kept.
 
@@ -126,7 +125,7 @@ def _heard_apart(original: Path, model: HfModel, tensors: CheckpointTensors) -> 
     """Tensors of perception in a checkpoint whose Hugging Face model is a decoder alone.
 
     Raises:
-        ValueError: if `original` is not what such an audio LLM was exported as when it was assembled.
+        ValueError: `original` is not the folder that was written when the audio LLM was assembled.
     """
     if model.has_perception or not (heard := tensors.keys_of("perception.")):
         return ()
@@ -139,12 +138,12 @@ def _heard_apart(original: Path, model: HfModel, tensors: CheckpointTensors) -> 
 
 
 def check_copies(weights: WeightMap, files: ModelFiles) -> None:
-    """ValueError for a second tensor that config.json says is the first, and that differs from it."""
+    """ValueError if a tensor that config.json says is tied to another one differs from it."""
     for copy, first in weights.copies().items():
         if copy in files.tensors and not torch.equal(files.read(copy), files.read(first)):
             raise ValueError(
                 f"{files.directory}: tie_word_embeddings=true, but {copy} differs from {first}; set it to false in "
-                "config.json if the head is one of its own"
+                "config.json if the model has a separate head"
             )
 
 
@@ -192,9 +191,9 @@ class _ShardReader:
 def _layout(
     tensors: CheckpointTensors, sources: Mapping[str, Source], files: ModelFiles | None
 ) -> Mapping[str, Sequence[str]]:
-    """Which file holds which tensors: as in the original, where its weights are there."""
+    """Which file holds which tensors: as in the original, if its weights are given."""
     if files is None:
-        # A fused tensor's parts are counted as equal, which is near enough for where a file ends.
+        # A fused tensor's parts are counted as equally large, which is close enough to decide where a file ends.
         sizes = {
             theirs: tensors.nbytes(name) // len(source.theirs)
             for name, source in sources.items()
@@ -208,11 +207,11 @@ def _layout(
 
 
 def checked(entry: Entry, name: str, source: Source, files: ModelFiles, *, rows: int | None = None) -> Entry:
-    """The entry in the files' type; ValueError for a tensor whose shape is not the model's, or has not these rows."""
+    """The entry with the files' dtype; ValueError if its shape is not the model's, or it does not have `rows` rows."""
     parts = [files.tensors[theirs] for theirs in source.theirs]
     dtypes = {part.dtype for part in parts}
     if len(dtypes) > 1:
-        raise ValueError(f"{', '.join(source.theirs)} are of different types and become one tensor; convert them")
+        raise ValueError(f"{', '.join(source.theirs)} have different dtypes but become one tensor; convert them")
     fused = source.layout.fuse([torch.empty(part.shape, device="meta") for part in parts])
     wanted = tuple(entry.data.shape) if rows is None else (rows, *entry.data.shape[1:])
     if tuple(fused.shape) != wanted:
@@ -230,7 +229,7 @@ def _write_side_files(source: Path, folder: Path, model: HfModel) -> None:
 
 
 def write_model_config(folder: Path, model: HfModel, title: str) -> None:
-    """Write what `model=imported` needs."""
+    """Write the config that `model=imported` selects."""
     target = folder / MODEL_CONFIG
     target.parent.mkdir(parents=True)
     parts = ("perception", "decoder") if model.has_perception else ("decoder",)
@@ -240,7 +239,7 @@ def write_model_config(folder: Path, model: HfModel, title: str) -> None:
 
 
 def _write_tokenizer(source: Path, folder: Path) -> None:
-    """The tokenizer with the processor's chat template, which older directories keep apart from it."""
+    """Write the tokenizer with the processor's chat template, which older directories store separately."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ SINGLE = "model.safetensors"
 """File of a model that fits into one."""
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 SHARD_BYTES = 5 * 10**9
-"""Of the shards that are laid out here, as transformers does it."""
+"""Largest size of the shards that are laid out here, as in transformers."""
 _FUSED = re.compile(r"(?P<stem>.+\.mlp\.experts\.)(?P<kind>gate_up_proj|down_proj)")
 """The experts of a layer as one tensor, as transformers 5 has them: [expert, out, in], gate above up."""
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 
 
 class ModelFiles:
-    """The tensors of a directory, by name; fused experts have the names that they have one by one."""
+    """The tensors of a directory, by name; fused experts appear one by one under their separate names."""
 
     tensors: dict[str, Stored]
 
@@ -60,12 +60,12 @@ class ModelFiles:
                 self.tensors[name] = stored
 
     def read(self, name: str) -> Tensor:
-        """The tensor; its shard stays open until one of another shard is asked for."""
+        """The tensor; its shard stays open until a tensor of another shard is read."""
         from safetensors import safe_open
 
         file, part_of = self.tensors[name].file, self.tensors[name].part_of
         if self._open is None or self._open[0] != file:
-            # The one before is let go first: there is never more than one shard in memory.
+            # The previous one is released first: there is never more than one shard in memory.
             self._open = None
             self._open = (file, safe_open(str(self.directory / file), framework="pt"))
         opened = self._open[1]
@@ -77,7 +77,7 @@ class ModelFiles:
         return tensor
 
     def as_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of one file under the names that it has; all experts of a fused tensor are among them."""
+        """Tensors of one file under the file's own names; all experts of a fused tensor must be among them."""
         stored: dict[str, Tensor] = {}
         experts: dict[str, dict[int, list[Tensor]]] = {}
         for name, tensor in tensors.items():
@@ -95,7 +95,7 @@ class ModelFiles:
 def write_shards(
     directory: Path, layout: Mapping[str, Iterable[str]], read: Callable[[list[str]], Mapping[str, Tensor]]
 ) -> int:
-    """Write each file of `layout` with the tensors of these names, and the index; returns how many tensors."""
+    """Write each file of `layout` with the tensors of these names, and the index; returns the number of tensors."""
     from safetensors.torch import save_file
 
     weight_map: dict[str, str] = {}
@@ -144,7 +144,7 @@ def _shards(directory: Path) -> list[str]:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         missing = [file for file in files if not (directory / file).is_file()]
         if missing:
-            raise ValueError(f"{directory}: {_INDEX} names {', '.join(missing)}, which are not there")
+            raise ValueError(f"{directory}: {_INDEX} names {', '.join(missing)}, but they are missing")
         return files
     if (directory / SINGLE).is_file():
         return [SINGLE]
@@ -160,11 +160,11 @@ def _header(path: Path) -> dict[str, Stored]:
         with safe_open(str(path), framework="pt") as file:
             return {name: _stored(path.name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: fetch it again ({error})") from error
+        raise ValueError(f"{path} is damaged: download it again ({error})") from error
 
 
 def _one_by_one(header: Mapping[str, Stored]) -> Iterable[tuple[str, Stored]]:
-    """The tensors of a file; those that hold all experts of a layer as one for each expert and projection."""
+    """The tensors of a file, with those that hold all experts of a layer split by expert and projection."""
     for name, stored in header.items():
         match = _FUSED.fullmatch(name)
         if match is None or len(stored.shape) != 3:
@@ -182,7 +182,7 @@ def _one_by_one(header: Mapping[str, Stored]) -> Iterable[tuple[str, Stored]]:
 def _stored(file: str, piece: Any) -> Stored:
     dtype = _DTYPES.get(piece.get_dtype())
     if dtype is None:
-        raise ValueError(f"{file} holds {piece.get_dtype()} numbers; only {', '.join(_DTYPES)} are taken")
+        raise ValueError(f"{file} holds {piece.get_dtype()} numbers; only {', '.join(_DTYPES)} are supported")
     return Stored(file, tuple(piece.get_shape()), dtype)
 
 

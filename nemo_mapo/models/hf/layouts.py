@@ -1,4 +1,4 @@
-"""How several of Hugging Face's tensors lie in one of Megatron's."""
+"""How several of Hugging Face's tensors are laid out in one of Megatron's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Layout(Protocol):
-    """A rule that is used both ways, bit for bit: `split(fuse(parts))` are the parts again."""
+    """A rule that is used both ways, bit for bit: `split(fuse(parts))` returns the parts."""
 
     def fuse(self, parts: Sequence[Shaped[Tensor, "..."]]) -> Shaped[Tensor, "..."]:
         """Megatron's tensor."""

@@ -1,4 +1,4 @@
-"""Which model a Hugging Face directory holds, told by its config.json."""
+"""Which model a Hugging Face directory holds, according to its config.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ from nemo_mapo.models.qwen_omni.config import KINDS, read_thinker
 from nemo_mapo.models.qwen_omni.weights import ENCODER_RULES, LEFT_ASIDE
 
 _ANY_RATE = 16000
-"""A decoder alone hears nothing."""
+"""A decoder alone reads no audio, so the rate does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HfModel:
-    """What a directory holds of a policy."""
+    """The parts of a policy that a directory holds."""
 
     config: ModelConfig
     """Perception (a model's own) and decoder; everything else has its default."""
@@ -28,7 +28,7 @@ class HfModel:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Beginnings of the names of our tensors that the directory gives."""
+        """Prefixes of our tensors that the directory provides."""
         return ("perception.", "language_model.") if self.has_perception else ("language_model.",)
 
 
@@ -36,7 +36,7 @@ class DecoderFamily(NamedTuple):
     """A family of text LLMs: `DecoderFamily("Qwen2Config", add_qkv_bias=True)`."""
 
     config_class: str
-    """Of transformers; has the defaults of what a config.json leaves out."""
+    """Class of transformers with the defaults of what a config.json leaves out."""
     qk_layernorm: bool = False
     """Whether queries and keys are normalised per head."""
     add_qkv_bias: bool = False
@@ -53,10 +53,10 @@ DECODERS: Final[dict[str, DecoderFamily]] = {
 
 
 def read_model(directory: Path) -> HfModel:
-    """Read config.json, and the audio features' config if the model hears.
+    """Read config.json, and the audio features' config if the model takes audio.
 
     Raises:
-        ValueError: for a model of another kind, or an option that our decoder does not have, naming its value.
+        ValueError: the kind of model is not supported, or an option that our decoder does not have, with its value.
     """
     path = directory / "config.json"
     values = read_json(path)

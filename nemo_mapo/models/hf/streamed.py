@@ -1,4 +1,4 @@
-"""A Megatron distributed checkpoint written tensor by tensor: what is not being written is not in memory."""
+"""Writes a Megatron distributed checkpoint tensor by tensor, with only the current one in memory."""
 
 import io
 import os
@@ -27,7 +27,7 @@ from nemo_mapo.models.tensors import Entry, shards_of
 from nemo_mapo.upstream.megatron import save
 
 Read = Callable[[str], Tensor]
-"""The tensor of a name of the model's state."""
+"""Returns the tensor of a name in the model's state."""
 Place = tuple[str, tuple[int, ...]]
 """Key and offset in a checkpoint."""
 _FILE = "__0_0.distcp"
@@ -63,7 +63,7 @@ class _StreamedSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
 
 class _StreamedPlanner(MCoreSavePlanner):  # type: ignore[misc]
-    """Megatron's planner over tensors without storage; gives their data when it is asked for an item of the plan."""
+    """Megatron's planner over tensors without storage; reads their data when an item of the plan is resolved."""
 
     def __init__(self, state: dict[str, Any], read: Read) -> None:
         super().__init__(flatten_state_dict=False)
@@ -74,13 +74,13 @@ class _StreamedPlanner(MCoreSavePlanner):  # type: ignore[misc]
         self._pieces: tuple[str, dict[Place, Tensor]] = ("", {})
 
     def create_local_plan(self) -> SavePlan:
-        """Items that are pieces of one tensor stand together."""
+        """Plan with the pieces of a tensor next to each other."""
         plan: SavePlan = super().create_local_plan()
         plan.items.sort(key=lambda item: self.order.get(self._name(item), -1))
         return plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        """The data of a piece; the tensor it belongs to is kept until a piece of another one is asked for."""
+        """The data of a piece; the tensor it belongs to is kept until a piece of another one is resolved."""
         if write_item.type == WriteItemType.BYTE_IO:
             data: io.BytesIO = super().resolve_data(write_item)
             return data
@@ -95,7 +95,7 @@ class _StreamedPlanner(MCoreSavePlanner):  # type: ignore[misc]
 
 
 class _StreamedWriter(FileSystemWriter):
-    """One file, written item after item. torch's own writer keeps a tensor of each key until its file is whole."""
+    """One file, written item after item. torch's own writer keeps a tensor of each key until its file is complete."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write all items in the order of the plan."""
@@ -105,7 +105,7 @@ class _StreamedWriter(FileSystemWriter):
                 start = file.tell()
                 data = planner.resolve_data(item)
                 if isinstance(data, Tensor):
-                    # A view would drag along the storage that it is a part of.
+                    # A view would be saved with all of its storage.
                     torch.save(data.detach().contiguous().clone(), file)
                 else:
                     file.write(data.getbuffer())
@@ -121,7 +121,7 @@ class _StreamedWriter(FileSystemWriter):
 
 
 def with_dtype(entry: Entry, dtype: torch.dtype) -> Entry:
-    """The entry of a sharded state, for a checkpoint that has the tensor in this type."""
+    """The entry of a sharded state with another dtype."""
     changes = {"dtype": dtype} if isinstance(entry, ShardedTensor) else {}
     return replace(entry, data=entry.data.to(dtype), **changes)
 
@@ -132,7 +132,7 @@ def _places(entry: Any) -> Iterator[Place]:
 
 
 def pieces_of(entry: Entry, data: Tensor) -> Iterator[tuple[Place, Tensor]]:
-    """What of a tensor goes where in the checkpoint: all of it, or views of the parts that Megatron cuts it into."""
+    """Pieces of a tensor with their places in the checkpoint: all of it, or views of the parts that Megatron splits."""
     for part in shards_of(replace(entry, data=data)):
         yield (part.key, tuple(part.global_offset)), part.data.view((1,) * part.prepend_axis_num + part.local_shape)
 

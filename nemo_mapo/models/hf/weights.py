@@ -11,7 +11,7 @@ Kind = Literal["same", "gate_up", "query_key_value"]
 
 
 class Rule(NamedTuple):
-    """A line of a table; {layer} and {expert} are numbers, {name} is any rest, the same on both sides."""
+    """A line of a table; {layer} and {expert} are numbers, {name} is any text, the same on both sides."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -58,7 +58,7 @@ DECODER_RULES = (
 """Decoders of the Llama kind: Llama, Qwen2, Qwen3 dense and with experts, and the Qwen Omni thinkers."""
 
 _BUFFER = re.compile(r"(.+\.)?rotary_emb\.inv_freq")
-"""Rotary frequencies, which older files hold; config.json says them too."""
+"""Rotary frequencies, which older files store although config.json determines them."""
 _FIELDS = {"layer": r"\d+", "expert": r"\d+", "name": r".+"}
 
 
@@ -74,9 +74,9 @@ class WeightMap:
 
     Args:
         decoder: the heads of its attention, and whether its head is tied.
-        rules: other tables than the decoder's, such as an encoder's.
-        prefix: before all of their names, such as `thinker.`.
-        left_aside: parts that are deliberately not taken in, by the beginning of their names.
+        rules: tables besides the decoder's, such as an encoder's.
+        prefix: prefix of all of their names, such as `thinker.`.
+        left_aside: parts that are deliberately not imported, by the prefix of their names.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class WeightMap:
         return sources
 
     def is_left_aside(self, theirs: str) -> bool:
-        """Whether a tensor of theirs is deliberately not taken in; export carries it over."""
+        """Whether a tensor of theirs is deliberately not imported; export carries it over."""
         return theirs.startswith(self._left_aside) or _BUFFER.fullmatch(theirs) is not None
 
     def copies(self) -> dict[str, str]:

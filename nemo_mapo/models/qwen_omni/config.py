@@ -18,12 +18,12 @@ _AUDIO_NEUTRAL = {"torch_dtype", "use_cache", "init_std", "_attn_implementation_
 
 @dataclass(frozen=True, kw_only=True)
 class Thinker:
-    """What a directory's config says of its thinker."""
+    """The thinker that a directory's config describes."""
 
     config: ModelConfig
     """Perception and decoder; everything else has its default."""
     prefix: str
-    """Before the names of the thinker's tensors."""
+    """Prefix of the names of the thinker's tensors."""
     audio_token_id: int
     sample_rate: int
 
@@ -60,13 +60,13 @@ def read_thinker(directory: Path, values: Mapping[str, Any]) -> Thinker:
 
 
 def read_encoder(directory: Path, values: Mapping[str, Any]) -> tuple[QwenOmniFamily, dict[str, Any], str]:
-    """Family, the encoder's config, and what stands before the names of the thinker's tensors."""
+    """Family, the encoder's config, and the prefix of the names of the thinker's tensors."""
     path = directory / "config.json"
     kind = str(values["model_type"])
     family: QwenOmniFamily = "qwen3_omni_moe" if kind.startswith("qwen3") else "qwen2_5_omni"
     audio_class = _classes(family).audio
     audio = audio_class(**_known_audio(_thinker(path, values).get("audio_config") or {}, audio_class, path))
-    # Of all that transformers keeps in a config, only what the encoder's own takes.
+    # Of everything that transformers keeps in a config, only what the encoder's own class takes.
     taken = inspect.signature(audio_class.__init__).parameters
     encoder = {key: value for key, value in audio.to_dict().items() if key in taken}
     return family, encoder, "" if kind.endswith("_thinker") else "thinker."
@@ -104,7 +104,7 @@ def _classes(family: QwenOmniFamily) -> _Classes:
 
 
 def _known_audio(stated: Mapping[str, Any], audio_class: Any, path: Path) -> dict[str, Any]:
-    """What the encoder's class takes; ValueError naming a field that it does not know."""
+    """The fields that the encoder's class takes; ValueError naming one that it does not know."""
     taken = inspect.signature(audio_class.__init__).parameters.keys()
     wrong = stated.keys() - audio_class().to_dict().keys() - _AUDIO_NEUTRAL
     if wrong:
@@ -114,10 +114,10 @@ def _known_audio(stated: Mapping[str, Any], audio_class: Any, path: Path) -> dic
 
 
 def read_features(directory: Path) -> dict[str, Any]:
-    """Settings of transformers' WhisperFeatureExtractor: preprocessor_config.json, or in processor_config.json.
+    """Settings of transformers' WhisperFeatureExtractor, from preprocessor_config.json or processor_config.json.
 
     Raises:
-        ValueError: if neither is there, or they name features of another kind.
+        ValueError: neither exists, or they name features of another kind.
     """
     from transformers import WhisperFeatureExtractor
 

@@ -12,7 +12,7 @@ from nemo_mapo.models.projector import Projector
 
 
 class QwenOmniPerception(nn.Module):
-    """The encoder as transformers has it, each clip as if it were alone in its batch.
+    """The encoder of transformers, with each clip encoded as if it were alone in its batch.
 
     In transformers the last frames of a clip depend on what else is in the batch: on the end of the longest clip, on
     the padding of the others, and (Qwen3) on clips that attend to each other unless flash attention runs.
@@ -28,15 +28,17 @@ class QwenOmniPerception(nn.Module):
         _check(config, self.features, hidden_size, sample_rate)
         self.family = config.family
         self.whole_frames = config.whole_frames
-        # `module`, as in NeMo's perception: what freezing takes for the projector goes by these names.
+        # Named `module` as in NeMo's perception, because freezing tells the projector by these names.
         self.module = build_encoder(config)
         self.projector = (
             None if config.projector is None else Projector(config.projector, config.encoder["output_dim"], hidden_size)
         )
 
     def num_tokens(self, num_samples: int) -> int:
-        """Positions after the encoder's convolutions and pooling; ValueError if none is left, or for a clip that is
-        longer than Qwen2.5's features take. Qwen3's encoder goes through a clip of any length in windows.
+        """Positions after the encoder's convolutions and pooling.
+
+        ValueError if none is left, or for a clip that is longer than Qwen2.5's features take. Qwen3's encoder reads a
+        clip of any length in windows.
         """
         if self.family == "qwen2_5_omni" and num_samples > self.features.n_samples:
             seconds = self.features.n_samples / self.features.sampling_rate
@@ -80,8 +82,8 @@ class QwenOmniPerception(nn.Module):
     def _groups(self, num_frames: list[int]) -> list[list[int]]:
         """Rows that go through the encoder together.
 
-        Qwen3's convolutions see the padding behind a clip that is shorter than one chunk, so it must be that of the
-        clip alone.
+        Qwen3's convolutions see the padding after a clip that is shorter than one chunk, so the padding must be what
+        the clip would have alone.
         """
         if self.family == "qwen2_5_omni":
             return [list(range(len(num_frames)))]
@@ -129,7 +131,7 @@ class QwenOmniPerception(nn.Module):
 
 
 def _check(config: QwenOmniPerceptionConfig, features: object, hidden_size: int, sample_rate: int) -> None:
-    """ValueError for a config that is not that of one model, or would not give a clip the same features twice."""
+    """ValueError for a config that mixes models, or would not give a clip the same features twice."""
     if config.projector is None and config.encoder.get("output_dim") != hidden_size:
         raise ValueError(
             f"model.perception.encoder.output_dim={config.encoder.get('output_dim')} but "

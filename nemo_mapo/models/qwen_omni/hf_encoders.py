@@ -19,7 +19,7 @@ from nemo_mapo.config.model import QwenOmniPerceptionConfig
 
 _ATTENTION = "nemo_mapo_windows"
 _QWEN3_CHUNK_FRAMES = 100
-"""Feature frames of a chunk, which transformers' count of Qwen3's tokens takes for granted."""
+"""Feature frames of a chunk, as transformers assumes when it counts Qwen3's tokens."""
 
 
 def windowed_attention(
@@ -33,7 +33,7 @@ def windowed_attention(
     cu_seq_lens_q: Int[Tensor, " bounds"] | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "one positions heads width"], None]:
-    """What flash attention does with `cu_seq_lens`: full attention inside each window, none across; no mask S x S.
+    """What flash attention does with `cu_seq_lens`: full attention within each window, none across; no S x S mask.
 
     transformers 4 calls it once with the bounds of all windows, transformers 5 once per window without any.
     """
@@ -82,7 +82,7 @@ class Qwen3Encoder(Qwen3OmniMoeAudioEncoder):  # type: ignore[no-untyped-call]
 
 
 def build_encoder(config: QwenOmniPerceptionConfig) -> Qwen25Encoder | Qwen3Encoder:
-    """Build the encoder with random weights, as its family has it."""
+    """Build the encoder of the config's family with random weights."""
     if config.family == "qwen2_5_omni":
         config_2_5 = Qwen2_5OmniAudioEncoderConfig(**config.encoder)  # type: ignore[no-untyped-call]
         config_2_5._attn_implementation = _ATTENTION

@@ -1,4 +1,4 @@
-"""What the files of a Qwen Omni thinker hold beside its decoder."""
+"""What the files of a Qwen Omni thinker hold besides its decoder."""
 
 from nemo_mapo.models.hf.weights import Rule
 

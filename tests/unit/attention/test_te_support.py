@@ -90,12 +90,12 @@ def test_a_legal_call_has_no_reason_against_it(legal: AttentionCase) -> None:
         (case(dtype="fp32"), "trainer.precision=bf16"),
         # Head widths.
         (case(head_dim_qk=100, head_dim_v=100), "multiples of 8, not 100/100"),
-        (case(A100, head_dim_qk=256, head_dim_v=256), "beyond 128"),
-        (case(B200, head_dim_qk=256, head_dim_v=256), "beyond 128"),
+        (case(A100, head_dim_qk=256, head_dim_v=256), "above 128"),
+        (case(B200, head_dim_qk=256, head_dim_v=256), "above 128"),
         (case(head_dim_qk=256, head_dim_v=256, cudnn=(9, 4, 0)), "cuDNN 9.5"),
         (case(head_dim_qk=256, head_dim_v=256, te=(2, 5)), "Transformer Engine 2.6"),
         (case(head_dim_qk=264, head_dim_v=264), "up to 256"),
-        (case(head_dim_v=136, cudnn=(9, 11, 0)), "no backward for unequal head widths 128/136"),
+        (case(head_dim_v=136, cudnn=(9, 11, 0)), "no backward pass for unequal head widths 128/136"),
         # Packed rows and windows.
         (case(A100, layout="thd"), "packed rows need compute capability 9.0 or 10.x"),
         (case(RTX_PRO, layout="thd"), "packed rows need compute capability 9.0 or 10.x"),
@@ -106,10 +106,10 @@ def test_a_legal_call_has_no_reason_against_it(legal: AttentionCase) -> None:
         (case(A100, dtype="fp8"), "FP8 attention needs compute capability 9.0 or 10.x"),
         (case(RTX_PRO, dtype="fp8"), "FP8 attention needs compute capability 9.0 or 10.x"),
         (case(dtype="fp8", cudnn=(9, 6, 0)), "FP8 attention needs cuDNN 9.7"),
-        (case(dtype="fp8", layout="thd"), "FP8 attention takes no packed rows"),
+        (case(dtype="fp8", layout="thd"), "FP8 attention does not support packed rows"),
         (case(dtype="fp8", window=512), "FP8 attention has no sliding window"),
-        (case(dtype="fp8", head_dim_qk=64, head_dim_v=64), "trains at head widths 128/128 alone, not 64/64"),
-        (case(dtype="fp8", head_dim_v=16), "trains at head widths 128/128 alone, not 128/16"),
+        (case(dtype="fp8", head_dim_qk=64, head_dim_v=64), "trains only at head widths 128/128, not 64/64"),
+        (case(dtype="fp8", head_dim_v=16), "trains only at head widths 128/128, not 128/16"),
         (case(dtype="fp8", head_dim_qk=264, head_dim_v=264, training=False), "up to head width 256"),
         (case(B200, dtype="fp8", head_dim_qk=256, head_dim_v=256), "up to head width 128"),
         (case(B200, dtype="fp8", head_dim_qk=72, head_dim_v=72), "multiples of 16, not 72/72"),
@@ -168,7 +168,7 @@ def test_the_error_names_the_machine_and_the_calls_of_each_reason() -> None:
 
 def test_a_reason_against_one_call_names_that_call_alone() -> None:
     output = case(dtype="fp8", head_dim_qk=64, head_dim_v=64)
-    with pytest.raises(ValueError, match=r"- output: FP8 attention on 9\.0 trains at head widths 128/128 alone"):
+    with pytest.raises(ValueError, match=r"- output: FP8 attention on 9\.0 trains only at head widths 128/128"):
         refuse_illegal({"output": output, "audio mass": mass_call_case(output)})
 
 

@@ -117,7 +117,7 @@ def test_a_file_of_items_that_is_missing_or_holds_itself_is_named(tmp_path):
         DatasetConfig(input_cfg="/nowhere.yaml")
     loop = tmp_path / "loop.yaml"
     loop.write_text(yaml.safe_dump([{"type": "group", "input_cfg": str(loop)}]))
-    with pytest.raises(ValueError, match="holds itself"):
+    with pytest.raises(ValueError, match="contains itself"):
         DatasetConfig(input_cfg=str(loop))
 
 
@@ -135,10 +135,10 @@ def test_a_file_of_items_that_is_missing_or_holds_itself_is_named(tmp_path):
         ({"type": "group", "input_cfg": []}, "a group needs items"),
         ({"type": "group", "input_cfg": [{"type": "x"}]}, "input_cfg[0].input_cfg[0]: type is 'x'"),
         ({"type": "nemo_tarred", "manifest_filepath": "a"}, "tarred_audio_filepaths is None"),
-        ({**TARRED, "manifest_filepath": ["a", "b"]}, "of the same form"),
-        ({**TARRED, "manifest_filepath": [["a", -1]], "tarred_audio_filepaths": [["b"]]}, "none of path, [path]"),
+        ({**TARRED, "manifest_filepath": ["a", "b"]}, "the same form"),
+        ({**TARRED, "manifest_filepath": [["a", -1]], "tarred_audio_filepaths": [["b"]]}, "must be a path, [path]"),
         ({**TARRED, "tarred_audio_filepaths": "pipe:touch x"}, "is a command"),
-        ({**LHOTSE, "cuts_path": "https://a/b.jsonl"}, "is an address"),
+        ({**LHOTSE, "cuts_path": "https://a/b.jsonl"}, "is a URL"),
         ({**LHOTSE, "cuts_path": "-"}, "give the path of a file"),
     ],
 )

@@ -127,16 +127,16 @@ def test_weights_and_biases_needs_an_account_and_no_other_field(place, monkeypat
     checked(place, "exp_manager.create_wandb_logger=true", "exp_manager.wandb_logger_kwargs={offline: true}")
     monkeypatch.setenv("WANDB_API_KEY", "x")
     checked(place, "exp_manager.create_wandb_logger=true")
-    with pytest.raises(ConfigError, match=r"'projct', no argument of WandbLogger; did you mean project\?"):
+    with pytest.raises(ConfigError, match=r"'projct', not an argument of WandbLogger; did you mean project\?"):
         run_config("exp_manager.wandb_logger_kwargs={projct: x}")
 
 
 def test_a_run_is_written_where_nemo_would_write_it():
     assert run_config("exp_manager.exp_dir=a", "exp_manager.name=b").exp_manager.explicit_log_dir == "a/b"
     assert run_config("exp_manager.name=b", "exp_manager.explicit_log_dir=c").exp_manager.explicit_log_dir == "c"
-    with pytest.raises(ConfigError, match="have to be given together"):
+    with pytest.raises(ConfigError, match="must be given together"):
         run_config("exp_manager.name=null")
-    with pytest.raises(ConfigError, match="explicit_log_dir='': '' is no path: give one"):
+    with pytest.raises(ConfigError, match="explicit_log_dir='': '' is not a path: give one"):
         run_config("exp_manager.explicit_log_dir=''")
 
 

@@ -92,7 +92,7 @@ def test_fields_that_change_nothing_are_taken(tmp_path) -> None:
 
 
 def test_a_broken_config_is_named(tmp_path) -> None:
-    for text, named in (("{", "is no JSON"), ("[]", "holds a list"), ("[" * 100_000, "is no JSON")):
+    for text, named in (("{", "is not JSON"), ("[]", "holds a list"), ("[" * 100_000, "is not JSON")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=rf"config.json {named}"):
             read_model(tmp_path)

@@ -140,7 +140,7 @@ def test_only_whole_safetensors_are_read(tmp_path: Path) -> None:
         ModelFiles(tmp_path)
     index = {"weight_map": {"a": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"names model-1.safetensors, which are not there"):
+    with pytest.raises(ValueError, match=r"names model-1.safetensors, but they are missing"):
         ModelFiles(tmp_path)
 
 

@@ -68,5 +68,7 @@ def test_a_vppo_mask_of_all_tokens_is_exactly_grpo_and_one_without_its_pass_is_r
     inputs = make_inputs(text_only_log_probs=torch.randn(2, 3, dtype=torch.float64))
     whole = mapo_loss(inputs, ObjectiveConfig(mask="vppo", vppo_share=1.0, eta=0.0)).loss
     assert torch.equal(whole, mapo_loss(make_inputs(), ObjectiveConfig(mask="none", eta=0.0)).loss)
-    with pytest.raises(ValueError, match=r"objective\.mask=vppo needs what the policy says without the audio"):
+    with pytest.raises(
+        ValueError, match=r"objective\.mask=vppo needs the policy's log-probabilities without the audio"
+    ):
         mapo_loss(make_inputs(), ObjectiveConfig(mask="vppo"))

@@ -69,5 +69,5 @@ def test_a_weight_of_zero_changes_nothing_and_one_without_its_pass_is_refused(ma
     plain = mapo_loss(make_inputs(), ObjectiveConfig())
     with_pass = mapo_loss(make_inputs(text_only_log_probs=torch.zeros(2, 3)), ObjectiveConfig())
     assert torch.equal(plain.loss, with_pass.loss) and "train/perception_kl" not in with_pass.metrics
-    with pytest.raises(ValueError, match=r"objective\.perception_weight=0\.02 needs what the policy says"):
+    with pytest.raises(ValueError, match=r"objective\.perception_weight=0\.02 needs the policy's log-probabilities"):
         mapo_loss(make_inputs(), ObjectiveConfig(perception_weight=0.02))

@@ -55,7 +55,7 @@ def test_a_refusal_is_not_tried_again(serve):
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        ((200, "<html>"), "no JSON"),
+        ((200, "<html>"), "not JSON"),
         ((200, {"choices": []}), "no chat completion"),
         ((200, {"choices": [{"message": {"content": None}}]}), "not a text"),
     ],
@@ -89,7 +89,7 @@ def test_a_server_that_does_not_answer_in_time_is_an_error(serve):
         return chat_reply("late")
 
     config = serve(slow).config(timeout_seconds=0.1, max_attempts=2)
-    with pytest.raises(JudgeError, match="no whole answer within"):
+    with pytest.raises(JudgeError, match="no complete answer within"):
         OpenAIClient(config).chat("", "x")
 
 
