@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from nemo_mapo.config.rewards import RewardTerm
 from nemo_mapo.config.run import RunConfig
+from nemo_mapo.config.trainer import LoopConfig
 
 _HEADER = """# Configuration
 
@@ -20,6 +22,11 @@ Schema = dict[str, Any]
 def configuration_markdown() -> str:
     """The page as Markdown, with one table per section."""
     schema = TypeAdapter(RunConfig).json_schema()
+    # Pydantic reads the docstrings of a class's own fields only.
+    for base in (LoopConfig, RewardTerm):
+        for name, field in TypeAdapter(base).json_schema()["properties"].items():
+            for derived in base.__subclasses__():
+                schema["$defs"][derived.__name__]["properties"][name]["description"] = field["description"]
     sections = [_HEADER]
     _add_section(sections, "", schema, schema["$defs"])
     return "\n".join(sections)

@@ -49,14 +49,16 @@ class JudgeConfig:
 
 
 @config_class
-class _Term:
+class RewardTerm:
+    """A part of the reward."""
+
     weight: Weight
     """Factor in the sum; a reward with weight 0 is not computed."""
     asks_judge: ClassVar[bool] = False
 
 
 @config_class
-class AccuracyTerm(_Term):
+class AccuracyTerm(RewardTerm):
     """The extracted answer equals the correct choice exactly."""
 
     type: Literal["accuracy"] = "accuracy"
@@ -64,7 +66,7 @@ class AccuracyTerm(_Term):
 
 
 @config_class
-class FormatTerm(_Term):
+class FormatTerm(RewardTerm):
     """The completion follows the template."""
 
     type: Literal["format"] = "format"
@@ -72,7 +74,7 @@ class FormatTerm(_Term):
 
 
 @config_class
-class ConsistencyTerm(_Term):
+class ConsistencyTerm(RewardTerm):
     """The reasoning is complete and concludes with the given answer."""
 
     type: Literal["consistency"] = "consistency"
@@ -89,7 +91,7 @@ class ConsistencyTerm(_Term):
 
 
 @config_class
-class ReviewedAnswerTerm(_Term):
+class ReviewedAnswerTerm(RewardTerm):
     """MPAR2 (arXiv 2603.02266): right, with a bonus for a sound review, divided by 1 + bonus."""
 
     type: Literal["reviewed_answer"] = "reviewed_answer"
@@ -100,7 +102,7 @@ class ReviewedAnswerTerm(_Term):
 
 
 @config_class
-class PerceptionTerm(_Term):
+class PerceptionTerm(RewardTerm):
     """MPAR2: the perception agrees with the clip's caption, according to the judge."""
 
     type: Literal["perception"] = "perception"
@@ -109,7 +111,7 @@ class PerceptionTerm(_Term):
 
 
 @config_class
-class ReasoningStepsTerm(_Term):
+class ReasoningStepsTerm(RewardTerm):
     """MPAR2: the sub-questions are answered from the perception, according to the judge."""
 
     type: Literal["reasoning_steps"] = "reasoning_steps"
@@ -122,7 +124,7 @@ class ReasoningStepsTerm(_Term):
 
 
 @config_class
-class CustomTerm(_Term):
+class CustomTerm(RewardTerm):
     """Your own function, imported when the run starts (docs/rewards.md)."""
 
     type: Literal["custom"] = "custom"

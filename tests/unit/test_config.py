@@ -285,6 +285,11 @@ def test_the_configuration_page_is_that_of_the_schema():
     )
 
 
+def test_every_key_of_the_configuration_page_has_a_meaning():
+    rows = [line for line in configuration_markdown().splitlines() if line.startswith("| `")]
+    assert len(rows) > 300 and [row for row in rows if row.endswith("|  |")] == []
+
+
 def test_transformer_engine_needs_a_gpu_and_bfloat16():
     engine = ("model.attention_backend=transformer_engine", "model.shared_prompts=false")
     with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu and trainer\.precision=bf16, not cpu and fp32"):
