@@ -72,8 +72,8 @@ def _with_template(tokenizer: PreTrainedTokenizerBase, clip: list[str]) -> list[
 
 def _added(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[int]:
     before = len(tokenizer)
-    kept = list(tokenizer.additional_special_tokens)
-    tokenizer.add_special_tokens({"additional_special_tokens": [*kept, *(t for t in tokens if t not in kept)]})
+    # By position: whether to replace those that it has is called differently in transformers 4 and 5.
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)}, False)
     return list(range(before, len(tokenizer)))
 
 

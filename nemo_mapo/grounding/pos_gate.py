@@ -5,7 +5,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from nemo_mapo.grounding.surface import Surface, SurfaceReader, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from nemo_mapo.grounding.surface import Surface, SurfaceReader
 from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger, default_tagger
 from nemo_mapo.grounding.words import sentences_of
 
@@ -33,7 +35,7 @@ class GateBatch(NamedTuple):
 
 def pos_token_gate(
     token_ids: Sequence[int],
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     tags: Collection[str],
     tagger: Tagger | None = None,
     words: Collection[str] = (),
@@ -66,7 +68,7 @@ def pos_token_gate(
 
 def gate_batch(
     completions: Sequence[Sequence[int]],
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     tags: Collection[str],
     tagger: Tagger,
     words: Collection[str] = (),
@@ -100,7 +102,11 @@ def _checked_tags(tags: Collection[str]) -> frozenset[str]:
 
 
 def _gate(
-    token_ids: Sequence[int], reader: SurfaceReader, tokenizer: Tokenizer, chosen: _Substantive, tagger: Tagger
+    token_ids: Sequence[int],
+    reader: SurfaceReader,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: _Substantive,
+    tagger: Tagger,
 ) -> GateResult:
     real = _real_length(token_ids, tokenizer)
     padding = (False,) * (len(token_ids) - real)
@@ -116,7 +122,7 @@ def _gate(
     return GateResult(gate=tuple(index in tokens for index in range(real)) + padding, fallback=None)
 
 
-def _real_length(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
+def _real_length(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """Count the tokens before the trailing padding; where pad doubles as stop token, the first of the run is real."""
     pad = tokenizer.pad_token_id
     length = len(token_ids)
@@ -145,7 +151,9 @@ def _word_tags(surface: Surface, tagger: Tagger) -> Iterator[tuple[int, tuple[st
                 yield from ((token, tags, word) for owners in surface.owners[unit.start : unit.end] for token in owners)
 
 
-def pos_token_tags(token_ids: Sequence[int], tokenizer: Tokenizer, tagger: Tagger) -> tuple[str | None, ...]:
+def pos_token_tags(
+    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, tagger: Tagger
+) -> tuple[str | None, ...]:
     """The universal tag of the word that each token belongs to; None for markup, marks and padding (Fig. 7).
 
     A contraction has its host's tag; a token of two words, the first one's. All None if the tokens cannot be laid

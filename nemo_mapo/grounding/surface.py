@@ -1,48 +1,16 @@
 """Which characters of a completion each of its tokens carries, for byte-level, sentencepiece and word tokenizers."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+
+from transformers import PreTrainedTokenizerBase
 
 _BYTE_TOKEN = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 _SPACE_RUN = re.compile(r"\s+")
 _REPLACEMENT_RUN = re.compile("\ufffd+")
 _METASPACE = "\u2581"
 _WORDPIECE_PREFIX = "##"
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the gate asks of a Hugging Face tokenizer."""
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of the special tokens, pad and end of turn among them."""
-        ...
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Tokens outside the trained vocabulary: their surface is their content, never an encoded form."""
-        ...
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """Id of the pad token, if there is one."""
-        ...
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """Id of the stop token, if there is one."""
-        ...
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        """Vocabulary entries of `ids`."""
-        ...
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
-        """Text of `token_ids`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +64,7 @@ class SurfaceReader:
     the tokenizer itself decodes; where none does the completion is misaligned.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         added = {token_id: str(token).encode() for token_id, token in tokenizer.added_tokens_decoder.items()}
         self._fixed = added | {token_id: b"\n" for token_id in tokenizer.all_special_ids}

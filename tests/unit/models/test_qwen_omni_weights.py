@@ -125,7 +125,7 @@ def test_an_unknown_field_of_the_encoder_is_refused(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "config.json").read_text())
     values["thinker_config"]["audio_config"] = {"d_model": 24, "num_hidden_layers": 2, "n_new_windows": 3}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"audio_config: n_new_windows=3 is not known"):
+    with pytest.raises(ValueError, match=r"audio_config: n_new_windows=3.* is not known"):
         read_model(tmp_path)
 
 

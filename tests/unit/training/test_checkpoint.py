@@ -131,7 +131,7 @@ def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path, tiny_audio_llm().model)
 
 
-FILES = ("__0_0.distcp", "__0_1.distcp", ".metadata", "common.pt", "metadata.json", "trainer_state.json")
+FILES = ("__0_0.distcp", ".metadata", "common.pt", "metadata.json", "trainer_state.json")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,8 @@ def two_steps(tmp_path_factory):
     store = CheckpointStore(tmp_path_factory.mktemp("run"), keep=2)
     for step in (1, 2):
         store.save(step, tiny.model, optimizer, {"step": step})
-    assert {path.name for path in store.latest().path.iterdir()} == {*FILES, "checksums.json"}
+    # Newer Megatron-core writes a process's tensors into one file, older ones into two.
+    assert {path.name for path in store.latest().path.iterdir()} - {"__0_1.distcp"} == {*FILES, "checksums.json"}
     return store
 
 
