@@ -582,6 +582,27 @@ FAULTS = (
         tests=("tests/integration/test_generation.py", "-k", "neighbours or behaviour_log_probs"),
     ),
     Fault(
+        name="rollouts: a completion attends to a neighbour's keys",
+        file="nemo_mapo/attention/mass.py",
+        right="        key.transpose(1, 2),\n        value.transpose(1, 2),\n        attn_mask=visible,\n",
+        wrong="        key.transpose(1, 2).roll(1, 0),\n        value.transpose(1, 2),\n        attn_mask=visible,\n",
+        tests=("tests/integration/test_generation.py", "-k", "behaviour_log_probs"),
+    ),
+    Fault(
+        name="rollouts: the token just drawn left out of its own softmax",
+        file="nemo_mapo/attention/mass.py",
+        right="    visible = (segment_ids == segment_ids[:, -1:])[:, None, None]\n",
+        wrong="    visible = (segment_ids == segment_ids[:, -1:])[:, None, None]\n    visible[..., -1] = False\n",
+        tests=("tests/integration/test_generation.py", "-k", "behaviour_log_probs"),
+    ),
+    Fault(
+        name="rollouts: a linear without gradient forgets its bias",
+        file="nemo_mapo/models/linears.py",
+        right="        return output + bias, None\n",
+        wrong="        return output, None\n",
+        tests=("tests/unit/models/test_linears.py",),
+    ),
+    Fault(
         name="rollouts: TensorRT-LLM's log-probs taken for those of the distribution drawn from",
         file="nemo_mapo/rollout/trtllm/scoring.py",
         right="        drawn_from = reported + restriction(",

@@ -19,6 +19,7 @@ from nemo_mapo.attention.core import SDPACoreAttention
 from nemo_mapo.attention.session import AttentionSession
 from nemo_mapo.attention.te_support import Layout
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
+from nemo_mapo.models.linears import ColumnLinear, RowLinear
 from nemo_mapo.models.te_spec import te_layer_specs, te_settings
 
 
@@ -63,11 +64,13 @@ class RotatedCacheSelfAttention(SelfAttention):  # type: ignore[misc]
         if inference_context is None:
             return adjust(inference_context, query, key, value, rotary_pos_emb, *args, **kwargs)
         start = inference_context.sequence_len_offset
-        key = apply_rotary_pos_emb(key, rotary_pos_emb[1][start : start + len(key)], config=self.config)
-        query, key, value, rotations, *rest = adjust(
-            inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
+        heads = (query.shape[2], key.shape[2])
+        # Queries and keys turn alike: one rotation of all heads, and none is left for Megatron.
+        rotated = apply_rotary_pos_emb(
+            torch.cat((query, key), dim=2), rotary_pos_emb[1][start : start + len(key)], config=self.config
         )
-        return query, key, value, (rotations[0], None), *rest
+        query, key = rotated.split_with_sizes(heads, dim=2)
+        return adjust(inference_context, query, key, value, None, *args, **kwargs)
 
 
 def transformer_config(model: ModelConfig, params_dtype: torch.dtype) -> TransformerConfig:
@@ -157,6 +160,10 @@ def decoder_layer_specs(config: TransformerConfig, session: AttentionSession) ->
     layer.submodules.self_attention.module = RotatedCacheSelfAttention
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=SDPACoreAttention, params={"session": session})
+    attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
+    if config.num_moe_experts is None:
+        dense = layer.submodules.mlp.submodules
+        dense.linear_fc1, dense.linear_fc2 = ColumnLinear, RowLinear
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return TransformerBlockSubmodules(

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.linears import ColumnLinear, RowLinear
 
 _ADAPTER = ("lora_a", "lora_b")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
@@ -121,7 +122,7 @@ class LoraLinear(nn.Module):
         return state
 
 
-class LoraColumnParallelLinear(LoraLinear, ColumnParallelLinear):  # type: ignore[misc]
+class LoraColumnParallelLinear(LoraLinear, ColumnLinear):  # type: ignore[misc]
     """Outputs sharded over the ranks: A whole, B sharded."""
 
     cut, cut_axis = "lora_b", 0
@@ -135,7 +136,7 @@ class LoraColumnParallelLinear(LoraLinear, ColumnParallelLinear):  # type: ignor
         return copied
 
 
-class LoraRowParallelLinear(LoraLinear, RowParallelLinear):  # type: ignore[misc]
+class LoraRowParallelLinear(LoraLinear, RowLinear):  # type: ignore[misc]
     """Inputs sharded over the ranks: A sharded, B whole."""
 
     cut, cut_axis = "lora_a", 1
@@ -191,8 +192,8 @@ def _generator(place: str) -> torch.Generator:
 
 
 def _adapt(linear: nn.Module, config: LoraConfig, *, gate_and_up: bool, generator: torch.Generator) -> None:
-    adapted = _ADAPTED.get(type(linear))
-    if adapted is None:
+    adapted = next((lora for kind, lora in _ADAPTED.items() if isinstance(linear, kind)), None)
+    if adapted is None or isinstance(linear, LoraLinear):
         raise ValueError(
             f"lora.targets: a {type(linear).__name__} cannot have an adapter, only "
             f"{' and '.join(kind.__name__ for kind in _ADAPTED)} of Megatron's local layer spec can, and only one"

@@ -238,11 +238,19 @@ def generated_and_steps(
     return completions, len(steps)
 
 
-def test_sharing_the_prompt_within_a_group_changes_nothing(tiny: TinyAudioLLM, prompts: list[Prompt]) -> None:
-    engine = backend(tiny, stops=stop_ids(tiny))
-    shared = generated(engine, prompts, FREE, group_size=3, seeds=seeds(12))
+@pytest.mark.parametrize("batch_size", [6, WHOLE_BATCH], ids=["with refills", "all at once"])
+@pytest.mark.parametrize("sampling", [FREE, GREEDY], ids=["free", "greedy"])
+def test_sharing_the_prompt_within_a_group_changes_nothing(
+    tiny: TinyAudioLLM, prompts: list[Prompt], sampling: SamplingConfig, batch_size: int
+) -> None:
+    engine = backend(tiny, stops=stop_ids(tiny), batch_size=batch_size)
+    shared = generated(engine, prompts, sampling, group_size=3, seeds=seeds(12))
     repeated = chosen(prompts, [row for row in range(4) for _ in range(3)])
-    assert_same_rows(shared, generated(engine, repeated, FREE, group_size=1, seeds=seeds(12)), list(range(12)))
+    # Groups of one read a copy of the prompt's keys each.
+    alone = generated(backend(tiny, stops=stop_ids(tiny)), repeated, sampling, group_size=1, seeds=seeds(12))
+    assert_same_rows(shared, alone, list(range(12)))
+    for one, other in zip(shared, alone, strict=True):
+        torch.testing.assert_close(one.log_probs, other.log_probs, atol=1e-5, rtol=0)
 
 
 def test_the_same_seed_gives_the_same_sample_and_another_seed_another(tiny: TinyAudioLLM) -> None:
