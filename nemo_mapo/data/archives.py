@@ -41,10 +41,13 @@ class CheckedTarredIterator(LazyNeMoTarredIterator):  # type: ignore[misc]
         # NeMo looks up the manifest of a shard by its number, as if shards were always numbered from 0.
         self.paths: Any = dict(zip(self.shard_id_to_manifest, listed, strict=True)) if len(listed) > 1 else listed
 
-    def _iter_sequential(self, tar_path: str, shard_manifest: Mapping[str, Any], manifest_path: str) -> Iterator[Any]:
+    def _iter_sequential(
+        self, tar_path: str, shard_manifest: Mapping[str, Any], manifest_path: str, *newer: Any
+    ) -> Iterator[Any]:
+        # NeMo 3 passes a random generator too.
         seen = set()
         try:
-            for data, raw_audio, member in super()._iter_sequential(tar_path, shard_manifest, manifest_path):
+            for data, raw_audio, member in super()._iter_sequential(tar_path, shard_manifest, manifest_path, *newer):
                 seen.add(member.name)
                 header_of(io.BytesIO(raw_audio), f"{tar_path}: member {member.name}")
                 yield data, raw_audio, member

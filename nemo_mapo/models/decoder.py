@@ -21,6 +21,7 @@ from nemo_mapo.attention.te_support import Layout
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.models.linears import ColumnLinear, RowLinear
 from nemo_mapo.models.te_spec import te_layer_specs, te_settings
+from nemo_mapo.upstream.megatron import mlp_submodules
 
 
 class RMSNorm(nn.Module):
@@ -162,7 +163,7 @@ def decoder_layer_specs(config: TransformerConfig, session: AttentionSession) ->
     attention.core_attention = ModuleSpec(module=SDPACoreAttention, params={"session": session})
     attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
     if config.num_moe_experts is None:
-        dense = layer.submodules.mlp.submodules
+        dense = mlp_submodules(layer)
         dense.linear_fc1, dense.linear_fc2 = ColumnLinear, RowLinear
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm

@@ -4,6 +4,7 @@
 |---|---|---|
 | sending between pipeline stages | functions | methods of `P2PCommunicator` |
 | what a checkpoint holds besides tensors | `common.pt` | an object among the tensors |
+| MLP in a layer's spec | `ModuleSpec` | a partial of its class |
 | logits of a forward pass with a KV cache | of the last position, unless told | of all positions |
 """
 
@@ -21,6 +22,12 @@ from nemo_mapo.processes import is_main_rank
 
 _COMMON: Final = "common.pt"
 _SENDS_BY_OBJECT: Final = "P2PCommunicator" in vars(p2p_communication)
+
+
+def mlp_submodules(layer: Any) -> Any:
+    """Submodules of the dense MLP in a layer's spec; what is set on them is built."""
+    mlp = layer.submodules.mlp
+    return mlp.submodules if hasattr(mlp, "submodules") else mlp.keywords["submodules"]
 
 
 def receive_from_previous_stage(config: Any) -> Tensor:

@@ -168,12 +168,12 @@ def test_one_flipped_bit_is_found_and_the_checkpoint_before_it_taken(two_steps, 
 
 @pytest.mark.parametrize(("change", "said"), [(lambda whole: whole[:-1], "bytes, but"), (None, "missing")])
 def test_a_shorter_or_missing_file_is_found(two_steps, change, said):
-    file = two_steps.directory / "step_000002" / "__0_1.distcp"
+    file = two_steps.directory / "step_000002" / "__0_0.distcp"
     whole = file.read_bytes()
     file.unlink()
     if change is not None:
         file.write_bytes(change(whole))
-    with pytest.raises(ValueError, match=rf"__0_1\.distcp.* {said}"):
+    with pytest.raises(ValueError, match=rf"__0_0\.distcp.* {said}"):
         load_checkpoint(file.parent, tiny_audio_llm().model)
     file.write_bytes(whole)
 
