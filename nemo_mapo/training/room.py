@@ -6,12 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from torch.distributed.checkpoint import CheckpointException
+
 from nemo_mapo.console import Unavailable
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _SHORT_WRITE: Final = ("inline_container", "unexpected pos")
 """In what torch says when its archive is not where it should be after a write."""
+_FAILED_WRITER: Final = "error: <class 'OSError'>"
+"""All that Megatron-core 0.19 says of a writer's error; its log has the rest."""
 
 
 class NoRoomLeft(Unavailable):
@@ -27,7 +31,8 @@ def no_room_in(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    # Torch's own is not an Exception.
+    except (OSError, RuntimeError, CheckpointException) as error:
         reason = _full_disk(error)
         if not reason or isinstance(error, NoRoomLeft):
             raise
@@ -44,5 +49,7 @@ def _full_disk(error: BaseException | None) -> str:
             return str(error.strerror)
         if all(word in str(error) for word in _SHORT_WRITE):
             return "No space left on device (a file could be written in part only)"
+        if _FAILED_WRITER in str(error):
+            return "a file could not be written, which is most often a full disk (the log has the writer's error)"
         error = error.__cause__ or error.__context__
     return ""

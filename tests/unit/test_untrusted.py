@@ -170,7 +170,10 @@ def test_a_checkpoint_in_another_format_is_refused(checkpoint) -> None:
 def test_upstream_runs_the_code_that_is_refused_here(checkpoint, marker) -> None:
     """Why the files are looked at first: without it this test would have no marker."""
     torch.save({"rng": Payload(marker)}, checkpoint / "common.pt")
-    dist_checkpointing.load_common_state_dict(str(checkpoint))
+    try:
+        dist_checkpointing.load_common_state_dict(str(checkpoint))
+    except pickle.UnpicklingError:
+        pytest.skip("this release of Megatron-core refuses it too")
     assert marker.exists()
 
 

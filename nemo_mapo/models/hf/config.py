@@ -122,10 +122,12 @@ def _unsupported(stated: Mapping[str, Any], values: Mapping[str, Any]) -> list[s
     """What is wrong with fields other than the rotary embedding's; `values` has the class's defaults."""
     from transformers import PretrainedConfig
 
+    # Transformers 5 moves fields that it knows by another name out of the class's values.
+    either = {**stated, **values}
     wrong = [
-        f"{name}={values[name]!r}, only {' or '.join(map(repr, right))} is supported"
+        f"{name}={either[name]!r}, only {' or '.join(map(repr, right))} is supported"
         for name, right in SUPPORTED.items()
-        if name in values and values[name] not in right
+        if name in either and either[name] not in right
     ]
     layer_types = set(values.get("layer_types") or ()) - {"full_attention"}
     if layer_types:

@@ -68,6 +68,8 @@ def processors_tokens(tokenizer: PreTrainedTokenizerFast, counts: list[int]) -> 
     """What the model's own processor makes of the same turn: its template, its expansion of the placeholder."""
     span = span_of(tokenizer)
     processor = PROCESSORS[span]
+    if not hasattr(processor, "replace_multimodal_special_tokens"):
+        pytest.skip("the processors of transformers 5 expand placeholders elsewhere")
 
     class AudioOnly(processor):
         """Without images and video, whose processors want torchvision."""
