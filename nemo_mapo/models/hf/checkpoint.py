@@ -164,7 +164,7 @@ def _adapters(stored: dict[str, TensorStorageMetadata], alpha: float | None, dir
     found = {key: value for key, value in stored.items() if key.endswith(".lora_a")}
     if bool(found) != (alpha is not None):
         raise ValueError(
-            f"{directory} holds LoRA adapters: give the run's model.lora.alpha to merge them"
+            f"{directory} holds LoRA adapters: give the run's model.lora.alpha to merge them (--lora-alpha)"
             if found
             else f"{directory} holds no LoRA adapters, but an alpha is given; leave it out"
         )
