@@ -42,6 +42,7 @@ NEUTRAL: Final = frozenset(
 )
 """Fields, besides those of every config of transformers, that do not change the function."""
 _ROPE_FIELDS: Final = ("rope_theta", "rope_scaling", "rope_parameters")
+_FORMER_NAMES: Final = {"num_local_experts": "num_experts"}
 _MULTIMODAL_ROPE: Final = {"mrope_section", "mrope_interleaved", "interleaved"}
 LLAMA3_ROPE: Final = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
 """Values that Megatron's rotary embedding assumes."""
@@ -84,8 +85,9 @@ def decoder_config(
     Raises:
         ValueError: naming every field that our decoder does not support or that is not known.
     """
+    stated = _in_names_of_transformers_4(stated)
     rope_class = {name: value for name, value in stated.items() if name not in _ROPE_FIELDS}
-    values: dict[str, Any] = config_class(**rope_class).to_dict()
+    values = _in_names_of_transformers_4(config_class(**rope_class).to_dict())
     problems = _unsupported(stated, values)
     rope, wrong = _rope(stated, default_base=_default_base(values), multimodal=multimodal)
     if problems + wrong:
@@ -111,11 +113,16 @@ def decoder_config(
         qk_layernorm=qk_layernorm,
         layernorm_epsilon=values["rms_norm_eps"],
         init_method_std=values["initializer_range"],
-        share_embeddings_and_output_weights=values["tie_word_embeddings"],
+        share_embeddings_and_output_weights=values.get("tie_word_embeddings", False),
         add_qkv_bias=add_qkv_bias,
         vocab_size=values["vocab_size"],
         **experts,
     )
+
+
+def _in_names_of_transformers_4(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that transformers 5 renamed, under their former names."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def _unsupported(stated: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
@@ -134,7 +141,7 @@ def _unsupported(stated: Mapping[str, Any], values: Mapping[str, Any]) -> list[s
         wrong.append(f"layer_types has {sorted(layer_types)}, only 'full_attention' is supported")
     read = {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "head_dim", "layer_types", "vocab_size"}
     read |= {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"}
-    read |= {"max_position_embeddings", "rms_norm_eps", "initializer_range"}
+    read |= {"max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings"}
     known = read | SUPPORTED.keys() | NEUTRAL | set(_ROPE_FIELDS) | PretrainedConfig().to_dict().keys()
     # Names of files, and of tokens, which the tokenizer has.
     left = [name for name in stated.keys() - known if not name.startswith("_") and not name.endswith("_token_id")]

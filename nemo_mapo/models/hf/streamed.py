@@ -52,12 +52,12 @@ class _StreamedSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         self.state = state
         self.read = read
 
-    def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Path | str) -> None:
         """Plan as Megatron does, then write in the order of the state."""
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
         save_state_dict(
             mcore_to_pyt_state_dict(by_key),
-            storage_writer=_StreamedWriter(checkpoint_dir),
+            storage_writer=_StreamedWriter(Path(checkpoint_dir)),
             planner=_StreamedPlanner(self.state, self.read),
         )
 

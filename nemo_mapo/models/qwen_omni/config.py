@@ -40,10 +40,11 @@ def read_thinker(directory: Path, values: Mapping[str, Any]) -> Thinker:
     moe = family == "qwen3_omni_moe"
     classes = _classes(family)
     features = read_features(directory)
+    # Transformers 4 states tying in the text config; 5 at the thinker, whatever the text config says.
+    tying = {name: thinker[name] for name in ("tie_word_embeddings",) if name in thinker}
+    text = {**(thinker.get("text_config") or {}), **tying}
     try:
-        decoder = decoder_config(
-            thinker.get("text_config") or {}, classes.text, qk_layernorm=moe, add_qkv_bias=not moe, multimodal=True
-        )
+        decoder = decoder_config(text, classes.text, qk_layernorm=moe, add_qkv_bias=not moe, multimodal=True)
         perception = QwenOmniPerceptionConfig(family=family, encoder=encoder, features=features)
         config = ModelConfig(perception=perception, decoder=decoder)
     except ValueError as error:
