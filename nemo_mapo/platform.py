@@ -134,6 +134,10 @@ class _StillStream:
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
+    def record_event(self) -> "_StillStream":
+        """An event that is over: only `synchronize` is called on it."""
+        return self
+
 
 def _let_streams_stand_still() -> None:
     """The expert dispatcher copies its counts on a stream of its own."""
