@@ -270,9 +270,6 @@ MASKS = Section(
     ),
 )
 
-_OF_MAPO = {"mass", "delta-h", "term", "loss", "attention-loss", "kl", "entropy", "lost"}
-"""Panels of what supervised training has not: rollouts, a reference, MAPO's terms."""
-
 _TARGETS = Panel(
     name="target-loss",
     title="Loss on the targets",
@@ -292,13 +289,22 @@ _FORMAT = Panel(
     caption="Greedy completions with reasoning and answer as the template has them. MAPO needs at least 90 %.",
 )
 
+
+def _panel(section: Section, name: str) -> Panel:
+    return next(panel for panel in section.panels if panel.name == name)
+
+
 SUPERVISED = (
-    replace(LEARNING, lead="Accuracy and format on questions never trained on.", panels=(LEARNING.panels[0], _FORMAT)),
-    replace(LISTENING, panels=tuple(panel for panel in LISTENING.panels if panel.name not in _OF_MAPO)),
+    replace(
+        LEARNING,
+        lead="Accuracy and format on questions never trained on.",
+        panels=(_panel(LEARNING, "held-out"), _FORMAT),
+    ),
+    replace(LISTENING, panels=(_panel(LISTENING, "mass-held-out"),)),
     replace(
         LOSSES,
         lead="What is minimised, and whether the optimiser is at ease.",
-        panels=(_TARGETS, *(panel for panel in LOSSES.panels if panel.name not in _OF_MAPO)),
+        panels=(_TARGETS, _panel(LOSSES, "gradient")),
     ),
 )
 """Charts of supervised training (examples/sft.py)."""

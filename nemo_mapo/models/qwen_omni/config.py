@@ -41,8 +41,9 @@ def read_thinker(directory: Path, values: Mapping[str, Any]) -> Thinker:
     classes = _classes(family)
     features = read_features(directory)
     # Transformers 4 states tying in the text config; 5 at the thinker, whatever the text config says.
-    tying = {name: thinker[name] for name in ("tie_word_embeddings",) if name in thinker}
-    text = {**(thinker.get("text_config") or {}), **tying}
+    text = dict(thinker.get("text_config") or {})
+    if "tie_word_embeddings" in thinker:
+        text["tie_word_embeddings"] = thinker["tie_word_embeddings"]
     try:
         decoder = decoder_config(text, classes.text, qk_layernorm=moe, add_qkv_bias=not moe, multimodal=True)
         perception = QwenOmniPerceptionConfig(family=family, encoder=encoder, features=features)
