@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.embedded.tokenizer import build_tokenizer
-from nemo_mapo.http_client import JsonServer, Unreachable
 from nemo_mapo.rollout.vllm.process import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +53,7 @@ def train(name: str, run_dir: Path, url: str, arguments: argparse.Namespace) -> 
         sys.executable,
         str(ROOT / "examples" / "train_mapo.py"),
         "~warm_start",
+        "model.from_scratch=true",
         "trainer.num_threads=1",
         "trainer.mapo.val_check_interval=0",
         "trainer.mapo.save_interval=0",
@@ -113,10 +114,10 @@ def serving(directory: Path, arguments: argparse.Namespace) -> Iterator[str]:
 def answers(url: str) -> bool:
     """Whether the server takes requests."""
     try:
-        JsonServer(url, token=None, timeout_seconds=5).get("/health")
-    except Unreachable:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except OSError:
         return False
-    return True
 
 
 def model_overrides(directory: Path) -> list[str]:

@@ -58,7 +58,7 @@ def main() -> None:
         contextlib.closing(vllm(ours, tokenizer, stops, arguments, Path(folder))) as served,
     ):
         print_update(served, ours)
-        for number in range(arguments.pairs + 1):
+        for number in range(arguments.pairs + 1 if arguments.pairs else 0):
             seeds = torch.arange(len(prompts) * arguments.group) + 1000 * number
             megatron = MegatronRollout(ours, tokenizer, batch_size=arguments.slots, stop_token_ids=stops)
             rounds.append(
@@ -69,7 +69,8 @@ def main() -> None:
                 }
             )
     # The first round is a warm-up.
-    report(rounds[1:], check=arguments.check)
+    if rounds[1:]:
+        report(rounds[1:], check=arguments.check)
 
 
 def model_config_of(layers: int, width: int, *, positions: int = 1024) -> ModelConfig:
@@ -195,8 +196,8 @@ def transformers_rate(
     torch.manual_seed(seed)
     tokens = 0
     started = time.perf_counter()
-    for first in range(0, len(slots), arguments.slots):
-        ids, mask = left_padded(slots[first : first + arguments.slots], pad_id=special.pad_id)
+    for start in range(0, len(slots), arguments.slots):
+        ids, mask = left_padded(slots[start : start + arguments.slots], pad_id=special.pad_id)
         generated = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -208,10 +209,10 @@ def transformers_rate(
             eos_token_id=stops,
             pad_token_id=special.pad_id,
             suppress_tokens=forbidden,
-        )[:, width:]
+        )[:, ids.shape[1] :]
         ended = torch.isin(generated, torch.tensor(stops))
-        first = torch.where(ended.any(1), ended.int().argmax(1) + 1, generated.shape[1])
-        tokens += int(first.sum())
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, generated.shape[1])
+        tokens += int(lengths.sum())
     return tokens / (time.perf_counter() - started)
 
 
@@ -237,7 +238,7 @@ def _arguments() -> argparse.Namespace:
         ("max-new-tokens", 256, "longest completion"),
         ("layers", 4, "decoder layers"),
         ("width", 128, "hidden size"),
-        ("pairs", 5, "rounds of runs, after one to warm up"),
+        ("pairs", 5, "rounds of runs, after one to warm up; 0 times weight updates only"),
         ("threads", 1, "torch threads"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")

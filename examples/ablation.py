@@ -1,7 +1,8 @@
-"""GRPO, mask only, attention only, full MAPO and sharper masks x seeds on the embedded task: one table, one page.
+"""GRPO, mask only, attention only, full MAPO and sharper masks x seeds: one table, one page.
 
-Every run is an ordinary training run. Finished runs are skipped and interrupted ones resumed, so you can repeat the
-command until all are finished.
+The task is the embedded one unless the overrides name another (data=prepared data.prepared_dir=DIR
+hydra.searchpath=[MODEL/conf] model=imported ...). Every run is an ordinary training run. Finished runs are skipped and
+interrupted ones resumed, so you can repeat the command until all are finished.
 """
 
 import argparse
@@ -78,7 +79,9 @@ def main() -> None:
     from nemo_mapo.reports.readme import update_readme
 
     if not arguments.table_only:
-        subprocess.run([sys.executable, HERE / "make_synthetic_corpus.py", "--output", "data/synthetic"], check=True)
+        if not any(override.startswith("data=") for override in arguments.overrides):
+            corpus = [sys.executable, HERE / "make_synthetic_corpus.py", "--output", "data/synthetic"]
+            subprocess.run(corpus, check=True)
         run_all([job for job in jobs if not job.is_finished()], arguments.jobs)
     finished = [job for job in jobs if job.is_finished()]
     if not finished:

@@ -35,10 +35,11 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(f"# {arguments.asr.name}; made by examples/import_nemo_encoder.py.\n{yaml.safe_dump(config)}")
-    print(f"written: {target}\ntrain with it:")
-    print(
-        f"  python examples/train_mapo.py --config-dir {arguments.output}/conf model/perception=imported '~warm_start'"
-    )
+    conf = arguments.output / "conf"
+    print(f"written: {target}")
+    print("train with it from the decoder of a checkpoint; model.from_scratch=true in its place starts from noise:")
+    print(f"  python examples/train_mapo.py --config-dir {conf} model/perception=imported '~warm_start' \\")
+    print("    pretrained_checkpoint.restore_from_path=RUN/checkpoints/step_N")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,10 @@ def test_nemo_loads_what_is_saved_and_computes_the_same(asr, perception, tmp_pat
 def test_a_run_starts_from_the_encoder_and_gives_it_back_changed(asr, tmp_path):
     corpus, run_dir = write_tiny_corpus(tmp_path / "corpus"), tmp_path / "run"
     imported = run("import_nemo_encoder.py", "--asr", asr, "--output", tmp_path / "imported")
-    assert imported.returncode == 0 and "model/perception=imported" in imported.stdout, imported.stderr
+    assert imported.returncode == 0, imported.stderr
+    # A run that follows the advice needs a start beside the encoder.
+    assert "model/perception=imported '~warm_start'" in imported.stdout
+    assert "pretrained_checkpoint.restore_from_path=RUN/checkpoints/step_N" in imported.stdout
     overrides = [item for item in command(corpus, run_dir)[2:] if not item.startswith("model.perception")]
     finished = run(
         "train_mapo.py",
