@@ -237,15 +237,10 @@ def _damage_on_any_rank(path: Path) -> str:
     return next(filter(None, gather(damage(path, part=dist.get_rank(), parts=dist.get_world_size()))), "")
 
 
-def refuse_adapters(path: Path) -> None:
-    """ValueError for a checkpoint with LoRA adapters: a model without them would silently load only its base."""
+def has_adapters(path: Path) -> bool:
+    """Whether a checkpoint holds LoRA adapters; a model without them would silently load only its base."""
     read_checkpoint(path)
-    keys = checkpoint_reader(path).read_metadata().state_dict_metadata
-    if adapters := sorted(key for key in keys if key.endswith(".lora_a")):
-        raise ValueError(
-            f"pretrained_checkpoint.restore_from_path={path} holds LoRA adapters ({adapters[0]}, ...), which a start "
-            "would leave out: merge them first (docs/recipes.md)"
-        )
+    return any(key.endswith(".lora_a") for key in checkpoint_reader(path).read_metadata().state_dict_metadata)
 
 
 def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language_model"]) -> None:

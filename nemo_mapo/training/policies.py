@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
@@ -14,7 +15,8 @@ from nemo_mapo.models.lora import add_lora, freeze, merged_state_dict
 from nemo_mapo.models.nemo_encoder import load_encoder
 from nemo_mapo.models.perception import NemoPerception
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint, load_part, read_checkpoint, refuse_adapters
+from nemo_mapo.training.checkpoint import followed, has_adapters, load_checkpoint, load_part, read_checkpoint
+from nemo_mapo.training.finished_run import read_run_config
 from nemo_mapo.training.references import FrozenReference, OwnReference
 from nemo_mapo.training.signals import MicroBatching
 
@@ -40,24 +42,58 @@ WarmStarter = Callable[[AudioLLM, RunConfig, PreTrainedTokenizerBase], None]
 def load_start_weights(
     policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, warm_starter: WarmStarter
 ) -> None:
-    """Load the start weights into a fresh policy: a checkpoint, or the warm start (trained if it is not cached)."""
+    """Load the start weights into a fresh policy: a checkpoint, or the warm start (trained if it is not cached).
+
+    A checkpoint of a run with adapters is merged. That takes the memory of a second policy for the moment.
+    """
     start = config.pretrained_checkpoint.restore_from_path
     encoder = config.model.restored_encoder
-    if start is not None:
-        read_checkpoint(Path(start))
-        refuse_adapters(Path(start))
+    adapters = None if start is None else adapters_of_start(Path(start))
     if encoder is not None:
         if start is not None:
+            if adapters is not None:
+                raise ValueError(
+                    f"pretrained_checkpoint.restore_from_path={start} holds LoRA adapters, which are not merged if "
+                    "model.perception.restore_from_path replaces the encoder: start from RUN/merged of an SFT run"
+                )
             load_part(Path(start), policy, "language_model")
         if policy.pre_process:
             assert isinstance(policy.perception, NemoPerception)
             load_encoder(policy.perception, Path(encoder))
+    elif start is not None and adapters is not None:
+        adapted = build_policy(config, tokenizer)
+        add_lora(adapted.language_model, adapters, seed=config.seed)
+        load_checkpoint(Path(start), adapted)
+        _merge_into(policy, adapted)
     elif start is not None:
         load_checkpoint(Path(start), policy)
     elif config.warm_start is not None:
         warm_starter(policy, config, tokenizer)
     else:
         logger.warning("model.from_scratch=true: training starts from random weights")
+
+
+def adapters_of_start(start: Path) -> LoraConfig | None:
+    """The adapters that a checkpoint holds, as the run that wrote it has recorded them; None if it holds none.
+
+    Raises:
+        ValueError: as `read_checkpoint`; or the checkpoint, which knows no alpha, is not in its run's directory.
+    """
+    read_checkpoint(start)
+    if not has_adapters(start):
+        return None
+    run_dir = followed(start).absolute().parents[1]
+    where = f"pretrained_checkpoint.restore_from_path={start} holds LoRA adapters"
+    try:
+        adapters = read_run_config(run_dir).model.lora
+    except ValueError as error:
+        raise ValueError(
+            f"{where}, and the config.yaml of its run, which says their alpha, cannot be read ({error}): name the "
+            "checkpoint in its run directory (RUN/checkpoints/step_N), or start from RUN/merged of an SFT run"
+        ) from error
+    if adapters is None:
+        raise ValueError(f"{where}, but {run_dir / 'config.yaml'} has no model.lora: it is not of the same run")
+    return adapters
 
 
 def freeze_start(
@@ -94,7 +130,11 @@ def prepare_for_targets(
 def merged_policy(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> AudioLLM:
     """The same policy in a new model, its adapters added to the weights."""
     merged = build_policy(config, tokenizer)
-    merged.language_model.load_state_dict(merged_state_dict(policy.language_model))
-    if policy.pre_process:
-        merged.perception.load_state_dict(policy.perception.state_dict())
+    _merge_into(merged, policy)
     return merged
+
+
+def _merge_into(plain: AudioLLM, adapted: AudioLLM) -> None:
+    plain.language_model.load_state_dict(merged_state_dict(adapted.language_model))
+    if adapted.pre_process:
+        plain.perception.load_state_dict(adapted.perception.state_dict())

@@ -94,6 +94,25 @@ def test_mapo_starts_from_merged_adapters(corpus, trained, tmp_path):
         torch.testing.assert_close(merged[name], adapted[name] + added)
 
 
+def test_mapo_starts_from_any_checkpoint_with_adapters(corpus, trained, tmp_path):
+    start = f"pretrained_checkpoint.restore_from_path={trained / 'checkpoints' / 'step_000004'}"
+    adapters = "model.lora={rank: 4, alpha: 8.0}"
+    finished = sft(corpus, tmp_path / "lora", start, adapters, "data.test_ds=null")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    losses = []
+    for name in ("merged", "checkpoints/step_000004"):
+        start = f"pretrained_checkpoint.restore_from_path={tmp_path / 'lora' / name}"
+        finished = train(corpus, tmp_path / name, start, "trainer.mapo.max_steps=2", "data.test_ds=null")
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        losses.append([record["train/loss"] for record in metrics(tmp_path / name)[1:]])
+    assert losses[0] == losses[1]
+    # The adapters' alpha is in the config of their run.
+    moved = (tmp_path / "lora" / "checkpoints").rename(tmp_path / "moved")
+    start = f"pretrained_checkpoint.restore_from_path={moved / 'step_000004'}"
+    refused = train(corpus, tmp_path / "refused", start, "data.test_ds=null")
+    assert refused.returncode == 1 and "holds LoRA adapters" in refused.stderr and "RUN/merged" in refused.stderr
+
+
 def test_instruction_pairs_without_choices_are_learned_by_their_loss(corpus, tmp_path):
     pairs = tmp_path / "pairs"
     pairs.mkdir()

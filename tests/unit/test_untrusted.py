@@ -25,7 +25,7 @@ from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models import nemo_files
 from nemo_mapo.models.untrusted import checkpoint_reader
 from nemo_mapo.testing.tiny import tiny_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, refuse_adapters, write_checkpoint
+from nemo_mapo.training.checkpoint import has_adapters, load_checkpoint, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def refusals(checkpoint: Path) -> list[str]:
     for opens in (
         read_checkpoint,
         checkpoint_reader,
-        refuse_adapters,
+        has_adapters,
         lambda path: load_checkpoint(path, tiny_audio_llm().model),
     ):
         with pytest.raises(ValueError) as caught:
