@@ -104,12 +104,13 @@ def _run(config: RunConfig, assembly: "type[Assembly]") -> Path:
         if not finished:
             events.append({"step": parts.trainer.step, "message": ENDED_EARLY})
         facts |= parts.trainer.checkpoints.facts()
+        tested = finished and config.data.test_ds is not None
         # Written before the test as well: a clip that cannot be read there must not cost the report.
-        _write_up(directory, facts)
+        _write_up(directory, facts, ended=not tested)
         if finished:
             parts.finish()
-        if finished and config.data.test_ds is not None:
-            _write_up(directory, facts | {"test": parts.test()})
+        if tested:
+            _write_up(directory, facts | {"test": parts.test()}, ended=True)
         if not finished:
             logger.info(ENDED_EARLY)
     return directory.path
@@ -170,10 +171,11 @@ def splits_of(config: RunConfig) -> Iterator[tuple[str, DatasetConfig]]:
             yield f"{name}.phases[{number}]" if split.phases else name, phase.split
 
 
-def _write_up(directory: RunDirectory, facts: dict[str, Any]) -> None:
-    """Write run.json and the report, on the main rank."""
+def _write_up(directory: RunDirectory, facts: dict[str, Any], *, ended: bool) -> None:
+    """Write run.json and the report, on the main rank; the page of a run that has not ended loads itself again."""
     if is_main_rank():
-        directory.write_summary(facts | _cost(directory))
+        end = {"finished": _clock(time.time())} if ended else {}
+        directory.write_summary(facts | end | _cost(directory))
         write_report(directory.path)
 
 
@@ -181,7 +183,7 @@ def _cost(directory: RunDirectory) -> dict[str, Any]:
     """Time of the run's steps and validations over all its sessions, and peak memory of this session."""
     timed = ("timing/step_seconds", "timing/validation_seconds")
     seconds = sum(record.get(name, 0.0) for record in directory.metrics.read() for name in timed)
-    return {"finished": _clock(time.time()), "seconds_total": seconds, "peak_rss_gb": peak_rss_gb()}
+    return {"seconds_total": seconds, "peak_rss_gb": peak_rss_gb()}
 
 
 class Assembly:

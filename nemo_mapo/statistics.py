@@ -53,8 +53,7 @@ class Estimate:
     deviation: float | None
     """Standard deviation over seeds (n - 1); None for a single seed."""
     low: float | None
-    """Lower end of the 95 % t-interval of the mean; None for a single seed, or if all seeds are at an end of the range.
-    """
+    """Lower end of the 95 % t-interval of the mean; None for a single seed, or if all seeds have the same value."""
     high: float | None
     count: int
 
@@ -75,7 +74,8 @@ _SCALES: Mapping[Range, tuple[_Curve, _Curve, _Curve]] = {
     "real": (float, float, lambda value: 1.0),
 }
 """Scale on which the interval is symmetric, its inverse and its slope."""
-_ENDS: Mapping[Range, tuple[float, ...]] = {"share": (0, 1), "difference": (-1, 1), "positive": (0,), "real": ()}
+_SAME = 1e-9
+"""Seeds whose deviation is smaller differ by rounding only."""
 
 
 def score_interval(values: Sequence[float], *, samples: int, seed: int, confidence: float = CONFIDENCE) -> Interval:
@@ -178,7 +178,8 @@ def estimate(values: Sequence[float], within: Range = "real") -> Estimate | None
     """Mean, standard deviation and 95 % t-interval over seeds; None without values.
 
     The interval is symmetric on a scale that respects the range (log-odds of shares, inverse hyperbolic tangent of
-    differences of shares, logarithm of positive values), by the delta method, so its ends are possible values.
+    differences of shares, logarithm of positive values), by the delta method, so its ends are possible values. Equal
+    values have no interval: a width of 0 would claim that another seed cannot differ.
     """
     if not values:
         return None
@@ -186,7 +187,7 @@ def estimate(values: Sequence[float], within: Range = "real") -> Estimate | None
     if count == 1:
         return Estimate(mean=mean, deviation=None, low=None, high=None, count=1)
     deviation = statistics.stdev(values)
-    if mean in _ENDS[within]:
+    if deviation <= _SAME * max(1.0, abs(mean)):
         return Estimate(mean=mean, deviation=deviation, low=None, high=None, count=count)
     scale, back, slope = _SCALES[within]
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count) * slope(mean)

@@ -186,8 +186,7 @@ def _accuracies(analyses: Sequence[Analysis], found: Mapping[str, Sequence[Mappi
         for name, intervals in found.items()
         for number, (analysis, interval) in enumerate(zip(analyses, intervals, strict=True))
     ]
-    chance = [Level(label="chance", value=analyses[0].results["chance"])]
-    chart = groups(rows, Scale(label="accuracy", kind="percent"), chance)
+    chart = groups(rows, Scale(label="accuracy", kind="percent"), _chance(analyses))
     return Figure(title=title, chart=chart, caption="Diamond: accuracy; line: its interval.")
 
 
@@ -233,9 +232,12 @@ def _evidence(analysis: Analysis) -> Figure:
         )
         for selection, (label, colour) in SELECTIONS.items()
     ]
-    whole = [Level(label="whole clip", value=analysis.results["accuracy"]["full"]["mean"])]
+    levels = [
+        Level(label="whole clip", value=analysis.results["accuracy"]["full"]["mean"]),
+        Level(label="chance", value=analysis.results["chance"], below=True),
+    ]
     scale = Scale(label="accuracy", kind="percent")
-    chart = points(series, scale, x_label="silenced", x_percent=True, levels=whole)
+    chart = points(series, scale, x_label="silenced", x_percent=True, levels=levels)
     caption = "By which frames are silenced; vertical lines are intervals."
     return Figure(title=f"Accuracy without part of the clip: {analysis.label}", chart=chart, caption=caption)
 
@@ -283,12 +285,17 @@ def _lengths(analyses: Sequence[Analysis]) -> Figure:
         )
         for number, analysis in enumerate(analyses)
     ]
-    chart = points(series, Scale(label="accuracy", kind="percent"), x_label="tokens of a completion")
+    scale = Scale(label="accuracy", kind="percent")
+    chart = points(series, scale, x_label="tokens of a completion", levels=_chance(analyses))
     caption = (
         "Sampled completions in groups of similar length. Long ones may be of hard questions: the table has the effect "
         "within questions."
     )
     return Figure(title="Accuracy by length", chart=chart, caption=caption)
+
+
+def _chance(analyses: Sequence[Analysis]) -> list[Level]:
+    return [Level(label="chance", value=analyses[0].results["chance"])]
 
 
 def _colour(number: int) -> Colour:

@@ -18,8 +18,12 @@ from nemo_mapo.reports.theme import AUDIO, GRID, INK, LATE, MUTED, Colour
 
 BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 PICTURE = Path("docs", "images", "audio_mass.svg")
-PICTURE_CURVES = (("grpo", "after", "GRPO", AUDIO), ("mapo", "after", "MAPO", LATE))
-"""Variant, label in profiles.jsonl, name in the picture."""
+PICTURE_CURVES = (
+    (("grpo", "mapo"), "before", "start policy", MUTED),
+    (("grpo",), "after", "GRPO", AUDIO),
+    (("mapo",), "after", "MAPO", LATE),
+)
+"""Variants, label in profiles.jsonl, name and colour in the picture."""
 PICTURE_INCHES = (6.4, 3.1)
 PICTURE_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -56,15 +60,17 @@ def update_readme(readme: Path, rows: Sequence[AblationRun]) -> None:
 
 
 def audio_mass_svg(rows: Sequence[AblationRun]) -> str:
-    """Audio mass along held-out completions, mean over seeds: the start policy, GRPO and MAPO.
+    """Audio mass along held-out completions, mean over seeds: the start policy, and of GRPO and MAPO what was run.
 
     The background is transparent, and the colours follow the reader's light or dark scheme.
 
     Raises:
-        ValueError: a variant of the picture has no run with profiles.
+        ValueError: none of them has a run with profiles.
     """
-    profiles = [_mean_profile(rows, "grpo", "before", "start policy", MUTED, dashed=True)]
-    profiles += [_mean_profile(rows, *curve) for curve in PICTURE_CURVES]
+    found = [_mean_profile(rows, *curve) for curve in PICTURE_CURVES]
+    profiles = [item for item in found if item is not None]
+    if not profiles:
+        raise ValueError("no run of grpo or mapo has profiles, which the picture is drawn from")
     with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
         FigureCanvasSVG(figure)
@@ -97,21 +103,21 @@ def _follow_scheme(svg: str, colours: Sequence[Colour]) -> str:
 
 
 def _mean_profile(
-    rows: Sequence[AblationRun], variant: str, label: str, name: str, colour: Colour, *, dashed: bool = False
-) -> Profile:
+    rows: Sequence[AblationRun], variants: Sequence[str], label: str, name: str, colour: Colour
+) -> Profile | None:
     found = [
         record
         for row in rows
-        if row.variant == variant
+        if row.variant in variants
         for record in load_run(row.run_dir).profiles
         if record["label"] == label
     ]
     if not found:
-        raise ValueError(f"no {label} profile in the runs of {variant}")
+        return None
     return Profile(
         label=name,
         colour=colour,
         position=np.asarray(found[0]["position"], dtype=np.float64),
         values=np.mean([record["audio_mass_max"] for record in found], axis=0),
-        dashed=dashed,
+        dashed=label == "before",
     )

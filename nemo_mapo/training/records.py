@@ -84,7 +84,7 @@ class LivePage:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """The metrics are already in the files: this logger comes last."""
-        if "val/accuracy" in metrics:
+        if any(name.startswith("val/") for name in metrics):
             write_report(self.run_dir)
 
     def finalize(self, status: str) -> None:

@@ -103,11 +103,13 @@ def test_a_run_leaves_everything_a_user_looks_for(uninterrupted):
     )
     assert (uninterrupted / "checkpoints" / "best" / "trainer_state.json").is_file()
     assert f"checkpoints/best is {best['name']}" in (uninterrupted / "report.html").read_text()
-    test = json.loads((uninterrupted / "run.json").read_text())["test"]
+    facts = json.loads((uninterrupted / "run.json").read_text())
+    test = facts["test"]
     questions = [json.loads(line) for line in (uninterrupted / "test.jsonl").read_text().splitlines()]
     assert len(questions) == test["samples"] == len({record["id"] for record in questions})
     for key, summed in (("correct", "accuracy"), ("silent", "accuracy_silent"), ("start_correct", "start_accuracy")):
         assert sum(record[key] for record in questions) / len(questions) == test[summed]
+    assert facts["finished"] and 'http-equiv="refresh"' not in (uninterrupted / "report.html").read_text()
     assert list(uninterrupted.rglob("events.out.tfevents*"))
     assert (uninterrupted / "config.yaml").read_text().startswith("seed: 1234")
     assert {json.loads(line)["split"] for line in (uninterrupted / "rollouts.jsonl").open()} >= {"train", "validation"}
@@ -135,6 +137,7 @@ def recorded_lines(run_dir):
 def test_a_killed_run_ends_with_the_same_weights_when_it_is_resumed(corpus, uninterrupted, tmp_path, moment):
     run_dir = tmp_path / "killed"
     kill_when(command(corpus, run_dir), tmp_path, lambda shown: MOMENTS[moment](run_dir))
+    assert "finished" not in json.loads((run_dir / "run.json").read_text()), "the page would stop to load itself"
     resumed = train(corpus, run_dir, RESUME)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same_end(run_dir, uninterrupted)

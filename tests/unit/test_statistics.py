@@ -136,8 +136,14 @@ def test_intervals_on_a_bounded_scale_agree_with_the_t_interval_where_it_is_narr
     assert (bounded.low, bounded.high) == pytest.approx((plain.low, plain.high), abs=1e-5)
 
 
-def test_seeds_at_the_end_of_the_range_have_no_interval():
-    assert estimate([0.0, 0.0], "share").low is None and estimate([0.0, 0.0], "share").mean == 0.0
+@pytest.mark.parametrize(
+    ("values", "within"),
+    [([0.0, 0.0], "share"), ([0.55, 0.55, 0.55], "share"), ([0.0, 0.0], "difference"), ([55.0, 55.0], "positive"),
+     ([0.7 - 0.6, 0.8 - 0.7], "difference")],
+)  # fmt: skip
+def test_equal_seeds_have_no_interval_rather_than_one_of_no_width(values, within):
+    found = estimate(values, within)
+    assert (found.low, found.high, found.mean) == (None, None, pytest.approx(values[0]))
 
 
 def test_an_interval_around_zero_says_what_is_excluded():

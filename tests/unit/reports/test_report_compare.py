@@ -53,10 +53,10 @@ def test_paired_ratios_are_geometric():
 
 def test_the_tables_show_means_and_paired_differences(rows):
     text = tables(rows)
-    assert "| GRPO | 3 | 53.0 ± 0.0 [53.0, 53.0] |" in text
+    assert "| GRPO | 3 | 53.0 ± 0.0 |" in text
     assert "| full MAPO | 3 | 57.0 ± 2.0 [52.0, 61.9] |" in text
     assert "| full MAPO | 3 | +4.0 [-1.0, +9.0] |" in text
-    assert "| 1.50 [1.50, 1.50] |" in text
+    assert "| 1.50 |" in text
     assert "Accuracy on the test split." in text
 
 

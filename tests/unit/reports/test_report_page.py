@@ -1,8 +1,10 @@
 """report.html: whole, self-contained, and there for any part of a run."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -232,6 +234,31 @@ def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
     assert done.stderr.decode().startswith("error: ")
     with pytest.raises(RunFileError):
         write_report(tmp_path)
+
+
+def test_a_watched_run_has_its_page_from_its_first_step_on_and_keeps_its_overlays(make_run, tmp_path):
+    other, written = make_run(seed=1).write(tmp_path / "other"), make_run().write(tmp_path / "written")
+    run = tmp_path / "run"
+    run.mkdir()
+    page = run / "report.html"
+    command = [sys.executable, "examples/report.py", str(run), "--watch", "--overlay", str(other)]
+    with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as watching:
+
+        def wait_for(words):
+            deadline = time.monotonic() + 60
+            while not (page.is_file() and words in page.read_text()):
+                assert watching.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+
+        assert watching.stdout.readline() == f"waiting for {run / 'metrics.jsonl'}\n".encode()
+        for file in sorted(written.iterdir(), key=lambda file: file.name == "metrics.jsonl"):
+            file.rename(run / file.name)
+        wait_for("Accuracy minus that of other")
+        # The run writes a page of its own at a validation.
+        write_report(run)
+        wait_for("Accuracy minus that of other")
+        watching.send_signal(signal.SIGINT)
+    assert watching.returncode == 0
 
 
 def test_the_page_of_supervised_training_has_its_own_charts_only(make_run, tmp_path):

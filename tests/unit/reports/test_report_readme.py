@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nemo_mapo.reports.ablation import AblationRun
-from nemo_mapo.reports.readme import BEGIN, END, PICTURE, update_readme
+from nemo_mapo.reports.readme import BEGIN, END, PICTURE, audio_mass_svg, update_readme
 from nemo_mapo.reports.theme import AUDIO
 
 
@@ -39,6 +39,13 @@ def test_the_table_stands_between_the_markers_and_can_be_made_again(tmp_path):
         and ">MAPO</text>" in picture
         and AUDIO.light not in picture.split("</style>")[1]
     )
+
+
+def test_the_picture_shows_the_variants_that_were_run(tmp_path):
+    picture = audio_mass_svg([finished_run(tmp_path / "a", "mapo", 0.7, 0.35)])
+    assert ">start policy</text>" in picture and ">MAPO</text>" in picture and ">GRPO</text>" not in picture
+    with pytest.raises(ValueError, match="no run of grpo or mapo has profiles"):
+        audio_mass_svg([finished_run(tmp_path / "b", "mask_only", 0.7, 0.35)])
 
 
 def test_a_readme_without_markers_is_refused(tmp_path):
