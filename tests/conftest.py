@@ -24,9 +24,6 @@ import shape_checks
 # shapes included. The hook stays installed: test modules are imported after this file.
 install_import_hook("nemo_mapo", "shape_checks.check")
 
-# Has the process that ranks are forks of import what commands need too, whichever test is its first.
-import forked_commands  # noqa: E402, F401
-
 SEED = 20260527
 TESTS = Path(__file__).parent
 LONGEST_FIRST = ("vllm", "distributed", "integration")

@@ -1,7 +1,7 @@
 """Commands of examples/ in processes of their own that need not import anything first.
 
 A command takes ten seconds to import torch, Megatron and NeMo, and often one to do its work. So it runs in a fork of
-the process that the ranks of `nemo_mapo.testing.ranks` are forks of, as `python examples/NAME ...` would run it: the
+the process that the ranks of `tests.ranks` are forks of, as `python examples/NAME ...` would run it: the
 script itself as `__main__`, with its arguments, directory, environment, exit status, and a process id for signals.
 Tests of what happens to the interpreter start a real one.
 """
@@ -21,24 +21,10 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from nemo_mapo.testing import ranks
+from tests import ranks
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-PRELOADED = (
-    "nemo.core.config",
-    "nemo_mapo.launch",
-    "nemo_mapo.config.evaluation",
-    "nemo_mapo.evaluation.benchmarks.run",
-    "nemo_mapo.evaluation.grounding.run",
-    "nemo_mapo.data.importers.prepare",
-    "nemo_mapo.models.hf.convert",
-    "nemo_mapo.training.assemble",
-    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
-    "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",
-)
-"""What commands import, besides what ranks do."""
-ranks.preload(*PRELOADED)
 _LOOK_SECONDS = 0.02
 _LAST_WORDS_SECONDS = 5
 

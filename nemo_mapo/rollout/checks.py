@@ -1,6 +1,7 @@
 """Checks shared by the engines in the trainer's process, and the tokens that none of them samples."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from jaxtyping import Int
@@ -13,22 +14,25 @@ from nemo_mapo.rows import Prompt
 
 
 def never_drawn(
-    vocabulary: set[int], tokenizer: PreTrainedTokenizerBase, forbidden: set[int], stops: set[int]
-) -> set[int]:
+    vocab_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: AbstractSet[int],
+    forbidden: AbstractSet[int] = frozenset(),
+) -> list[int]:
     """Ids that are never sampled: forbidden ones, special tokens except `stops`, ids that the tokenizer lacks.
 
     Raises:
         ValueError: an id is not in the vocabulary, a stop token is forbidden, or nothing but stop tokens is left.
     """
-    unknown = vocabulary - set(range(len(tokenizer)))
-    never = forbidden | unknown | set(tokenizer.all_special_ids) - stops
+    vocabulary = set(range(vocab_size))
+    never = forbidden | set(range(len(tokenizer), vocab_size)) | set(tokenizer.all_special_ids) - stops
     if beyond := sorted((never | stops) - vocabulary):
-        raise ValueError(f"token ids {beyond} are not in the model's vocabulary of {len(vocabulary)} ids")
+        raise ValueError(f"token ids {beyond} are not in the model's vocabulary of {vocab_size} ids")
     if contradictory := sorted(never & stops):
         raise ValueError(f"token ids {contradictory} are stop tokens and cannot be forbidden")
     if not stops or never | stops == vocabulary:
         raise ValueError("there must be a stop token, and a token that is neither a stop token nor forbidden")
-    return never
+    return sorted(never)
 
 
 def refuse_impossible(

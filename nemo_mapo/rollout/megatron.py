@@ -125,10 +125,9 @@ class MegatronRollout:
         special = SpecialTokens.from_tokenizer(tokenizer)
         self.pad_id = special.pad_id
         stops = {special.end_id} if stop_token_ids is None else set(stop_token_ids)
-        vocabulary = set(range(model.vocab_size))
-        forbidden = never_drawn(vocabulary, tokenizer, set(forbidden_token_ids), stops)
+        forbidden = never_drawn(model.vocab_size, tokenizer, stops, set(forbidden_token_ids))
         self._device = next(model.parameters()).device
-        self._forbidden_ids = torch.tensor(sorted(forbidden), device=self._device)
+        self._forbidden_ids = torch.tensor(forbidden, device=self._device)
         self._stop_ids = torch.tensor(sorted(stops), device=self._device)
         self._deaf: DeafGeneration | None = None
 

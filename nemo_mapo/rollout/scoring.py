@@ -27,8 +27,11 @@ class Drawing:
     def of(cls, sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> "Drawing":
         """The sampling of every backend: no special tokens except the end of turn, which stops a completion."""
         stops = {SpecialTokens.from_tokenizer(tokenizer).end_id}
-        forbidden = never_drawn(set(range(vocab_size)), tokenizer, set(), stops)
-        return cls(sampling=sampling, never_drawn=tuple(sorted(forbidden)), stop_ids=tuple(sorted(stops)))
+        return cls(
+            sampling=sampling,
+            never_drawn=tuple(never_drawn(vocab_size, tokenizer, stops)),
+            stop_ids=tuple(stops),
+        )
 
     def log_probs(self, logits: Float[Tensor, "time vocab"], tokens: Int[Tensor, " time"]) -> Float[Tensor, " time"]:
         """log mu of each token of one completion, nats; -inf for one that could not be drawn.

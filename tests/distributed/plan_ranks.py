@@ -21,8 +21,6 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import freeze
 from nemo_mapo.platform import install_cpu_host
 from nemo_mapo.rows import Prompt, Row, training_rows
-from nemo_mapo.testing.layouts import GROUP_SIZE, build, hard_groups
-from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
 from nemo_mapo.training.optimizer import MainWeightAdamW, build_optimizer, wrap_data_parallel
 from nemo_mapo.training.plan import (
     Plan,
@@ -41,6 +39,8 @@ from nemo_mapo.training.plan_activations import (
     stage_bytes,
 )
 from nemo_mapo.training.signals import MicroBatching, token_signals
+from tests.layouts import GROUP_SIZE, build, hard_groups
+from tests.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,8 +10,8 @@ from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.models.hf.convert import ORIGINAL
 from nemo_mapo.models.hf.models import read_model
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.checkpoint import write_checkpoint
+from tests.tiny import tiny_tokenizer
 
 
 def in_layout(

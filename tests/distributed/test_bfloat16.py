@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nemo_mapo.testing.layouts import Layout, dense_config, one_step, relative, whole_gradients, write_start
-from nemo_mapo.testing.ranks import run_on_ranks
+from tests.layouts import Layout, dense_config, one_step, relative, whole_gradients, write_start
+from tests.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

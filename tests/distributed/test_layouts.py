@@ -8,7 +8,8 @@ from torch import Tensor
 
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig
-from nemo_mapo.testing.layouts import (
+from nemo_mapo.types import RolloutBatch
+from tests.layouts import (
     OBJECTIVE,
     Layout,
     Outcome,
@@ -20,8 +21,7 @@ from nemo_mapo.testing.layouts import (
     whole_gradients,
     write_start,
 )
-from nemo_mapo.testing.ranks import run_on_ranks
-from nemo_mapo.types import RolloutBatch
+from tests.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -19,11 +19,11 @@ from distributed.plan_ranks import (
 from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.plan import PlanConfig
-from nemo_mapo.testing.layouts import dense_config, moe_config
-from nemo_mapo.testing.ranks import run_on_ranks
-from nemo_mapo.testing.tiny import tiny_tokenizer
 from nemo_mapo.training.plan import StaticMemory, as_table, too_large
 from nemo_mapo.training.plan_activations import SharedPrompts, kv_cache_bytes
+from tests.layouts import dense_config, moe_config
+from tests.ranks import run_on_ranks
+from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.distributed
 

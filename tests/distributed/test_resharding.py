@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from nemo_mapo.config.model import ModelConfig
-from nemo_mapo.testing.layouts import Layout, dense_config, moe_config, relative_figure, train, write_start
-from nemo_mapo.testing.ranks import run_on_ranks
 from nemo_mapo.types import RolloutBatch
+from tests.layouts import Layout, dense_config, moe_config, relative_figure, train, write_start
+from tests.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -18,7 +18,8 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rollout.trtllm.engine import TensorRTEngine
 from nemo_mapo.rows import Completion, Prompt, Row
-from nemo_mapo.testing.tiny import (
+from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from tests.tiny import (
     AUDIO,
     PAD,
     SAMPLE_RATE,
@@ -27,7 +28,6 @@ from nemo_mapo.testing.tiny import (
     tiny_prompts,
     tiny_tokenizer,
 )
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 
 pytest.importorskip("tensorrt_llm.runtime", reason="needs TensorRT-LLM", exc_type=ImportError)
 pytestmark = pytest.mark.gpu

@@ -32,10 +32,10 @@ from nemo_mapo.models.hf.models import read_model
 from nemo_mapo.models.pipeline import forward_all_stages
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rows import Prompt
-from nemo_mapo.testing.tiny import CONTROL_TOKENS, tiny_tokenizer
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint, load_part
 from nemo_mapo.types import AudioBatch
+from tests.tiny import CONTROL_TOKENS, tiny_tokenizer
 
 Family = Literal["qwen2_5_omni", "qwen3_omni_moe"]
 FAMILIES: tuple[Family, ...] = ("qwen2_5_omni", "qwen3_omni_moe")

@@ -29,10 +29,10 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rows import Prompt
-from nemo_mapo.testing.trtllm_runtime import MegatronRuntime
 from nemo_mapo.training.assemble import assemble
 from nemo_mapo.types import AudioBatch
 from tests.integration.tiny_run import metrics, write_tiny_corpus
+from tests.trtllm_runtime import MegatronRuntime
 
 pytestmark = pytest.mark.integration
 

@@ -5,10 +5,10 @@ import torch
 
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm, tiny_rows
 from nemo_mapo.training.contrast import audio_contrast
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from tests.tiny import TinyAudioLLM, tiny_audio_llm, tiny_rows
 
 pytestmark = pytest.mark.integration
 

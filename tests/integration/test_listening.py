@@ -7,8 +7,8 @@ from nemo_mapo.attention.dense import dense_attention_weights
 from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.listening import attention_rows, listen
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.signals import token_signals
+from tests.tiny import tiny_audio_llm, tiny_rows
 
 pytestmark = pytest.mark.integration
 

@@ -17,11 +17,11 @@ from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rollout.trtllm.calls import TrtllmEngine
 from nemo_mapo.rollout.trtllm.scoring import restriction
 from nemo_mapo.rows import Completion, Prompt, Row
-from nemo_mapo.testing.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompts
-from nemo_mapo.testing.trtllm_runtime import MegatronRuntime
 from nemo_mapo.training.trainer import MapoTrainer
 from tests.integration.tiny_run import metrics, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
+from tests.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompts
+from tests.trtllm_runtime import MegatronRuntime
 
 pytestmark = pytest.mark.integration
 

@@ -58,7 +58,6 @@ def test_rooms_without_imports_keep_the_contracts(tmp_path: Path) -> None:
         ("data/__init__.py", "import nemo_mapo.rollout"),
         ("rollout/__init__.py", "import nemo_mapo.evaluation"),
         ("training/__init__.py", "import nemo_mapo.evaluation"),
-        ("training/__init__.py", "import nemo_mapo.testing"),
         ("data/__init__.py", "import nemo_mapo.embedded"),
         ("training/__init__.py", "import nemo_mapo.embedded"),
         ("evaluation/__init__.py", "import nemo_mapo.embedded"),

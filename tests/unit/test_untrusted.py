@@ -24,8 +24,8 @@ from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models import nemo_files
 from nemo_mapo.models.untrusted import checkpoint_reader
-from nemo_mapo.testing.tiny import tiny_audio_llm
 from nemo_mapo.training.checkpoint import has_adapters, load_checkpoint, read_checkpoint, write_checkpoint
+from tests.tiny import tiny_audio_llm
 
 
 @pytest.fixture

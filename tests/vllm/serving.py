@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,17 @@ EMBEDDED = ModelConfig(
     target_layers=(5,),
 )
 """About the decoder of the embedded run, with layers for two stages; vLLM's attention on a CPU wants heads so wide."""
+EXPERTS = replace(EMBEDDED, decoder=replace(EMBEDDED.decoder, num_moe_experts=4, moe_ffn_hidden_size=64))
+"""The same with experts, which vLLM serves as Qwen3-MoE."""
 TOKENIZER = build_tokenizer()
 
 
-def embedded_policy(seed: int) -> AudioLLM:
+def embedded_policy(seed: int, config: ModelConfig = EMBEDDED) -> AudioLLM:
     """Random weights, the same for the same seed."""
     install_cpu_host()
     initialize_parallel()
     return build_audio_llm(
-        EMBEDDED,
+        config,
         vocab_size=len(TOKENIZER),
         special=SpecialTokens.from_tokenizer(TOKENIZER),
         sample_rate=SAMPLE_RATE,
@@ -90,10 +93,10 @@ def rollout_config(sync_dir: Path, sampling: SamplingConfig | None = None, **cha
 
 
 @contextmanager
-def launched(policy: AudioLLM, sync_dir: Path) -> Iterator[VllmRollout]:
+def launched(policy: AudioLLM, sync_dir: Path, config: ModelConfig = EMBEDDED) -> Iterator[VllmRollout]:
     """A backend with a server of its own, which is stopped at the end."""
     backend = build_vllm(
-        rollout_config(sync_dir), EMBEDDED, policy, TOKENIZER, sample_rate=SAMPLE_RATE, directory=sync_dir
+        rollout_config(sync_dir), config, policy, TOKENIZER, sample_rate=SAMPLE_RATE, directory=sync_dir
     )
     try:
         backend.fleet.wait_for_a_server()

@@ -1,6 +1,7 @@
 """vLLM draws from prompt embeddings what the policy would draw itself."""
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rows import Completion, Prompt, Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from tests.vllm.serving import TOKENIZER, embedded_policy, named_tensors, noise_prompts
+from tests.vllm.serving import EXPERTS, TOKENIZER, embedded_policy, launched, named_tensors, noise_prompts
 
 pytestmark = pytest.mark.vllm
 
@@ -47,12 +48,11 @@ def drawn_by_the_policy(
     return signals.drawn_log_probs
 
 
-@pytest.mark.parametrize("update", range(4))
-def test_after_every_update_it_draws_as_the_policy_does(policy: AudioLLM, shared: VllmRollout, update: int) -> None:
-    policy.load_state_dict(embedded_policy(update).state_dict())
-    shared.update_weights(update, named_tensors(policy))
+def assert_draws_as_the_policy(served: VllmRollout, policy: AudioLLM, update: int) -> None:
+    """After an update: greedy tokens are the Megatron backend's, log-probs under the paper's sampling the policy's."""
+    served.update_weights(update, named_tensors(policy))
     many = noise_prompts(policy, 64)
-    greedy = shared.generate(many, GREEDY, group_size=1, seeds=seeds(64, 1))
+    greedy = served.generate(many, GREEDY, group_size=1, seeds=seeds(64, 1))
     expected = MegatronRollout(policy, TOKENIZER, batch_size=64).generate(
         many, GREEDY, group_size=1, seeds=seeds(64, 1)
     )
@@ -60,10 +60,25 @@ def test_after_every_update_it_draws_as_the_policy_does(policy: AudioLLM, shared
         assert torch.equal(one.token_ids, other.token_ids)
         assert (one.stopped, one.text) == (other.stopped, other.text)
     prompts = noise_prompts(policy, PROMPTS, seed=1)
-    sampled = shared.generate(prompts, PAPER, group_size=GROUP, seeds=seeds(PROMPTS))
+    sampled = served.generate(prompts, PAPER, group_size=GROUP, seeds=seeds(PROMPTS))
     assert {one.weight_version for one in chain(*greedy, *sampled)} == {update}
     assert sum(map(len, chain(*sampled))) > PROMPTS * GROUP * 20
     ours = drawn_by_the_policy(policy, prompts, sampled, PAPER)
     torch.testing.assert_close(
         padded([one.sampling_log_probs for one in chain(*sampled)]), ours, rtol=0, atol=TOLERANCE_NATS
     )
+
+
+@pytest.mark.parametrize("update", range(4))
+def test_after_every_update_it_draws_as_the_policy_does(policy: AudioLLM, shared: VllmRollout, update: int) -> None:
+    policy.load_state_dict(embedded_policy(update).state_dict())
+    assert_draws_as_the_policy(shared, policy, update)
+
+
+@pytest.mark.slow
+def test_experts_draw_as_the_policys_do_before_and_after_updates(tmp_path: Path) -> None:
+    policy = embedded_policy(0, EXPERTS)
+    with launched(policy, tmp_path, EXPERTS) as served:
+        for update in range(3):
+            policy.load_state_dict(embedded_policy(update, EXPERTS).state_dict())
+            assert_draws_as_the_policy(served, policy, update)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,16 @@ from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.protocol import RolloutUnavailable
 from nemo_mapo.rollout.vllm.backend import VllmRollout
+from nemo_mapo.rollout.vllm.process import free_port
 from nemo_mapo.rows import Completion
 from nemo_mapo.training.checkpoint import write_checkpoint
-from tests.integration.tiny_run import ROOT, metrics, train, write_tiny_corpus
+from tests.integration.tiny_run import ROOT, command, metrics, train, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
 from tests.vllm.serving import MODEL, asking, launching
 
 pytestmark = pytest.mark.vllm
 
-STEPS = 4
+STEPS = 10
 LEAST_CORRELATION = 0.999
 MOST_MISMATCH_NATS = 1e-4
 PAPER = (
@@ -68,6 +71,33 @@ def test_the_train_command_starts_a_server_trains_and_stops_it(corpus: Path, tmp
     assert not [line for line in os.popen("ps -eo args") if str(run_dir / "vllm" / "model") in line]
 
 
+@pytest.mark.slow
+def test_a_server_of_the_serve_command_serves_a_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, port = tmp_path / "run", free_port()
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Enough attempts to wait for a server on a loaded machine.
+    overrides = launching("rollout.vllm.max_attempts=40", "rollout.vllm.pause_seconds=1")
+    script = [sys.executable, str(ROOT / "examples" / "serve_vllm.py")]
+    with (tmp_path / "printed").open("w") as printed:
+        server = subprocess.Popen(
+            [*script, *command(corpus, run_dir, *overrides)[2:], f"rollout.vllm.port={port}"],
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        urls = f"rollout.vllm.urls=[http://127.0.0.1:{port}]"
+        assert fit(trainer_of(corpus, run_dir, *overrides, urls, "trainer.mapo.max_steps=2"))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert_agrees(run_dir, 2)
+    assert f"vllm.entrypoints.openai.api_server --model {run_dir}/vllm/model" in (tmp_path / "printed").read_text()
+
+
 @pytest.mark.parametrize("packed", [(), ("model.packed_tokens=256",)], ids=["padded", "packed"])
 def test_under_the_papers_sampling_it_agrees_at_every_step(
     corpus: Path, shared: VllmRollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: tuple[str, ...]
@@ -90,7 +120,7 @@ def test_a_killed_server_stops_the_run_which_resumes_with_the_same_prompts(
     pid, generate = engine.fleet._process.pid, engine.generate
 
     def generate_until_killed(*args: Any, **kwargs: Any) -> list[list[Completion]]:
-        if failing.step == 2:
+        if failing.step == 3:
             os.killpg(pid, signal.SIGKILL)
         return generate(*args, **kwargs)
 
@@ -98,7 +128,7 @@ def test_a_killed_server_stops_the_run_which_resumes_with_the_same_prompts(
     with pytest.raises(RolloutUnavailable, match="vLLM ended with status -9"):
         fit(failing)
     saved = failing.checkpoints.latest()
-    assert saved is not None and saved.state["step"] == failing.step == 2
+    assert saved is not None and saved.state["step"] == failing.step == 3
     resumed = trainer_of(corpus, tmp_path / "run", *asking(shared, monkeypatch))
     resumed.resume(saved)
     assert fit(resumed)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nemo_mapo.rollout.completions import Drawn
+from nemo_mapo.rollout.completions import BadAnswer, Drawn, check_completions
 
 
 def unpack(
@@ -30,53 +30,30 @@ def unpack(
         Completions with the log-probs as the engine states them (`TrtllmEngine.generate`).
 
     Raises:
-        RuntimeError: the answer is not one whole completion for each prompt; names the row.
+        BadAnswer: the answer is not one whole completion for each prompt.
     """
     for name, axes in (("output_ids", 3), ("sequence_lengths", 2), ("log_probs", 3)):
         if name not in output or output[name].ndim != axes or output[name].shape[:2] != (len(prompts), 1):
             given = list(output[name].shape) if name in output else "missing"
-            raise RuntimeError(
-                f"TensorRT-LLM's {name} is {given}, not of {axes} axes for {len(prompts)} prompts x 1 beam"
-            )
+            raise BadAnswer(f"TensorRT-LLM's {name} is {given}, not of {axes} axes for {len(prompts)} prompts x 1 beam")
     ids, reported = output["output_ids"][:, 0].cpu().long(), output["log_probs"][:, 0].cpu().float()
     ends = output["sequence_lengths"][:, 0].cpu().tolist()
     found: list[Drawn] = []
     for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
         start = len(prompt)
-        completion, log_probs = ids[row, start:end], reported[row, start:end]
-        if problem := _problem(ids[row, :start], prompt, completion, end, vocab_size, set(stop_ids), max_new_tokens):
-            raise RuntimeError(f"TensorRT-LLM's row {row} is no completion: {problem}")
-        if not log_probs.isfinite().all():
-            raise RuntimeError(f"TensorRT-LLM's row {row} has a log-prob that is not finite")
+        if not torch.equal(ids[row, :start], prompt.long()):
+            raise BadAnswer(f"TensorRT-LLM's row {row} begins with a prompt other than the one that was asked")
+        drawn = ids[row, start : max(start, end)].tolist()
+        if len(drawn) != end - start:
+            raise BadAnswer(f"TensorRT-LLM's row {row} has {len(drawn)} tokens, its length says {end - start}")
+        if any(token in stop_ids for token in drawn[:-1]):
+            raise BadAnswer(f"TensorRT-LLM's row {row} goes on after a stop token")
         found.append(
             Drawn(
-                token_ids=tuple(completion.tolist()),
-                sampling_log_probs=tuple(log_probs.tolist()),
-                stopped=int(completion[-1]) in stop_ids,
+                token_ids=tuple(drawn),
+                sampling_log_probs=tuple(reported[row, start:end].tolist()),
+                stopped=any(token in stop_ids for token in drawn),
             )
         )
+    check_completions(found, count=len(prompts), max_tokens=max_new_tokens, vocab_size=vocab_size)
     return found
-
-
-def _problem(
-    echoed: Int[Tensor, "_"],
-    prompt: Int[Tensor, "_"],
-    completion: Int[Tensor, "_"],
-    end: int,
-    vocab_size: int,
-    stops: set[int],
-    max_new_tokens: int,
-) -> str | None:
-    """Why a row is not a valid completion; None if it is."""
-    if len(echoed) != len(prompt) or not torch.equal(echoed, prompt.long()):
-        return "it begins with a prompt other than the one that was asked"
-    drawn = completion.tolist()
-    if len(drawn) != end - len(prompt) or not 1 <= len(drawn) <= max_new_tokens:
-        return f"{len(drawn)} tokens, its length says {end - len(prompt)} of at most {max_new_tokens}"
-    if outside := [token for token in drawn if not 0 <= token < vocab_size]:
-        return f"id {outside[0]} is not one of the {vocab_size} of the vocabulary"
-    if any(token in stops for token in drawn[:-1]):
-        return "it goes on after a stop token"
-    if drawn[-1] not in stops and len(drawn) < max_new_tokens:
-        return f"it ends after {len(drawn)} tokens without a stop token, before the limit of {max_new_tokens}"
-    return None

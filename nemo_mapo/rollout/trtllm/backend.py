@@ -61,7 +61,7 @@ class TrtllmRollout:
         special = SpecialTokens.from_tokenizer(tokenizer)
         self.pad_id = special.pad_id
         self._stop_ids = [special.end_id]
-        self._forbidden_ids = sorted(never_drawn(set(range(engine.vocab_size)), tokenizer, set(), {special.end_id}))
+        self._forbidden_ids = never_drawn(engine.vocab_size, tokenizer, {special.end_id})
         # The engine's vocabulary may be padded; the policy's logits are not.
         in_policy = [one for one in self._forbidden_ids if one < model.vocab_size]
         self._forbidden_in_policy = torch.tensor(in_policy, dtype=torch.int64, device=model.device)

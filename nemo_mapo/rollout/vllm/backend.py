@@ -5,7 +5,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +79,6 @@ class VllmRollout:
         special = SpecialTokens.from_tokenizer(tokenizer)
         self._probe = Probe.of(policy, self.drawing, special, sample_rate=sample_rate)
         self._run = secrets.token_hex(6)
-        """Two runs may both have a version 7."""
         self._version: int | None = None
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
 
@@ -104,49 +103,40 @@ class VllmRollout:
             # Gathering a tensor needs all ranks, even if it is no longer sent.
             for _ in tensors:
                 pass
-        sent = from_main_rank(sent)
-        scored = self._probe.scored(self.policy, list(sent.taken.values())) if sent.taken else []
+        update, taken, reasons = from_main_rank(sent)
+        scored = self._probe.scored(self.policy, list(taken.values())) if taken else []
         mismatches = {
-            number: difference(torch.tensor(one.sampling_log_probs), sent.taken[number])
-            for number, one in zip(sent.taken, scored, strict=True)
+            number: difference(torch.tensor(one.sampling_log_probs), taken[number])
+            for number, one in zip(taken, scored, strict=True)
         }
-        accepted = self.fleet.accept(sent.name, mismatches) if is_main_rank() else None
-        usable, reasons = from_main_rank(accepted)
-        failures = "; ".join([*sent.reasons, *reasons])
+        accepted = self.fleet.accept(update.version, mismatches) if is_main_rank() else None
+        usable, refusals = from_main_rank(accepted)
+        failures = "; ".join([*reasons, *refusals])
         if not usable:
             raise RolloutUnavailable(f"no vLLM server took version {version} of the weights: {failures}")
         if failures:
             logger.error(failures)
         self.fleet.usable = usable
-        self.fleet.update = (
-            None
-            if not prompts
-            else Update(
-                directory=sent.directory,
-                version=sent.name,
-                prompt=prompts[0],
-                wanted=self._probe.wanted,
-                expected=scored[list(sent.taken).index(min(usable))],
-            )
-        )
+        self.fleet.update = replace(update, expected=scored[list(taken).index(min(usable))])
         self._version = version
 
-    def _send(self, version: int, tensors: Iterable[tuple[str, Tensor]], prompts: Sequence[RequestPrompt]) -> "_Sent":
-        """On the first rank: write the weights and put them into the servers."""
-        name = f"{self._run}-{version}"
+    def _send(
+        self, version: int, tensors: Iterable[tuple[str, Tensor]], prompts: Sequence[RequestPrompt]
+    ) -> tuple[Update, dict[int, Drawn], list[str]]:
+        """On the first rank: write the weights and load them into the servers; see `Fleet.load`."""
         settings = self.config.vllm
         assert settings is not None
+        # Two runs may both have a version 7.
+        update = Update(directory=None, version=f"{self._run}-{version}", prompt=prompts[0], wanted=self._probe.wanted)
         try:
             self.fleet.wait_for_a_server()
             weights = served_weights(tensors, self._model_config, prefix=self._prefix)
-            directory = None
             if settings.weight_sync == "directory":
-                directory = write_update(self._directory, version, weights, bucket_bytes=settings.bucket_bytes)
-            update = Update(directory=directory, version=name, prompt=prompts[0], wanted=self._probe.wanted)
-            taken, reasons = self.fleet.load(update, weights)
+                written = write_update(self._directory, version, weights, bucket_bytes=settings.bucket_bytes)
+                update = replace(update, directory=written)
+            return update, *self.fleet.load(update, weights)
         except (RolloutUnavailable, WeightsError) as error:
-            return _Sent(name=name, directory=None, taken={}, reasons=[str(error)])
-        return _Sent(name=name, directory=directory, taken=taken, reasons=reasons)
+            return update, {}, [str(error)]
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, group_size: int, seeds: Int[Tensor, " batch"]
@@ -177,7 +167,7 @@ class VllmRollout:
         given_up = threading.Event()
         asked = None
         if asks_for_its_replica():
-            drawing = Drawing(sampling=sampling, never_drawn=self.drawing.never_drawn, stop_ids=self.drawing.stop_ids)
+            drawing = replace(self.drawing, sampling=sampling)
             groups = seeds.view(len(prompts), group_size).tolist()
             requests = [
                 (prompt, wanted)
@@ -196,18 +186,6 @@ class VllmRollout:
     def close(self) -> None:
         """Stop the server that was started for this backend, if there is one."""
         self.fleet.close()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sent:
-    """The outcome of an update on the first rank."""
-
-    name: str
-    directory: Path | None
-    taken: dict[int, Drawn]
-    """The probe's completion by each server that took it."""
-    reasons: list[str]
-    """For each that did not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,12 +91,17 @@ def served(config: RunConfig) -> tuple[list[str], dict[str, str]]:
             "environment, the same for server and trainer"
         )
     tokenizer = load_tokenizer(config.data.tokenizer)
-    directory = sync_dir(vllm, Path(config.exp_manager.explicit_log_dir)) / "model"
     on_cpu = config.trainer.accelerator == "cpu"
-    vocab_size = config.model.decoder.vocab_size or len(tokenizer)
-    dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-    _write(directory, config.rollout, config.model, tokenizer, vocab_size=vocab_size, dtype=dtype)
-    command = _command(directory, config.rollout, config.model, dtype=dtype, on_cpu=on_cpu, port=vllm.port)
+    command = _command(
+        sync_dir(vllm, Path(config.exp_manager.explicit_log_dir)),
+        config.rollout,
+        config.model,
+        tokenizer,
+        vocab_size=config.model.decoder.vocab_size or len(tokenizer),
+        dtype=torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32,
+        on_cpu=on_cpu,
+        port=vllm.port,
+    )
     return command, serve_environment(key=key, on_cpu=on_cpu)
 
 
@@ -124,12 +129,20 @@ def _launch(
     directory: Path,
 ) -> VllmProcess:
     port, on_cpu, dtype = free_port(), policy.device.type == "cpu", next(policy.parameters()).dtype
-    _write(directory / "model", config, model_config, tokenizer, vocab_size=policy.vocab_size, dtype=dtype)
-    command = _command(directory / "model", config, model_config, dtype=dtype, on_cpu=on_cpu, port=port)
+    command = _command(
+        directory,
+        config,
+        model_config,
+        tokenizer,
+        vocab_size=policy.vocab_size,
+        dtype=dtype,
+        on_cpu=on_cpu,
+        port=port,
+    )
     return VllmProcess(command, port=port, log=directory / "vllm.log", on_cpu=on_cpu)
 
 
-def _write(
+def _command(
     directory: Path,
     config: RolloutConfig,
     model_config: ModelConfig,
@@ -137,25 +150,18 @@ def _write(
     *,
     vocab_size: int,
     dtype: torch.dtype,
-) -> None:
-    assert config.vllm is not None
-    original = None if config.vllm.original is None else Path(config.vllm.original)
-    write_model_directory(directory, model_config, tokenizer, vocab_size=vocab_size, dtype=dtype, original=original)
-
-
-def _command(
-    directory: Path,
-    config: RolloutConfig,
-    model_config: ModelConfig,
-    *,
-    dtype: torch.dtype,
     on_cpu: bool,
     port: int,
 ) -> list[str]:
-    assert config.vllm is not None
+    """Write the model directory into `directory`; the command that serves it."""
+    settings, model = config.vllm, directory / "model"
+    assert settings is not None
+    write_model_directory(
+        model, model_config, tokenizer, vocab_size=vocab_size, dtype=dtype, original=settings.original
+    )
     return serve_command(
-        config.vllm,
-        directory,
+        settings,
+        model,
         hears=hears(model_config),
         max_length=model_config.decoder.max_position_embeddings,
         batch_size=config.batch_size,

@@ -28,7 +28,7 @@ def write_model_directory(
     *,
     vocab_size: int,
     dtype: torch.dtype,
-    original: Path | None,
+    original: str | None,
 ) -> None:
     """Write config.json, tokenizer and, for a model that vLLM serves with its encoder, the original's side files.
 
@@ -45,12 +45,12 @@ def write_model_directory(
     """
     directory.mkdir(parents=True, exist_ok=True)
     if hears(config):
-        if original is None or not (original / "config.json").is_file():
+        if original is None or not Path(original, "config.json").is_file():
             raise ValueError(
                 f"rollout.vllm.original={original}: name the Hugging Face directory of the model, or OUTPUT/original "
                 "of examples/import_hf.py; vLLM serves the model with its audio encoder and needs its processor"
             )
-        for path in side_files(original):
+        for path in side_files(Path(original)):
             shutil.copy2(path, directory / path.name)
         return
     tokenizer.save_pretrained(str(directory))

@@ -44,7 +44,7 @@ class Probe:
         sampling = SamplingConfig(temperature=1.0, min_new_tokens=tokens_left, max_new_tokens=tokens_left)
         return cls(
             prompt=Prompt(id="probe", token_ids=tokens, clips=(noise,)),
-            drawing=Drawing(sampling=sampling, never_drawn=drawing.never_drawn, stop_ids=drawing.stop_ids),
+            drawing=replace(drawing, sampling=sampling),
         )
 
     @property

@@ -11,10 +11,10 @@ from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.embedded.warm_start import _BatchMaker, _cosine_with_warmup, _trained
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
-from nemo_mapo.testing.tiny import tiny_model_config
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import Wording
+from tests.tiny import tiny_model_config
 
 STAGE = WarmStartStageConfig(target="reasoning", steps=1, batch_size=10)
 

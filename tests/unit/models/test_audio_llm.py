@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_batch
 from nemo_mapo.types import AudioBatch
+from tests.tiny import tiny_audio_llm, tiny_batch
 
 TOLERANCE = 1e-5
 

@@ -1,12 +1,15 @@
-"""Which models vLLM serves with their own encoder, and what it needs for them."""
+"""Which models vLLM serves with their own encoder, what it needs for them, and what is served at all."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from nemo_mapo.config.model import ModelConfig, ProjectorConfig, QwenOmniPerceptionConfig
 from nemo_mapo.config.rollout import VllmConfig
+from nemo_mapo.rollout.vllm.build import served
 from nemo_mapo.rollout.vllm.model_directory import hears
+from tests.integration.trainers import config_of
 
 
 def test_an_encoder_with_a_projector_of_ours_is_not_one_that_vllm_knows():
@@ -27,3 +30,13 @@ def test_qwen_omni_needs_its_directory_and_clips_filled_up_as_vllm_fills_them():
     VllmConfig(original="models/qwen").check_model(replace(model, perception=replace(perception, whole_frames=True)))
     # Prompts of a model from parts are embeddings: vLLM serves its decoder only.
     VllmConfig().check_model(replace(model, perception=replace(perception, projector=ProjectorConfig())))
+
+
+def test_a_server_for_other_machines_needs_a_key_and_a_run_that_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=r"rollout\.vllm is not set: add rollout=vllm"):
+        served(config_of(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match=r"rollout\.vllm\.host=0\.0\.0\.0 listens to other.*key VLLM_API_KEY"):
+        served(config_of(tmp_path, tmp_path, "rollout=vllm", "rollout.vllm.host=0.0.0.0"))

@@ -18,12 +18,12 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import completions_of, training_rows
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, tiny_problems
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, refill
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import Wording
 from tests.integration.tiny_run import ROOT
+from tests.tiny import tiny_audio_llm, tiny_groups, tiny_problems
 
 GROUP = 2
 BATCH, CLIPS = 4, 16

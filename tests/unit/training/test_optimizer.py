@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nemo_mapo.config.model import OptimizerConfig, SchedulerConfig
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_batch
 from nemo_mapo.training.optimizer import (
     OptimizerStep,
     SkippedSteps,
@@ -16,6 +15,7 @@ from nemo_mapo.training.optimizer import (
     trainable_parameters,
     wrap_data_parallel,
 )
+from tests.tiny import tiny_audio_llm, tiny_batch
 
 OPTIM = OptimizerConfig(lr=1e-2, weight_decay=0.1)
 

@@ -8,9 +8,9 @@ from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.data.sequences import drop_audio, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.lora import add_lora
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, token_signals
+from tests.tiny import tiny_audio_llm, tiny_rows
 
 PAD = 0
 

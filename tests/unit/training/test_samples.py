@@ -13,12 +13,12 @@ from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.rewards.combined import RewardTable
 from nemo_mapo.rows import training_rows
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, with_texts
 from nemo_mapo.training.records import JsonLines, JsonLinesLogger
 from nemo_mapo.training.samples import TABLE, SampleWriter
 from nemo_mapo.training.scoring import ScoredRollouts
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.types import RolloutBatch
+from tests.tiny import tiny_audio_llm, tiny_groups, with_texts
 
 TEXTS = ("<think> a | b\nso </think> deep", "<b>low</b>", "third", "fourth")
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)

@@ -15,12 +15,12 @@ from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.grounding.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_groups, with_texts
 from nemo_mapo.training.actor import MapoActor, objective_inputs
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching, TokenSignals
+from tests.tiny import tiny_audio_llm, tiny_groups, with_texts
 
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 

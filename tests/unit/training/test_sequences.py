@@ -12,9 +12,9 @@ from nemo_mapo.data.sequences import (
     token_batch,
 )
 from nemo_mapo.rows import Prompt
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.signals import MicroBatching, token_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, TokenBatch
+from tests.tiny import tiny_audio_llm, tiny_rows
 
 PAD = 0
 

@@ -6,11 +6,11 @@ import torch
 from nemo_mapo.data.sequences import by_completion, drop_audio, select_rows, shared_row, token_batch, without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rows import training_rows
-from nemo_mapo.testing.layouts import hard_groups
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm
 from nemo_mapo.training.packing import pack_shared_rows
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.types import AudioBatch, TokenBatch
+from tests.layouts import hard_groups
+from tests.tiny import TinyAudioLLM, tiny_audio_llm
 
 PAD = 0
 SHARED = MicroBatching(rows=8, shared_prompts=True)

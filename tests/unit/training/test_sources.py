@@ -18,7 +18,6 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import OverlappingBackend, PendingCompletions
 from nemo_mapo.rows import Completion, completions_of
-from nemo_mapo.testing.tiny import SAMPLE_RATE, tiny_audio_llm, tiny_model_config
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
@@ -27,6 +26,7 @@ from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.sources import OneAhead, Requests, RolloutSource, Sampler, StepGroups, Synchronous
 from nemo_mapo.types import Wording
 from tests.integration.tiny_run import ROOT
+from tests.tiny import SAMPLE_RATE, tiny_audio_llm, tiny_model_config
 
 BATCH, GROUP, STEPS = 2, 2, 3
 SAMPLING = SamplingConfig(max_new_tokens=3)

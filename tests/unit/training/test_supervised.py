@@ -5,11 +5,11 @@ import torch
 
 from nemo_mapo.data.sequences import hide_clips, select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.testing.tiny import tiny_audio_llm, tiny_rows
 from nemo_mapo.training.optimizer import gradient_of, trainable_parameters, wrap_data_parallel
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import mean_negative_log_likelihood, supervised_gradient
 from nemo_mapo.types import TokenBatch
+from tests.tiny import tiny_audio_llm, tiny_rows
 
 WHOLE = MicroBatching(rows=4)
 

@@ -16,8 +16,8 @@ from nemo_mapo.evaluation.grounding.causal import (
     truth_probabilities,
 )
 from nemo_mapo.rows import Row
-from nemo_mapo.testing.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompts
 from nemo_mapo.training.signals import MicroBatching
+from tests.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompts
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Completion, Group, Problem, training_rows
-from nemo_mapo.testing.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import (
@@ -34,6 +33,7 @@ from nemo_mapo.training.optimizer import (
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, TokenSignals
 from nemo_mapo.types import RolloutBatch
+from tests.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
 
 NUM_PROMPTS, GROUP_SIZE = 4, 2
 ROWS = NUM_PROMPTS * GROUP_SIZE

@@ -22,7 +22,19 @@ from nemo_mapo.platform import forget_main_module
 
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other: a loaded machine is slow, and a hang is rare."""
-_preloaded = ["nemo_mapo.testing.layouts"]
+PRELOADED = (
+    "nemo.core.config",
+    "nemo_mapo.launch",
+    "nemo_mapo.config.evaluation",
+    "nemo_mapo.evaluation.benchmarks.run",
+    "nemo_mapo.evaluation.grounding.run",
+    "nemo_mapo.data.importers.prepare",
+    "nemo_mapo.models.hf.convert",
+    "nemo_mapo.training.assemble",
+    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
+    "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",
+)
+"""What ranks and commands of examples/ import."""
 _GOODBYE_SECONDS = 5.0
 
 
@@ -76,11 +88,6 @@ def _collect(receivers: list[Connection]) -> list[Any]:
     return results
 
 
-def preload(*modules: str) -> None:
-    """Have the clean process import these too, if there is no rank yet."""
-    _preloaded.extend(modules)
-
-
 @cache
 def context() -> ForkServerContext:
     """Start processes as forks of one clean process that has imported everything.
@@ -88,7 +95,7 @@ def context() -> ForkServerContext:
     Importing takes longer than most tests.
     """
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(_preloaded)
+    forks.set_forkserver_preload(list(PRELOADED))
     return forks
 
 

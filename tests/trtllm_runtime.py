@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from nemo_mapo.config.model import ModelConfig
@@ -82,7 +82,7 @@ class MegatronRuntime:
     def generate(
         self,
         *,
-        batch_input_ids: Sequence[Int[Tensor, "_"]],
+        batch_input_ids: Sequence[Tensor],
         sampling: EngineSampling,
         prompt_table: Float[Tensor, "rows hidden"] | None,
         prompt_tasks: str | None,
