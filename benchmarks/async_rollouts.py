@@ -26,7 +26,8 @@ from nemo_mapo.rollout.vllm.process import free_port
 ROOT = Path(__file__).parents[1]
 WANTED = 1.4
 LEFT_OUT = 2
-STALENESS = {"synchronous": 0, "one ahead": 1}
+STALENESS = {"synchronous": 0, "one_ahead": 1}
+"""Batches by which the weights sampled from lag behind, by `trainer.mapo.generation.type`."""
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def train(name: str, run_dir: Path, url: str, arguments: argparse.Namespace) -> 
         "trainer.mapo.save_interval=0",
         f"trainer.mapo.max_steps={arguments.steps}",
         f"trainer.mapo.num_rollouts_per_prompt={arguments.group}",
-        f"trainer.mapo.asynchronous={{max_staleness: {STALENESS[name]}}}",
+        f"trainer.mapo.generation.type={name}",
         "objective.behaviour_clip=2",
         *model_overrides(run_dir.parent),
         f"data.train_ds.batch_size={arguments.prompts}",
@@ -143,10 +144,10 @@ def report(pairs: list[dict[str, dict[str, float]]], *, check: bool) -> None:
     for name in STALENESS:
         step, wait = (statistics.median(pair[name][part] for pair in pairs) for part in ("step", "wait"))
         print(f"{name:<12}{3600 / step:>9.0f}{step:>9.2f}{wait:>26.2f}")
-    ratios = sorted(pair["synchronous"]["step"] / pair["one ahead"]["step"] for pair in pairs)
+    ratios = sorted(pair["synchronous"]["step"] / pair["one_ahead"]["step"] for pair in pairs)
     ratio = statistics.median(ratios)
     spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}, {len(pairs)} pairs"
-    print(f"steps per hour, one ahead / synchronous: {ratio:.2f} ({spread})")
+    print(f"steps per hour, one_ahead / synchronous: {ratio:.2f} ({spread})")
     if check and ratio < WANTED:
         sys.exit(f"asked for is at least {WANTED:g}")
 

@@ -1,6 +1,6 @@
 """How far the data-free tagger agrees with the averaged perceptron on audio reasoning.
 
-Prints, for each part of tests/unit/grounding/reasoning_text.txt or for a text of your own, the share of tokens whose
+Prints, for each part of tests/unit/pos_gate/reasoning_text.txt or for a text of your own, the share of tokens whose
 gate agrees, the same over word tokens only, and the share of words whose universal tag agrees. Needs NLTK's
 averaged_perceptron_tagger_eng:
 
@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.grounding.pos_gate import pos_token_gate
-from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger, build_chain_tagger, build_tagger
-from nemo_mapo.grounding.words import sentences_of
+from nemo_mapo.pos_gate.gate import pos_token_gate
+from nemo_mapo.pos_gate.tagger import PERCEPTRON_PACKAGE, Tagger, build_chain_tagger, build_tagger
+from nemo_mapo.pos_gate.words import sentences_of
 
-TEXT = Path(__file__).resolve().parent.parent / "tests" / "unit" / "grounding" / "reasoning_text.txt"
+TEXT = Path(__file__).resolve().parent.parent / "tests" / "unit" / "pos_gate" / "reasoning_text.txt"
 VOCABULARY_SIZE = 1200
 """About as many subwords a word as a large vocabulary needs on unseen text."""
 

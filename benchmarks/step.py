@@ -20,8 +20,8 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, plan_split
 from nemo_mapo.embedded.tokenizer import build_tokenizer
-from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
+from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Problem, Prompt
 from nemo_mapo.training.actor import MapoActor

@@ -1,7 +1,7 @@
-"""Does it help? Every variant on every task with paired seeds, on the test split: the tables of docs/evidence.md.
+"""Does MAPO help? Every variant on every task with paired seeds, on the test split: the tables of docs/evidence.md.
 
-Settings were fixed before the test split was read; no seed is dropped, and unfinished runs are
-named. Finished runs are skipped and interrupted ones resumed, so you can repeat the command until all are finished.
+Settings were fixed before the test split was read; no seed is dropped, and unfinished runs are named. Finished runs are
+skipped and interrupted ones resumed, so the command can be repeated until all are finished.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from nemo_mapo.embedded.warm_start import start_embedded  # noqa: E402
 from nemo_mapo.evaluation.grounding.measure import measure_run  # noqa: E402
 from nemo_mapo.evaluation.grounding.run import START  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
-from nemo_mapo.reports.evidence import EvidenceRun, evidence_markdown, update_page  # noqa: E402
+from nemo_mapo.reports.evidence import EvidenceRun, evidence_markdown  # noqa: E402
+from nemo_mapo.reports.markdown import fill  # noqa: E402
 
 CORPORA = {
     "synthetic": recipe(SyntheticCorpusConfig()),
@@ -48,7 +49,7 @@ LATE_AFTER = "."
 
 
 def job(task: str, variant: str, seed: int, arguments: argparse.Namespace) -> Job:
-    """A seed fixes question order and sampling for every variant; all variants share one start policy."""
+    """A training run; its seed fixes question order and sampling for every variant, and all share one start policy."""
     run_dir = arguments.output / task / f"{variant}-seed{seed}"
     steps = arguments.steps
     of_run = [f"seed={seed}", f"data.train_ds.seed={seed}", "trainer.num_threads=1", f"trainer.mapo.max_steps={steps}"]
@@ -58,7 +59,7 @@ def job(task: str, variant: str, seed: int, arguments: argparse.Namespace) -> Jo
 
 
 def measured(run_dir: Path, checkpoint: str | None, *, missing_too: bool) -> Path | None:
-    """The measurements of a run's newest checkpoint or its start; missing ones are made if `missing_too`."""
+    """The measurements of a run's newest checkpoint or its start, which are made if missing and `missing_too`."""
     there = [
         path for path in (run_dir / "evidence").glob("*-test.json") if (START in path.name) == (checkpoint == START)
     ]
@@ -103,7 +104,7 @@ def main() -> None:
     table = evidence_markdown(runs, starts)
     print(table)
     if arguments.page is not None:
-        update_page(arguments.page, table)
+        fill(arguments.page, "evidence", table)
 
 
 def _arguments() -> argparse.Namespace:

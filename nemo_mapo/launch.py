@@ -22,9 +22,9 @@ from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.warm_start import start_embedded
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator, test_records, test_summary, waveforms
-from nemo_mapo.grounding.tagger import build_tagger
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
+from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.processes import is_main_rank, lead_processes
 from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.reports.clips import write_clips

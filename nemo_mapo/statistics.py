@@ -215,16 +215,13 @@ def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> 
     return replace(found, mean=math.exp(found.mean), low=low, high=high)
 
 
-def difference_in_words(low: float, high: float, digits: int = 1) -> str:
+def difference_in_words(low: float, high: float) -> str:
     """Say in words what an interval of a difference, in points, settles and what it leaves open."""
     if low > 0:
-        return f"higher, by at least {low:.{digits}f} points"
+        return f"higher, by at least {low:.1f} points"
     if high < 0:
-        return f"lower, by at least {-high:.{digits}f} points"
-    return (
-        f"not settled; excluded are a loss of more than {-low:.{digits}f} and a gain of more than "
-        f"{high:.{digits}f} points"
-    )
+        return f"lower, by at least {-high:.1f} points"
+    return f"not settled; excluded are a loss of more than {-low:.1f} and a gain of more than {high:.1f} points"
 
 
 def _binary(values: Sequence[float]) -> bool:

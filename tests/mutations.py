@@ -202,7 +202,7 @@ FAULTS = (
         file="nemo_mapo/training/records.py",
         right="        if not is_main_rank():\n            return\n        lines =",
         wrong="        lines =",
-        tests=("tests/unit/training/test_run_directory.py", "-k", "other_ranks"),
+        tests=("tests/unit/training/test_run_directory.py", "-k", "ranks_other_than"),
     ),
     Fault(
         name="rows: signals of packed rows stand in the order of the packs",
@@ -516,7 +516,7 @@ FAULTS = (
         file="nemo_mapo/rewards/custom.py",
         right="        if not isinstance(value, Real) or not math.isfinite(value):\n",
         wrong="        if value is None:\n",
-        tests=("tests/unit/rewards/test_custom.py", "-k", "no_number"),
+        tests=("tests/unit/rewards/test_custom.py", "-k", "one_number"),
     ),
     Fault(
         name="untrusted: a checkpoint is opened before it is looked at",

@@ -1,6 +1,6 @@
-"""NeMo-Aligner's trainer contract: its own classes if it is installed, the same names and meanings if it is not.
+"""NeMo-Aligner's trainer interface: its own classes if it is installed, otherwise ours, equivalent and equally named.
 
-NeMo-Aligner 0.7 is its last release and needs a NeMo with the `nlp` collection (up to 2.4); a newer NeMo runs without.
+NeMo-Aligner 0.7 is its last release and needs a NeMo with the `nlp` collection (up to 2.4); newer ones use ours.
 
     from nemo_mapo.aligner import AlignableGenerativeInterface, ScopedTimer
 """

@@ -1,6 +1,6 @@
-"""What NeMo-Aligner's trainers ask of an actor and give to a loop, for a NeMo that it does not run with.
+"""NeMo-Aligner's actor interface and loop utilities, for versions of NeMo that NeMo-Aligner does not support.
 
-`tests/unit/test_aligner.py` holds these against NeMo-Aligner's own, if that is installed.
+`tests/unit/test_aligner.py` compares these with NeMo-Aligner's own, if that is installed.
 """
 
 import time
@@ -24,47 +24,47 @@ class AlignableGenerativeInterface(ABC):
 
     @abstractmethod
     def prepare_for_training_step(self) -> None:
-        """Before each optimiser step."""
+        """Called before each optimiser step."""
 
     @abstractmethod
     def finish_training_step(self) -> None:
-        """After the gradients of each optimiser step."""
+        """Called when the gradients of an optimiser step are ready."""
 
     @abstractmethod
     def prepare_for_inference(self) -> None:
-        """Before generation."""
+        """Called before generation."""
 
     @abstractmethod
     def finish_inference(self) -> None:
-        """After generation."""
+        """Called after generation."""
 
     @abstractmethod
     def infer(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate."""
+        """Generate completions."""
 
     @abstractmethod
     def prepare_for_training(self) -> None:
-        """Before the optimiser steps of a rollout batch."""
+        """Called before the optimiser steps of a rollout batch."""
 
     @abstractmethod
     def finish_training(self) -> None:
-        """After the optimiser steps of a rollout batch."""
+        """Called after the optimiser steps of a rollout batch."""
 
     def prepare_for_validation_step(self) -> None:
-        """Before validation."""
+        """Called before validation."""
         raise NotImplementedError
 
     def finish_validation_step(self) -> None:
-        """After validation."""
+        """Called after validation."""
         raise NotImplementedError
 
     # Not abstract, as upstream: trainers call it only if they need the frozen reference.
     def get_init_policy_logprobs(self, rollout_batches: Any) -> Any:  # noqa: B027
-        """Log-probs of the frozen start."""
+        """Log-probs under the frozen start policy."""
 
 
 class Timer:
-    """The time limit of a run, `DD:HH:MM:SS` or None for no limit; rank 0 decides for all."""
+    """The time limit of a run, `DD:HH:MM:SS` or None for no limit; rank 0's clock counts."""
 
     def __init__(self, duration: str | None) -> None:
         self.duration = duration
@@ -86,12 +86,12 @@ class Timer:
         return self._seconds - self.get_time_elapsed()
 
     def is_finished(self) -> bool:
-        """Whether rank 0 is past the limit; the same answer on every rank, all of which must ask."""
+        """Whether rank 0 is past the limit; all ranks must call it, and get the same answer."""
         return from_main_rank(self.get_time_remaining() <= 0)
 
 
 class ScopedTimer:
-    """Seconds of named sections.
+    """Measures the seconds that named sections take.
 
         timer = ScopedTimer(reduction="mean", sync_cuda=False, buffer_size=1)
         with timer("rollout"): ...
@@ -113,7 +113,7 @@ class ScopedTimer:
         self._durations: dict[str, float] = {}
 
     def consume_durations(self) -> dict[str, float]:
-        """Seconds by section, which are then forgotten."""
+        """Return the seconds by section and forget them."""
         durations, self._durations = self._durations, {}
         return durations
 
@@ -136,7 +136,7 @@ class ScopedTimer:
 
 
 class CustomLoggerWrapper:
-    """Several Lightning loggers as one; a method that a logger does not have is not called on it."""
+    """Several Lightning loggers as one; loggers without a method are skipped when it is called."""
 
     def __init__(self, loggers: Sequence[Any]) -> None:
         self.loggers = list(loggers)
@@ -165,7 +165,7 @@ class CustomLoggerWrapper:
         self.apply_fn("log_metrics", {f"{prefix}{name}": value for name, value in metrics.items()}, step)
 
     def finalize(self) -> None:
-        """Close the loggers of a run that ended well."""
+        """Close the loggers after a successful run."""
         self.apply_fn("finalize", "success")
 
 
@@ -179,7 +179,8 @@ def check_progress(
 ) -> tuple[bool, bool, bool]:
     """Whether to validate, to save, and whether `step` is the last one.
 
-    Intervals of 0 (or below, for saving) switch off; the last step, and one past the time limit, do both.
+    An interval of 0 (for saving, also a negative one) switches it off; the last step, and one past the time limit, do
+    both.
 
         check_progress(20, 80, 20, 40, limit_val_batches=1.0)  # (True, False, False)
 

@@ -134,13 +134,15 @@ def _tag(section: type) -> Any:
 
 
 def _suggest(path: str, name: str, section: Any, schema: type) -> str:
-    """What to write instead of an unknown key: a habit's equivalent, a similar key here, or the key's real place."""
+    """What to do about an unknown key: a habit's equivalent, another type, a similar key here, or its real place."""
     if path in HABITS:
         return f"; {HABITS[path]}"
+    elsewhere = [key for key in dict.fromkeys(keys_of(schema)) if key.rsplit(".", 1)[-1] == name]
+    if path in elsewhere:
+        return f"; it belongs to another {path.removesuffix(name)}type"
     here = _keys(section)
     if near := difflib.get_close_matches(name, here, n=1):
         return f"; did you mean {near[0]}?"
-    elsewhere = [key for key in dict.fromkeys(keys_of(schema)) if key.rsplit(".", 1)[-1] == name]
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere[:_MOST_PLACES])}?"
     return nearest(name, here)

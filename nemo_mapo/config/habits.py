@@ -27,6 +27,8 @@ HABITS: Final[dict[str, str]] = {
     **{f"{_BEST}.{name}": "use examples/export_hf.py" for name in ("always_save_nemo", "save_nemo_on_train_end")},
     "exp_manager.resume_ignore_no_checkpoint": "resume_if_exists=true starts afresh if there is no checkpoint",
     "exp_manager.max_time_per_run": "use trainer.mapo.max_time_per_run=DD:HH:MM:SS",
+    "trainer.mapo.asynchronous": "use trainer.mapo.generation.type=one_ahead",
+    "trainer.mapo.dynamic_sampling": "use trainer.mapo.generation.type=dynamic_sampling",
     "model.restore_from_path": "use pretrained_checkpoint.restore_from_path",
     "model.pretrained_checkpoint": "use pretrained_checkpoint.restore_from_path",
     "model.resume_from_checkpoint": "use exp_manager.resume_if_exists=true",

@@ -1,7 +1,7 @@
 """Rewards: a class per type with its weight and its own settings, and the judge model."""
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
@@ -20,6 +20,9 @@ from nemo_mapo.config.fields import (
     Variable,
     Weight,
 )
+
+if TYPE_CHECKING:
+    from nemo_mapo.config.run import RunConfig
 
 
 @config_class
@@ -177,6 +180,25 @@ class TarsConfig:
     """alpha: mean over layers of the cosine of mean hidden states."""
     behaviour: Weight = 1.0
     """beta: cosine of the texts' embeddings, by judge.embedding_model of judge.base_url."""
+
+    def check(self, run: "RunConfig") -> None:
+        """ValueError if the two halves of a group cannot be formed or trained."""
+        group = run.completions_per_prompt
+        if group % 2 or group < 4:
+            raise ValueError(
+                f"trainer.mapo.num_rollouts_per_prompt={group} must be even and at least 4 with rewards.tars: one half "
+                "hears the clip, the other reads its caption"
+            )
+        if run.objective.mask != "none" or run.objective.eta > 0 or run.objective.log_grounding:
+            raise ValueError(
+                "rewards.tars trains rows without audio, which have no audio mass and no differential entropy: set "
+                "objective=tars (objective.mask=none objective.eta=0 objective.log_grounding=false)"
+            )
+        if run.model.pipeline_model_parallel_size > 1 or run.model.sequence_parallel:
+            raise ValueError(
+                "rewards.tars reads hidden states of all layers: set model.pipeline_model_parallel_size=1 and "
+                "model.sequence_parallel=false"
+            )
 
 
 def _first_terms() -> dict[str, Term]:

@@ -14,9 +14,6 @@ from nemo_mapo.config.rollout import TrtllmConfig, VllmConfig
 from nemo_mapo.config.trainer import TrainerConfig
 from nemo_mapo.config.warm_start import WarmStartConfig
 
-MAX_COMPLETIONS_PER_STEP = 2**20
-"""Most rows of a step that can have seeds of their own (`fields.MAX_SEED`)."""
-
 
 @config_class
 class SamplingConfig:
@@ -63,7 +60,7 @@ class RolloutConfig:
     """The engine of `backend: trtllm`."""
 
     def __post_init__(self) -> None:
-        if self.backend != "megatron" and vars(self)[self.backend] is None:
+        if self.backend != "megatron" and self.engine is None:
             raise ValueError(
                 f"backend={self.backend} needs a section {self.backend}; rollout={self.backend} has one to start from"
             )
@@ -71,8 +68,7 @@ class RolloutConfig:
     @property
     def engine(self) -> VllmConfig | TrtllmConfig | None:
         """The section of the backend; None for `megatron`, which has none."""
-        sections = {"vllm": self.vllm, "trtllm": self.trtllm}
-        return sections.get(self.backend)
+        return {"megatron": None, "vllm": self.vllm, "trtllm": self.trtllm}[self.backend]
 
 
 @config_class
@@ -111,12 +107,10 @@ class RunConfig:
         self._check_ranks()
         self._check_backend()
         self._check_length()
-        self._check_tars()
-        if self.rollout.engine is not None:
-            self.rollout.engine.check(self)
+        for section in (self.rewards.tars, self.rollout.engine, self.trainer.mapo.generation):
+            if section is not None:
+                section.check(self)
         self._check_advantages()
-        self._check_dynamic_sampling()
-        self._check_asynchronous()
         if self.warm_start is not None and self.model.restored_encoder is not None:
             raise ValueError(
                 "warm_start trains the whole model from noise, and would not keep the encoder of "
@@ -164,8 +158,7 @@ class RunConfig:
         for name, value, wanted in (
             ("rollout.backend", self.rollout.backend, "megatron"),
             ("rewards.tars", self.rewards.tars, None),
-            ("trainer.mapo.dynamic_sampling", self.trainer.mapo.dynamic_sampling, None),
-            ("trainer.mapo.asynchronous", self.trainer.mapo.asynchronous, None),
+            ("trainer.mapo.generation.type", self.trainer.mapo.generation.type, "synchronous"),
         ):
             if value != wanted:
                 raise ValueError(f"trainer.sft samples no rollouts: {name}={value} must be {wanted or 'null'}")
@@ -175,56 +168,19 @@ class RunConfig:
                 "completions into the manifest's `reasoning` and set data.target.form=verbatim, or use template=think"
             )
 
-    def _check_tars(self) -> None:
-        """ValueError if TARS's two halves of a group cannot be formed or trained."""
-        if self.rewards.tars is None:
-            return
-        group = self.trainer.mapo.num_rollouts_per_prompt
-        if group % 2 or group < 4:
-            raise ValueError(
-                f"trainer.mapo.num_rollouts_per_prompt={group} must be even and at least 4 with rewards.tars: one half "
-                "hears the clip, the other reads its caption"
-            )
-        if self.objective.mask != "none" or self.objective.eta > 0 or self.objective.log_grounding:
-            raise ValueError(
-                "rewards.tars trains rows without audio, which have no audio mass and no differential entropy: set "
-                "objective=tars (objective.mask=none objective.eta=0 objective.log_grounding=false)"
-            )
-        if self.model.pipeline_model_parallel_size > 1 or self.model.sequence_parallel:
-            raise ValueError(
-                "rewards.tars reads hidden states of all layers: set model.pipeline_model_parallel_size=1 and "
-                "model.sequence_parallel=false"
-            )
-
     def _check_advantages(self) -> None:
         """ValueError if some completion would have no complete set of rewards to normalise one by one."""
         if self.objective.advantages == "total":
             return
+        generation = self.trainer.mapo.generation.type
         others = {
             "rewards.tars": self.rewards.tars is not None,
-            "trainer.mapo.dynamic_sampling": self.trainer.mapo.dynamic_sampling is not None,
+            f"trainer.mapo.generation.type={generation}": generation == "dynamic_sampling",
             "a reward by a judge, whose verdict may be missing": self.rewards.asks_judge,
         }
         if set_too := [name for name, given in others.items() if given]:
             raise ValueError(
                 f"objective.advantages=per_reward is incompatible with {', '.join(set_too)}: set it to total"
-            )
-
-    def _check_dynamic_sampling(self) -> None:
-        """ValueError if it is not known in time which groups have equal rewards, or seeds would run out."""
-        dynamic = self.trainer.mapo.dynamic_sampling
-        if dynamic is None:
-            return
-        if self.rewards.tars is not None:
-            raise ValueError(
-                "trainer.mapo.dynamic_sampling needs the rewards while it samples, but rewards.tars adds to them "
-                "later: set one of them to null"
-            )
-        completions = self.data.train_ds.batch_size * self.trainer.mapo.num_rollouts_per_prompt
-        if (most := MAX_COMPLETIONS_PER_STEP // completions - 1) < dynamic.max_generation_rounds:
-            raise ValueError(
-                f"trainer.mapo.dynamic_sampling.max_generation_rounds={dynamic.max_generation_rounds} exceeds {most}: "
-                f"with {completions} completions per round there are no seeds for more rounds"
             )
 
     @property
@@ -237,31 +193,9 @@ class RunConfig:
         return replace(objective, behaviour_clip=objective.truncation_clip)
 
     @property
-    def max_staleness(self) -> int:
-        """Number of rollout batches that are generated ahead."""
-        asynchronous = self.trainer.mapo.asynchronous
-        return 0 if asynchronous is None else asynchronous.max_staleness
-
-    def _check_asynchronous(self) -> None:
-        """ValueError if generating ahead is impossible, or its samples would be treated as on-policy."""
-        if self.max_staleness == 0:
-            return
-        option = f"trainer.mapo.asynchronous.max_staleness={self.max_staleness}"
-        if self.rollout.backend != "vllm":
-            raise ValueError(
-                f"{option}: rollout.backend={self.rollout.backend} generates in the training process and cannot do "
-                "both at the same time; use rollout=vllm"
-            )
-        if self.resolved_objective.behaviour_clip is None:
-            raise ValueError(
-                f"{option} trains on samples of earlier weights, which must be weighted: set "
-                "objective.behaviour_clip, e.g. to 2"
-            )
-        if self.trainer.mapo.dynamic_sampling is not None:
-            raise ValueError(
-                f"{option} has requested the next batch, of newer weights, by the time trainer.mapo.dynamic_sampling "
-                "needs more samples for this one: set one of them to null"
-            )
+    def ahead(self) -> bool:
+        """Whether each rollout batch is generated while the previous one is trained on."""
+        return self.trainer.mapo.generation.type == "one_ahead"
 
     def _check_backend(self) -> None:
         """ValueError if the attention backend does not run on the accelerator."""

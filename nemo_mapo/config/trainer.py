@@ -3,26 +3,11 @@
 import os
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BeforeValidator, Field
 
 from nemo_mapo.config.base import config_class
 from nemo_mapo.config.fields import AtLeastTwo, Count, CountOrZero, Positive, Steps
-
-
-@config_class
-class DynamicSamplingConfig:
-    """Prompts whose completions all have the same reward are replaced by other prompts (docs/rollouts.md)."""
-
-    max_generation_rounds: Count = 3
-    """Most extra rounds of generation for a rollout batch; groups that still have equal rewards then stay."""
-
-
-@config_class
-class AsynchronousConfig:
-    """The next rollout batch is generated while this one is trained on (docs/rollouts.md)."""
-
-    max_staleness: Annotated[int, Strict(), Field(ge=0, le=1)] = 1
-    """Rollout batches by which the weights sampled from may lag behind the trained ones; 0 is the synchronous run."""
+from nemo_mapo.config.generation import GenerationConfig, SynchronousConfig
 
 
 @config_class
@@ -60,10 +45,8 @@ class MapoTrainerConfig(LoopConfig):
 
     num_rollouts_per_prompt: AtLeastTwo = 8
     """G, the group size; group advantages need at least 2."""
-    dynamic_sampling: DynamicSamplingConfig | None = None
-    """Replace prompts whose completions all have the same reward; null trains on whatever was sampled."""
-    asynchronous: AsynchronousConfig | None = None
-    """Generate a batch ahead on rollout servers; null waits for each batch, sampled from the newest weights."""
+    generation: GenerationConfig = SynchronousConfig()
+    """When rollout batches are generated, and whether prompts are replaced."""
 
 
 @config_class

@@ -1,1 +1,1 @@
-"""The embedded demo: a synthetic corpus, its tokenizer, and the start that is taught on it; nothing else knows them."""
+"""The embedded demo: a synthetic corpus, its tokenizer and a start policy trained on it; no other room imports it."""

@@ -2,8 +2,8 @@
 
 The construction is that of VQA-CP. Each kind of sound has a usual word, which is the answer to a share of the training
 questions about it; in validation and test every word is right equally often. The reasoning describes a clip coarsely
-(kinds in their order), names the sound that is asked about by its place, and then compares the choices: what tells them
-apart has to be heard there or carried there.
+(kinds in their order), names the position of the sound in question, and then compares the choices: the evidence that
+distinguishes them must be heard at that point, or remembered until then.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.types import Example
 
 NAMED, AFTER = "named", "after"
-"""Tasks: what the only sound of a kind is like; what the one of two sounds of a kind is like that follows another."""
+"""Tasks: describe the only sound of a kind; describe, of two sounds of a kind, the one that follows another kind."""
 SOUNDS = 3
 PLACES = ("first", "second", "last")
 USUAL_WORDS = {kind: PRIOR_ANSWERS[kind] for kind in KINDS}
 CONTRADICTING = "contradicting"
-"""Part of the test split whose answers are not the usual words; a manifest of its own."""
+"""Manifest of the test questions whose answers are not the usual words."""
 
 
 @config_class
@@ -41,20 +41,20 @@ class PriorShiftConfig:
     usual_share: Annotated[float, Field(ge=0, le=1)] = 0.65
     """Share of training questions whose answer is the usual word of the kind; it is 1 in 4 in validation and test."""
     after_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of questions about the one of two sounds of a kind that follows another sound."""
+    """Share of questions about the one of two sounds of a kind that follows another kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskedSound:
-    """What a question is about."""
+    """The sound that a question is about."""
 
     kind: str
     place: int
-    """Of the sound among those of its clip, from 0."""
+    """Position among the sounds of its clip, from 0."""
 
 
 def plan_prior_shift(config: PriorShiftConfig, split: str) -> list[SyntheticClip]:
-    """The clips of a split; each depends on (seed, split, number) and the shares alone."""
+    """The clips of a split; each depends only on (seed, split, number) and the shares."""
     size = {"train": config.train, "validation": config.validation, "test": config.test}[split]
     return [_plan_clip(config, split, number) for number in range(size)]
 
@@ -74,7 +74,7 @@ def _plan_clip(config: PriorShiftConfig, split: str, number: int) -> SyntheticCl
     kinds, asked = _arrangement(task, kind, rng)
     words = [str(rng.choice(ATTRIBUTES[other])) for other in kinds]
     for other in (place for place, same in enumerate(kinds) if same == kind and place != asked):
-        # The other sound of the kind is of another word: hearing the wrong one must cost.
+        # The other sound of the kind has another word, so that attending to the wrong one is an error.
         words[other] = str(rng.choice([choice for choice in ATTRIBUTES[kind] if choice != word]))
     words[asked] = word
     choices = rng.permutation(ATTRIBUTES[kind]).tolist()
@@ -93,7 +93,7 @@ def _skewed(kind: str, usual_share: float, rng: np.random.Generator) -> str:
 
 
 def _arrangement(task: str, kind: str, rng: np.random.Generator) -> tuple[list[str], int]:
-    """Kinds in their order, and the place of the one that is asked about."""
+    """Kinds in their order, and the position of the one that is asked about."""
     others = [other for other in rng.permutation(KINDS).tolist() if other != kind]
     if task == NAMED:
         place = int(rng.integers(SOUNDS))
@@ -125,12 +125,12 @@ def asked_sound(clip: SyntheticClip) -> AskedSound:
 
 
 def description(kinds: Sequence[str]) -> str:
-    """Kinds in their order and nothing finer: "i hear a tone first, then a sweep, and last a noise."."""
+    """Name the kinds in their order, without detail: "i hear a tone first, then a sweep, and last a noise."."""
     return f"i hear a {kinds[0]} first, then a {kinds[1]}, and last a {kinds[2]}."
 
 
 def completion(clip: SyntheticClip, belief: str) -> str:
-    """Reasoning to `belief` and the answer; completions of a clip differ in their beliefs alone."""
+    """Reasoning that concludes `belief`, and the answer; completions of a clip differ only in their beliefs."""
     asked = asked_sound(clip)
     verdicts = " ".join(f"is it {word}? {'yes' if word == belief else 'no'}." for word in ATTRIBUTES[asked.kind])
     thinking = f"{description([event.kind for event in clip.events])} the {asked.kind} asked about comes "
@@ -138,7 +138,7 @@ def completion(clip: SyntheticClip, belief: str) -> str:
 
 
 def prior_shift_fields(clip: SyntheticClip, rng: np.random.Generator) -> dict[str, Any]:
-    """What a manifest says about a clip beyond the question."""
+    """Fields of a clip in the manifest besides its question and sounds."""
     return {
         "reasoning": completion(clip, clip.example.answer),
         "caption": description([event.kind for event in clip.events]),
@@ -148,12 +148,12 @@ def prior_shift_fields(clip: SyntheticClip, rng: np.random.Generator) -> dict[st
 
 
 def contradicts(clip: SyntheticClip) -> bool:
-    """Whether the answer is not what the text leads to expect."""
+    """Whether the answer differs from the one that the text suggests."""
     return clip.example.answer != USUAL_WORDS[asked_sound(clip).kind]
 
 
 def prior_shift_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer whose words are those of this corpus."""
+    """The tokenizer trained on the words of this corpus."""
     texts = [description(KINDS[:SOUNDS])]
     for kind, words in ATTRIBUTES.items():
         others = [other for other in KINDS if other != kind]

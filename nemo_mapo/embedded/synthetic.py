@@ -4,13 +4,11 @@ A clip is fixed by (seed, split, task, number in its task) alone: neither the si
 writing change it, and no clip of one split can occur in another.
 """
 
-import fcntl
 import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -19,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import soundfile
+from filelock import FileLock
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from pydantic import Field
 from tqdm import tqdm
@@ -48,7 +47,7 @@ _EVENTS = 3
 """Sounds per clip, except in counting clips."""
 EVENT_SECONDS = (0.42, 0.58)
 _COUNTED_EVENT_SECONDS = (0.36, 0.42)
-"""Shorter, so that four fit; the same range whatever the count, so that durations do not tell it."""
+"""Shorter, so that four fit; the same range for every count, so that durations do not reveal it."""
 _LEAST_GAP_SECONDS = 0.03
 _LOUDEST_DBFS = (-20.0, -16.0)
 """Leaves noise bursts, whose peaks stand some 13 dB above their RMS, below full scale."""
@@ -63,7 +62,7 @@ Option = TypeVar("Option")
 
 @config_class
 class TaskSharesConfig:
-    """How much of each split asks what; the shares add up to 1."""
+    """Shares of each split's questions by task; they add up to 1."""
 
     attribute: Share = 0.70
     """What a named kind of sound is like."""
@@ -111,7 +110,7 @@ class Recipe:
     plan: Callable[[str], Sequence[SyntheticClip]]
     """The clips of a manifest, by its name."""
     fields: Callable[[SyntheticClip, np.random.Generator], dict[str, Any]]
-    """What the manifest says of a clip beyond its question and sounds."""
+    """Fields of a clip in the manifest besides its question and sounds."""
     tokenizer: Callable[[], PreTrainedTokenizerFast]
     modules: tuple[str, ...]
     """Files beside this one whose code it depends on."""
@@ -143,13 +142,12 @@ def write_recipe(made: Recipe, output: Path, *, progress: bool = True) -> bool:
     """Write clips, manifests and tokenizer into `output`; return False if they were there already.
 
     The layout is `audio/<split>/<id>.flac`, `cuts_<split>.jsonl.gz`, `tokenizer/`. The same parameters give the same
-    bytes. The corpus appears whole or not at all: it is made beside `output` and renamed. A corpus of ours that was
-    made from other parameters or by another version of this code is replaced. ValueError when `output` holds anything
-    else.
+    bytes. The corpus is written beside `output` and then renamed, so no reader sees half of it. A corpus of ours from
+    other parameters or another version of this code is replaced. ValueError if `output` holds anything else.
     """
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(output.with_name(f".{output.name}.lock")):
+    with FileLock(output.with_name(f".{output.name}.lock")):
         stamp = {"fingerprint": fingerprint(made), "config": asdict(made.config)}
         if _found_fingerprint(output) == stamp["fingerprint"]:
             return False
@@ -160,18 +158,13 @@ def write_recipe(made: Recipe, output: Path, *, progress: bool = True) -> bool:
                 bar.set_description(f"synthesising {name}")
                 _write_manifest(made, name, unfinished, bar)
         made.tokenizer().save_pretrained(tokenizer_path(unfinished))
-        # A corpus inside a repository keeps itself out of it.
+        # Git ignores a corpus inside a repository.
         (unfinished / ".gitignore").write_text("*\n", encoding="utf-8")
         (unfinished / STAMP_NAME).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
         if output.exists():
             shutil.rmtree(output)
         unfinished.rename(output)
         return True
-
-
-def corpus_fingerprint(config: SyntheticCorpusConfig) -> str:
-    """Return a hash of the parameters and of the code that turns them into clips."""
-    return fingerprint(recipe(config))
 
 
 def fingerprint(made: Recipe) -> str:
@@ -222,7 +215,7 @@ _TARGETS: dict[str, list[tuple[str, str]]] = {
 
 
 def _lay_out(task: str, subject: str, answer: str, rng: np.random.Generator) -> tuple[Event, ...]:
-    """Draw sounds of distinct kinds of which `answer` is true, with random times, words and loudness."""
+    """Draw sounds of distinct kinds for which `answer` is right, with random times, words and loudness."""
     count = COUNT_WORDS.index(answer) + 1 if task == "count" else _EVENTS
     required = {"attribute": subject, "order": answer, "loudness": answer}.get(task)
     others = [kind for kind in rng.permutation(KINDS).tolist() if kind != required]
@@ -244,7 +237,7 @@ def _lay_out(task: str, subject: str, answer: str, rng: np.random.Generator) -> 
 
 
 def event_levels(count: int, loudest: int, rng: np.random.Generator) -> list[float]:
-    """Draw the loudness of `count` sounds, of which one stands `LOUD_MARGIN_DB` above the others."""
+    """Draw the loudness of `count` sounds, one of them at least `LOUD_MARGIN_DB` above the others."""
     peak = rng.uniform(*_LOUDEST_DBFS)
     below = np.where(np.arange(count) == loudest, 0.0, rng.uniform(*_BELOW_LOUDEST_DB, count))
     # Rounding both terms keeps the margin: the difference of two rounded levels is exact to the last decimal.
@@ -253,7 +246,7 @@ def event_levels(count: int, loudest: int, rng: np.random.Generator) -> list[flo
 
 
 def event_times(count: int, seconds: tuple[float, float], rng: np.random.Generator) -> tuple[list[float], list[float]]:
-    """Draw starts and durations of `count` sounds in a row; the time left over is split at random into the gaps."""
+    """Draw starts and durations of `count` successive sounds; the remaining time is divided at random into gaps."""
     durations = rng.uniform(*seconds, count)
     spare = CLIP_SECONDS - durations.sum() - (count + 1) * _LEAST_GAP_SECONDS
     gaps = _LEAST_GAP_SECONDS + spare * rng.dirichlet(np.ones(count + 1))
@@ -264,7 +257,7 @@ def event_times(count: int, seconds: tuple[float, float], rng: np.random.Generat
 
 
 def _write_manifest(made: Recipe, split: str, directory: Path, bar: "tqdm[None]") -> None:
-    """Write a manifest and the clips that no manifest before it had."""
+    """Write a manifest and those of its clips that no earlier manifest has."""
     seed = int(asdict(made.config)["seed"])
     (directory / "audio").mkdir(parents=True, exist_ok=True)
     # Neither name nor time of writing in the gzip header.
@@ -327,36 +320,28 @@ def _task_counts(size: int, shares: TaskSharesConfig) -> dict[str, int]:
 
 
 def _deal(options: Sequence[Option], number: int, seed: int, *names: str) -> Option:
-    """Return entry `number` of an endless deal in which every round of `len(options)` holds each option once."""
+    """Return entry `number` of an endless sequence in which every round of `len(options)` holds each option once."""
     turn, place = divmod(number, len(options))
     order = generator(seed, *names, str(turn)).permutation(len(options))
     return options[int(order[place])]
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and these names alone."""
+    """Random numbers that depend only on the seed and these names."""
     digest = hashlib.sha256("/".join((str(seed), *names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 def _found_fingerprint(output: Path) -> str | None:
-    """Return the fingerprint of the corpus in `output`; None when there is nothing."""
+    """Return the fingerprint of the corpus in `output`; None if `output` is missing or empty."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     stamp = output / STAMP_NAME
     if not stamp.is_file():
         raise ValueError(
-            f"{output} exists and is no synthetic corpus (it has no {STAMP_NAME}): choose another output directory"
+            f"{output} exists and is not a synthetic corpus (it has no {STAMP_NAME}): choose another output directory"
         )
     try:
         return str(json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"])
     except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{stamp} is damaged ({error}): delete {output} to have the corpus made again") from error
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time through; the lock goes with the process that holds it."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        raise ValueError(f"{stamp} is damaged ({error}): delete {output} to have the corpus rebuilt") from error

@@ -37,15 +37,15 @@ _INT16_PEAK = 32767
 def render_clip(events: Sequence[Event], rng: np.random.Generator) -> NDArray[np.int16]:
     """Synthesise a mono clip of `CLIP_SECONDS` at `SAMPLE_RATE`; everything not fixed by `events` comes from `rng`.
 
-    Each sound is scaled so that its loudest 40 ms have the RMS its `loudness` states. ValueError when an event
-    reaches beyond the clip or the sum exceeds full scale.
+    Each sound is scaled so that its loudest 40 ms have the RMS that its `loudness` states. ValueError if an event
+    extends beyond the clip or the sum exceeds full scale.
     """
     clip = rng.standard_normal(round(CLIP_SECONDS * SAMPLE_RATE)) * _amplitude(rng.uniform(*_FLOOR_DBFS))
     for event in events:
         sound = _SOUNDS[event.kind](event.attribute, round(event.duration_seconds * SAMPLE_RATE), rng)
         start = round(event.start_seconds * SAMPLE_RATE)
         if start < 0 or start + len(sound) > len(clip):
-            raise ValueError(f"{event} does not fit a clip of {CLIP_SECONDS} s")
+            raise ValueError(f"{event} does not fit into a clip of {CLIP_SECONDS} s")
         clip[start : start + len(sound)] += sound * (_amplitude(event.loudness) / loudest_rms(sound))
     peak = float(np.abs(clip).max())
     if peak > 1.0:

@@ -1,4 +1,4 @@
-"""The synthetic corpus in the files that users bring: questions as JSON lines, a test split as a benchmark."""
+"""The synthetic corpus in the formats of users' own data: questions as JSON lines, the test split as a benchmark."""
 
 import json
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from nemo_mapo.embedded.synthetic_text import TASKS
 from nemo_mapo.files import write_text
 
 BENCHMARK_FILE = "benchmark/test.json"
-"""In a folder of its own: an importer of the questions must not take it for more of them."""
+"""In its own folder, so that an importer of the questions does not read it as more of them."""
 
 
 def export_questions(corpus: Path, output: Path) -> list[Path]:
     """Write `<task>/<split>.jsonl` (audio/question/choices/answer) and the test split as MMAU's file; return the files.
 
-    Each task is a corpus of its own for examples/prepare_data.py. Audio stays where it is, named by absolute path.
+    Each task is a corpus of its own for examples/prepare_data.py. Audio is not copied but named by absolute path.
 
     Raises:
         ValueError: a manifest of the corpus is damaged.

@@ -30,13 +30,10 @@ PRIOR_ANSWERS: dict[str, str] = {
     "loudness": "noise",
     "count": "three",
 }
-"""What a model that leans on its language says: one fixed word per kind (attribute task) or per task."""
-
-SLOW_KIND_TRUTH_SHARE: dict[str, float] = {"sweep": 0.65, "pulse": 0.65}
-"""Sweeps and pulses are learned more slowly than tones and noises, so a warm start may show more truth of them."""
+"""The answers of a model that relies on its language prior: one word per kind (attribute task) or per task."""
 
 LOUD_MARGIN_DB = 6.0
-"""A sound is called loud when it stands this far above every other sound of the clip."""
+"""A sound is called loud if it is this much louder than every other sound of the clip."""
 
 _UNIFORM_SHARE = 0.1
 """Share of warm-start beliefs that are drawn uniformly, so that no choice has probability zero."""
@@ -62,14 +59,14 @@ class Event:
 
 
 def events_from_custom(custom: Mapping[str, Any]) -> tuple[Event, ...]:
-    """Read the `events` field that the synthetic manifests carry; ValueError when it is absent."""
+    """Read the `events` field of the synthetic manifests; ValueError if it is missing."""
     if "events" not in custom:
         raise ValueError("cut has no 'events' field: only manifests of the synthetic corpus describe their sounds")
     return tuple(Event(**event) for event in custom["events"])
 
 
 def loudest_event(events: Sequence[Event]) -> Event | None:
-    """Return the sound that stands `LOUD_MARGIN_DB` above every other; None where no sound does, or it is alone."""
+    """Return the sound that is `LOUD_MARGIN_DB` louder than every other; None if none is, or it is the only one."""
     ranked = sorted(events, key=lambda event: event.loudness, reverse=True)
     if len(ranked) < 2 or ranked[0].loudness - ranked[1].loudness < LOUD_MARGIN_DB:
         return None
@@ -98,9 +95,9 @@ def caption_text(events: Sequence[Event]) -> str:
 def reasoning_text(events: Sequence[Event], example: Example, belief: str, rng: np.random.Generator) -> str:
     """Reason from what is heard to `belief`: `<think> heard, asked, yes/no per choice, so ...</think> belief`.
 
-    The description is always true; verdicts and conclusion follow `belief`, right or wrong. The choices are gone
-    through from deep to shrill, slow to frantic and so on, whatever their order in the question: copying a random
-    order is what a small model learns last. `rng` picks the wording. ValueError when `belief` is not among the choices.
+    The description is always true; verdicts and conclusion follow `belief`, right or wrong. The choices are listed
+    from deep to shrill, slow to frantic and so on, whatever their order in the question: copying a random order is what
+    a small model learns last. `rng` picks the wording. ValueError if `belief` is not among the choices.
     """
     if belief not in example.choices:
         raise ValueError(f"{example.id}: belief {belief!r} is not among the choices {example.choices}")
@@ -115,40 +112,30 @@ def reasoning_text(events: Sequence[Event], example: Example, belief: str, rng: 
 
 
 def prior_answer(example: Example) -> str:
-    """Return the word that the language prior gives to a synthetic question, whatever the clip holds."""
+    """Return the language prior's answer to a synthetic question, whatever the clip."""
     if example.task != "attribute":
         return PRIOR_ANSWERS[example.task]
     return PRIOR_ANSWERS[_asked_kind(example)]
 
 
-def warm_start_belief(
-    example: Example,
-    truth_share: float,
-    rng: np.random.Generator,
-    *,
-    kind_truth_share: Mapping[str, float] | None = None,
-) -> str:
-    """Draw what a warm-start text believes: the truth with p = `truth_share`, uniform with 0.1, else the prior's word.
+def warm_start_belief(example: Example, truth_share: float, rng: np.random.Generator) -> str:
+    """Draw what a warm-start text concludes: the truth with p = `truth_share`, any choice with p = 0.1, else the prior.
 
-    `kind_truth_share` overrides `truth_share` on attribute questions about the kinds it names (for example
-    `SLOW_KIND_TRUTH_SHARE`). A prior word that is not among the choices gives way to a uniform draw.
+    If the prior's word is not among the choices, it is any choice instead.
     """
-    share = truth_share
-    if kind_truth_share is not None and example.task == "attribute":
-        share = kind_truth_share.get(_asked_kind(example), truth_share)
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{example.id}: truth share {share} is outside [0, 1]")
+    if not 0.0 <= truth_share <= 1.0:
+        raise ValueError(f"{example.id}: truth share {truth_share} is outside [0, 1]")
     draw = float(rng.random())
-    if draw < share:
+    if draw < truth_share:
         return example.answer
     prior = prior_answer(example)
-    if draw < share + _UNIFORM_SHARE or prior not in example.choices:
+    if draw < truth_share + _UNIFORM_SHARE or prior not in example.choices:
         return example.choices[int(rng.integers(len(example.choices)))]
     return prior
 
 
 def template_texts() -> Iterator[str]:
-    """Yield texts that hold every word the templates can produce (what the tokenizer is trained on)."""
+    """Yield texts with every word that the templates can produce, for training the tokenizer."""
     rng = np.random.default_rng(0)
     sounds = [
         Event(kind=kind, attribute=word, start_seconds=0.0, duration_seconds=0.5, loudness=-10.0 * rank)
@@ -186,7 +173,7 @@ def _heard(events: Sequence[Event], opening: str) -> str:
 
 
 def _phrases(example: Example) -> tuple[str, str, str]:
-    """Return what is asked, how a choice is named, and the conclusion, the last two with a slot for a choice."""
+    """Return the topic, how a choice is named, and the conclusion, the last two with a slot for a choice."""
     match example.task:
         case "attribute":
             kind = _asked_kind(example)

@@ -13,9 +13,9 @@ _VOCABULARY_LIMIT = 1024
 
 
 def build_tokenizer(texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
-    """Train the tokenizer of a synthetic corpus (without `texts` the embedded one): byte-level BPE, a word a token.
+    """Train the tokenizer of a synthetic corpus (without `texts` the embedded one): byte-level BPE, one token per word.
 
-    The result depends on the templates alone. Any text can be encoded: other words fall apart into pieces and bytes.
+    The result depends only on the texts. Any text can be encoded: other words become several pieces or bytes.
     """
     words = words_of(template_texts() if texts is None else texts, THINK_TAGS)
     return byte_level_bpe(words, vocabulary=_VOCABULARY_LIMIT, min_frequency=1, tags=THINK_TAGS)

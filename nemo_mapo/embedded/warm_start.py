@@ -1,4 +1,4 @@
-"""Supervised start of the embedded run: a policy that listens early in its reasoning and leans on its text late."""
+"""Supervised start of the embedded run: a policy that listens early in its reasoning and later relies on its text."""
 
 import contextlib
 import dataclasses
@@ -39,14 +39,14 @@ from nemo_mapo.training.supervised import supervised_gradient
 from nemo_mapo.types import TokenBatch, Wording
 
 _RECIPE_VERSION = 3
-"""Raise when the recipe below changes, so that cached results of the old one are not used."""
+"""Increase it whenever the recipe below changes, so that cached results of the old one are not used."""
 _CLIP_NORM = 1.0
 _BETAS = (0.9, 0.95)
 _WARMUP_SHARE = 0.05
 
 
 def start_embedded(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the fresh policy of a run the weights of `config.warm_start`; this is what `launch` calls.
+    """Load the weights of `config.warm_start` into a run's new policy; a `WarmStarter` (training/policies.py).
 
     Raises:
         ValueError: no such manifest, or several processes and no cached result.
@@ -71,9 +71,9 @@ def warm_start(
     *,
     build: Callable[[], AudioLLM],
 ) -> Path:
-    """Give `model` its warm-start weights, from the cache or by training another that `build` makes; return the cache.
+    """Load warm-start weights into `model`, from the cache or by training a model from `build`; return the cached file.
 
-    Runs that need the same result at the same time wait for the first one's. The cache's key covers recipe, model,
+    Concurrent runs that need the same result wait for the first one to train it. The cache's key covers recipe, model,
     manifest, vocabulary, seeds and torch's version, but neither the audio files' contents nor the number of threads.
     """
     if not Path(config.cuts_path).is_file():
@@ -88,7 +88,7 @@ def warm_start(
                     "process: run once with trainer.devices=1 trainer.mapo.max_steps=1, or set "
                     "pretrained_checkpoint.restore_from_path"
                 )
-            # Not `model`: what is wrapped for data parallelism once is not to be wrapped again.
+            # Not `model`: a model must not be wrapped for data parallelism twice.
             write_checkpoint(path, _trained(build(), config, tokenizer, wording))
     load_checkpoint(path, model)
     return path
@@ -154,7 +154,7 @@ def _cosine_with_warmup(progress: float) -> float:
 
 
 class _BatchMaker:
-    """Draws cuts and writes what is to be learned about them; everything follows from the recipe's seed."""
+    """Draws cuts and writes their target texts, all determined by the recipe's seed."""
 
     def __init__(
         self,
@@ -173,10 +173,7 @@ class _BatchMaker:
         self.rng = np.random.default_rng(config.seed)
 
     def batch(self, stage: WarmStartStageConfig) -> TokenBatch:
-        """Rows of one step.
-
-        The first come without audio, as the text-only reference reads them; the next hear a clip of silence.
-        """
+        """Rows of one step: the first without audio, as in the text-only reference, the next with a silent clip."""
         chosen = self.rng.choice(len(self.cuts), size=stage.batch_size, replace=False)
         sequences = token_batch([self._row(self.cuts[index], stage) for index in chosen], pad_id=self.special.pad_id)
         rows = torch.arange(stage.batch_size)
@@ -187,7 +184,7 @@ class _BatchMaker:
         )
 
     def deaf(self, rows: TokenBatch, stage: WarmStartStageConfig) -> DeafTokens | None:
-        """In the last rows of a step, all that stands before the end of the first sentence."""
+        """The deaf tokens of a step: in its last rows, everything up to the end of the first sentence."""
         count = round(stage.batch_size * stage.only_late_share)
         if count == 0:
             return None

@@ -72,7 +72,7 @@ def read_reasoning(path: Path) -> Iterator[dict[str, str]]:
 
 
 def score_claims(
-    records: Sequence[dict[str, str]], judge: Judge, instructions: str, rules: ClaimRules, *, seed: int = 0
+    records: Sequence[dict[str, str]], judge: Judge, instructions: str, rules: ClaimRules
 ) -> dict[str, Any]:
     """Judge every completion; returns both rates together, with intervals, and the counts of each.
 
@@ -85,7 +85,6 @@ def score_claims(
         judge: of `judged.judge_of`.
         instructions: explains the kinds to your judge (the paper's prompt is not published).
         rules: the denominators.
-        seed: of the bootstrap.
     """
     prompts = [
         f"{instructions}\n\nQuestion: {record['question']}\nAnswer: {record['answer']}\nTo be heard: "
@@ -100,18 +99,18 @@ def score_claims(
         "unjudged": len(records) - len(found),
         "rules": asdict(rules),
         "counts": {kind: sum(vars(one)[kind] for one in found.values()) for kind in KINDS},
-        "perception_accuracy": _rate(found.values(), "matched", rules.predicted, seed),
-        "omission_rate": _rate(found.values(), "missed", rules.target, seed),
+        "perception_accuracy": _rate(found.values(), "matched", rules.predicted),
+        "omission_rate": _rate(found.values(), "missed", rules.target),
         "by_completion": {name: asdict(one) for name, one in found.items()},
     }
 
 
-def _rate(found: Collection[Claims], kind: str, denominator: Sequence[str], seed: int) -> dict[str, float] | None:
+def _rate(found: Collection[Claims], kind: str, denominator: Sequence[str]) -> dict[str, float] | None:
     """Rate over all claims, with the interval of the mean of single completions' rates; None without a claim."""
     sizes = [sum(vars(one)[name] for name in denominator) for one in found]
     if not sum(sizes):
         return None
     rates = [vars(one)[kind] / size for one, size in zip(found, sizes, strict=True) if size]
-    interval = score_interval(rates, samples=2000, seed=seed, confidence=0.95)
+    interval = score_interval(rates, samples=2000, seed=0, confidence=0.95)
     return {"rate": sum(vars(one)[kind] for one in found) / sum(sizes), "mean_of_completions": interval.mean,
             "low": interval.low, "high": interval.high}  # fmt: skip

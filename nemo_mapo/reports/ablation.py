@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nemo_mapo.reports import theme
 from nemo_mapo.reports.loading import RunFiles, load_run
+from nemo_mapo.reports.markdown import table
 from nemo_mapo.reports.outcome import Outcome, chance_accuracy, outcome, question_difference
 from nemo_mapo.reports.theme import MISSING, Colour
 from nemo_mapo.statistics import (
@@ -32,7 +33,7 @@ class AblationRun:
     """One finished run of an ablation."""
 
     variant: str
-    """As it should stand in the table, e.g. "GRPO" or "mask only"."""
+    """Name in the table, e.g. "GRPO" or "mask only"."""
     seed: int
     run_dir: Path
 
@@ -45,14 +46,14 @@ class Measure:
     unit: str
     digits: int
     factor: float
-    """From the unit of `value` to the one shown."""
+    """Converts the unit of `value` to the one shown."""
     value: Callable[[Outcome], float | None]
     within: Range
-    """What the value can be."""
+    """Range of the value."""
     difference: Range = "real"
-    """What a difference of two values can be."""
+    """Range of a difference of two values."""
     question: str = ""
-    """Key of test.jsonl that holds it for each question, if it is an accuracy."""
+    """Key of test.jsonl with its value for each question, if it is an accuracy."""
 
 
 def _gain(found: Outcome) -> float | None:
@@ -74,7 +75,7 @@ SECONDS = Measure(header="time", unit="s", digits=0, factor=1.0, within="positiv
 
 MEASURES = (ACCURACY, GAIN, SILENT, LATE_MASS, TOKENS, SECONDS)
 COMPARED = tuple(measure for measure in MEASURES if measure is not GAIN)
-"""Gains differ as accuracies do, because all variants have one start."""
+"""Without gains: all variants share one start, so their gains differ by as much as their accuracies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,10 @@ class Comparison:
 
     variants: Mapping[str, Mapping[int, tuple[RunFiles, Outcome]]]
     baseline: str | None
-    """Name of the baseline among the variants, None when it was not run."""
+    """Name of the baseline among the variants; None if it was not run."""
 
     def values(self, variant: str, measure: Measure) -> dict[int, float]:
-        """The measure of every seed that has it."""
+        """The measure by seed, for seeds that have it."""
         found = {seed: measure.value(result) for seed, (_, result) in self.variants[variant].items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
@@ -123,7 +124,7 @@ class Comparison:
         return statistics.fmean(known) if known else None
 
     def colour(self, variant: str) -> Colour:
-        """The variant's colour, the same on every chart; the baseline has the neutral one."""
+        """The variant's colour, the same on every chart; the baseline's is neutral."""
         if variant == self.baseline:
             return theme.LINE
         others = [name for name in self.variants if name != self.baseline]
@@ -164,22 +165,22 @@ def summary_note(comparison: Comparison) -> str:
     start = "" if comparison.start is None else f", the start {100 * comparison.start:.1f} %"
     return (
         "Mean ± standard deviation over seeds; in brackets the 95 % t-interval of the mean, on a scale that keeps it "
-        f"within what is possible. Chance is {100 * comparison.chance:.1f} %{start}.{split_note(comparison)}"
+        f"within the possible range. Chance is {100 * comparison.chance:.1f} %{start}.{split_note(comparison)}"
     )
 
 
 def difference_note(comparison: Comparison) -> str:
     """How to read the table of differences."""
     return (
-        f"Difference to {comparison.baseline} with the same seed, mean and 95 % t-interval over the shared seeds; with "
-        "one shared seed, accuracies have the interval over its test questions, which leaves out how much another seed "
-        "would change. An interval that contains 0 (for a ratio, 1) does not show that there is no difference, but "
-        "which sizes are excluded."
+        f"Difference from {comparison.baseline} with the same seed, mean and 95 % t-interval over the shared seeds; "
+        "with one shared seed, accuracies have the interval over its test questions, which does not include the "
+        "variation between seeds. An interval that contains 0 (for a ratio, 1) does not show that there is no "
+        "difference; it shows which differences are excluded."
     )
 
 
 def readings(comparison: Comparison) -> list[str]:
-    """What the difference in accuracy to the baseline settles, one sentence for each variant that has an interval."""
+    """What the difference in accuracy from the baseline shows, a sentence for each variant that has an interval."""
     sentences = []
     for variant in comparison.variants:
         found = None if variant == comparison.baseline else comparison.difference(variant, ACCURACY)
@@ -190,11 +191,11 @@ def readings(comparison: Comparison) -> list[str]:
 
 
 def split_note(comparison: Comparison) -> str:
-    """On which split accuracy was measured, with a warning when it was not one and the same."""
+    """The split on which accuracy was measured, or a warning if it was not the same for all runs."""
     sources = {result.accuracy.source for seeds in comparison.variants.values() for _, result in seeds.values()} - {""}
     if len(sources) == 1:
         return f" Accuracy on the {sources.pop()} split."
-    return f" Beware: accuracy comes from different splits ({', '.join(sorted(sources))})." if sources else ""
+    return f" Warning: accuracy is from different splits ({', '.join(sorted(sources))})." if sources else ""
 
 
 def summary_table(comparison: Comparison) -> Table:
@@ -251,10 +252,4 @@ def _interval(found: Estimate, layout: str) -> str:
 
 
 def _markdown_table(header: list[str], rows: list[list[Cell]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    lines += ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _markdown_cell(cell: Cell) -> str:
-    return " ".join(part for part in cell if part).replace("|", "\\|")
+    return table(header, [[" ".join(filter(None, cell)).replace("|", "\\|") for cell in row] for row in rows])

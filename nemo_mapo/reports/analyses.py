@@ -1,4 +1,4 @@
-"""Files of grounding analyses: read, and refused side by side if they did not ask the same in the same way."""
+"""Reads the files of grounding analyses, and refuses to compare those of different questions or settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 HEARD = {"full": "its clip", "exchanged": "another clip", "silence": "silence", "text_only": "text alone"}
-"""What the model was given, by name in the file."""
+"""What the model heard, by its name in the file."""
 BLOCKED = {
     "full": "hears throughout",
     "deaf_late": "late tokens deaf",
@@ -16,37 +16,37 @@ BLOCKED = {
     "deaf_target_layers": "completion deaf in target layers",
     "only_late": "only late tokens hear",
 }
-"""For which tokens attention to the audio was blocked, by name in the file."""
+"""Tokens for which attention to the audio was blocked, by their name in the file."""
 NEEDED = {"checkpoint", "split", "items", "items_in_split", "ids", "chance", "examples", "scores", "settings",
-          "accuracy", "needs_ears", "profile", "heads", "collapse", "untagged_completions", "parts_of_speech",
+          "accuracy", "accuracy_lost", "profile", "heads", "collapse", "untagged_completions", "parts_of_speech",
           "causal", "evidence", "acs", "length"}  # fmt: skip
-"""What a page reads of an analysis."""
+"""Keys of an analysis that its page reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """An analysis file and what the page calls it."""
+    """The content of an analysis file and its name on the page."""
 
     label: str
     results: Mapping[str, Any]
     run_dir: Path
-    """Where its clips are kept."""
+    """Directory of the run, which has the clips."""
 
 
 def read_analysis(path: Path, label: str) -> Analysis:
-    """Read a file that examples/analyse.py wrote; ValueError if it is none."""
+    """Read a file that examples/analyse.py wrote; ValueError if it is not one."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no analysis ({error}); make it with examples/analyse.py") from error
+        raise ValueError(f"{path} is not an analysis ({error}); make one with examples/analyse.py") from error
     if not isinstance(results, dict) or (missing := sorted(NEEDED - results.keys())):
         raise ValueError(f"{path}: {', '.join(missing) if isinstance(results, dict) else 'everything'} missing; "
-                         "make it again with examples/analyse.py")  # fmt: skip
+                         "rerun examples/analyse.py")  # fmt: skip
     return Analysis(label=label, results=results, run_dir=path.parent.parent)
 
 
 def newest_analysis(run_dir: Path) -> Path:
-    """The analysis file of a run directory that was written last; ValueError if there is none."""
+    """The newest analysis file of a run directory; ValueError if there is none."""
     found = sorted((run_dir / "analysis").glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"{run_dir} has no analysis; make one: python examples/analyse.py {run_dir}")
@@ -54,7 +54,7 @@ def newest_analysis(run_dir: Path) -> Path:
 
 
 def refuse_incomparable(analyses: Sequence[Analysis]) -> None:
-    """ValueError if the analyses did not ask the same questions in the same way."""
+    """ValueError if the analyses are of different questions or used different settings."""
     if not analyses:
         raise ValueError("name at least one analysis")
     first = analyses[0]

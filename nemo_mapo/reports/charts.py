@@ -28,7 +28,7 @@ FAINT = 0.3
 """Opacity of single noisy steps behind their moving mean."""
 
 STACK_CUT = 3.0
-"""Stacks above this many times the median are cut off: one slow validation must not flatten every other step."""
+"""Stacks above this many times the median are clipped, so that one slow validation does not flatten all other steps."""
 
 HEADROOM = 1.05
 """Free space above the highest stack."""
@@ -36,10 +36,10 @@ HEADROOM = 1.05
 BAND_OPACITY = 0.18
 
 DASHES = ("dot", "dashdot", "longdash", "longdashdot")
-"""Of the runs laid over a report's own, in order."""
+"""Line styles of overlaid runs, in order."""
 
 DIGITS = 5
-"""Significant digits of a value in the page."""
+"""Significant digits of values in the page."""
 
 Trace = dict[str, Any]
 
@@ -51,15 +51,15 @@ class Chart:
     traces: list[Trace]
     layout: dict[str, Any]
     words: str
-    """What it shows, for screen readers and readers without scripts."""
+    """Description for screen readers and browsers without scripts."""
     height: int = HEIGHT_PIXELS
     """Pixels."""
 
     @property
     def json(self) -> Markup:
-        """Traces and layout as JSON that may stand inside a script element."""
+        """Traces and layout as JSON that is safe inside a script element."""
         text = json.dumps({"data": self.traces, "layout": self.layout}, allow_nan=False, separators=(",", ":"))
-        # Nothing in it may end the script element.
+        # A "</script>" in it would end the element.
         return Markup(text.replace("<", "\\u003c"))
 
 
@@ -71,32 +71,32 @@ class Line:
     colour: Colour
     series: Series
     ends: Float[NDArray[np.float64], "end step"] | None = None
-    """Lower and upper ends of the intervals of its values."""
+    """Lower and upper ends of its values' intervals."""
     style: Literal["noisy", "measured"] = "noisy"
     """`noisy`: single steps faint, their moving mean strong. `measured`: a marker at each measured step."""
     dashed: bool = False
     overlay: str = ""
-    """Name of the other run that the curve is of; empty for the page's own."""
+    """Name of the overlaid run that it belongs to; empty for the page's own run."""
     dash: str = ""
-    """Of an overlay, one of `DASHES`."""
+    """One of `DASHES` for an overlaid run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A horizontal line to compare with."""
+    """A horizontal reference line."""
 
     label: str
     value: float
     below: bool = False
-    """Its name stands below it, where curves run above."""
+    """Put the label below the line, if curves run above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The axis of the values of a chart."""
+    """The value axis of a chart."""
 
     label: str
-    """What is shown and its unit."""
+    """Quantity and unit."""
     kind: Literal["linear", "log", "percent"] = "linear"
     bottom: float | None = None
     top: float | None = None
@@ -113,7 +113,7 @@ class Profile:
     values: Float[NDArray[np.float64], " bin"]
     dashed: bool = False
     hidden: bool = False
-    """Shown only when its entry in the legend is pressed."""
+    """Hidden until its legend entry is clicked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class Band:
 
 @cache
 def plotly_js() -> Markup:
-    """The library, for a script element of a page with charts."""
+    """Source of plotly.js, for a script element."""
     return Markup(get_plotlyjs())
 
 
@@ -154,7 +154,7 @@ def curves(lines: Sequence[Line], scale: Scale, levels: Sequence[Level] = ()) ->
 def stacked(parts: Sequence[Line], total: Series, scale: Scale) -> Chart:
     """Parts of a whole over training steps, stacked; `total` is drawn over them.
 
-    A part is taken as zero at steps where it is missing (validation runs only at some).
+    A part counts as zero at steps without a value (validation does not run at every step).
 
     Raises:
         ValueError: no part has a value.
@@ -199,7 +199,7 @@ def profiles(items: Sequence[Profile], scale: Scale, levels: Sequence[Level] = (
 
 
 def bands(items: Sequence[Band], scale: Scale, levels: Sequence[Level] = ()) -> Chart:
-    """One curve per variant: the mean over its seeds, in a band from the lowest to the highest."""
+    """One curve per variant: the mean over its seeds, in a band from the lowest to the highest seed."""
     traces: list[Trace] = []
     for item in items:
         group = {"legendgroup": item.label}
@@ -217,7 +217,7 @@ def bands(items: Sequence[Band], scale: Scale, levels: Sequence[Level] = ()) -> 
 
 
 def moving_mean(values: Float[NDArray[np.float64], " step"], window: int) -> Float[NDArray[np.float64], " step"]:
-    """Centred moving mean; near the ends over the part of the window that lies on the curve."""
+    """Centred moving mean; near the ends, over the part of the window that is on the curve."""
     ones = np.ones(min(window, len(values)))
     sums = np.convolve(values, ones, mode="same")
     counts = np.convolve(np.ones(len(values)), ones, mode="same")
@@ -225,7 +225,7 @@ def moving_mean(values: Float[NDArray[np.float64], " step"], window: int) -> Flo
 
 
 def both(colour: Colour, opacity: float = 1.0) -> str:
-    """A colour as the page's script reads it."""
+    """A colour of both schemes, as the page's script reads it."""
     if opacity == 1:
         return f"{colour.light}|{colour.dark}"
     return "|".join(f"rgba({','.join(map(str, channels(one)))},{opacity})" for one in colour)
@@ -238,12 +238,12 @@ def error_bars(values: Any, low: Any, high: Any, colour: Colour) -> dict[str, An
 
 
 def numbers(values: Any) -> list[float | None]:
-    """Values as JSON has them: short, None for what is not finite."""
+    """Values for JSON: rounded, and None if not finite."""
     return [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in np.asarray(values).tolist()]
 
 
 def layout_for(scale: Scale, levels: Sequence[Level] = (), *, x_title: str) -> dict[str, Any]:
-    """The layout of a chart with its values upwards."""
+    """The layout of a chart with values on the vertical axis."""
     layout: dict[str, Any] = {
         "hovermode": "x unified",
         "xaxis": {**AXIS, "title": {"text": x_title, "standoff": 6}, "showgrid": False},
@@ -262,7 +262,7 @@ def layout_for(scale: Scale, levels: Sequence[Level] = (), *, x_title: str) -> d
 
 
 def value_axis(scale: Scale) -> dict[str, Any]:
-    """The axis of the values."""
+    """plotly.js's settings of a value axis."""
     axis = {**AXIS, "title": {"text": scale.label, "standoff": 8}}
     if scale.kind == "log":
         return {**axis, "type": "log", "dtick": 1}
@@ -335,7 +335,7 @@ def _trace(
     shape: str = "linear",
     **more: Any,
 ) -> Trace:
-    """A scatter trace; a silent one is neither in the legend nor under the pointer."""
+    """A scatter trace; a silent one has neither a legend entry nor hover text."""
     hover: Trace = {"hoverinfo": "skip", "showlegend": False} if silent else {}
     if not silent:
         hover = {"hovertemplate": f"%{{y:{_digits(scale)}}}", "showlegend": True}

@@ -1,4 +1,4 @@
-"""The ablation's page: variants x seeds in one table, paired with the baseline, and one page of plots."""
+"""The ablation's page: means over seeds, paired differences from the baseline, and plots."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import numpy as np
 
 from nemo_mapo.reports.ablation import (
     ACCURACY,
-    DEFAULT_BASELINE,
     LATE_MASS,
     SILENT,
     TOKENS,
@@ -38,11 +37,11 @@ HTML_FILE = "comparison.html"
 SHARE = Scale(label="accuracy", kind="percent")
 
 FROM_ZERO = Scale(label="accuracy", kind="percent", bottom=0.0)
-"""For accuracy near chance: a tight axis would make noise look like an effect."""
+"""For accuracies near chance, where a tight axis would make noise look like an effect."""
 
 POINT_FIGURES = (
     (ACCURACY, "Held-out accuracy", SHARE, "Accuracy at the end of training, and at its start."),
-    (SILENT, "Accuracy with silence", SHARE, "The audio replaced by silence: should lie at chance, the dotted line."),
+    (SILENT, "Accuracy with silence", SHARE, "The audio replaced by silence: should be at chance, the dotted line."),
     (LATE_MASS, "Late audio mass", Scale(label="share of attention"), "Over the last third of a completion."),
     (TOKENS, "Length", Scale(label="tokens per completion"), "Mean length of completions at the end of training."),
 )
@@ -55,7 +54,7 @@ CURVE_FIGURES = (
         "mapo/audio_mass_late",
         "Late audio mass in training",
         Scale(label="share of attention"),
-        "Attention on the audio over the last third of sampled completions: what the attention loss should lift.",
+        "Attention to the audio over the last third of sampled completions: what the attention loss should raise.",
     ),
     (
         "rollout/completion_tokens",
@@ -71,23 +70,22 @@ CURVE_FIGURES = (
     ),
 )
 
-POINTS_NOTE = "One dot per seed, the same seed at the same height; the diamond is the mean, the line its 95 % interval."
-BANDS_NOTE = "Mean over seeds; the band reaches from the lowest to the highest seed."
+POINTS_NOTE = "One dot per seed, each seed at one height; the diamond is the mean, the line its 95 % interval."
+BANDS_NOTE = "Mean over seeds; the band spans the lowest to the highest seed."
 
 
-def write_comparison(rows: Sequence[AblationRun], output_dir: Path, *, baseline: str = DEFAULT_BASELINE) -> Path:
+def write_comparison(rows: Sequence[AblationRun], output_dir: Path) -> Path:
     """Write `comparison.md` (the tables) and `comparison.html` (tables and plots); return the path of the latter.
 
     Args:
-        rows: Finished runs. Variants may have different seeds; differences are taken over shared ones.
+        rows: Finished runs. Variants may have different seeds; differences are over shared ones.
         output_dir: Created if missing.
-        baseline: Variant that the others are compared with (letter case does not matter).
 
     Raises:
         ValueError: no rows, or a variant has a seed twice.
         RunFileError: as `load_run`.
     """
-    comparison = read_runs(rows, baseline=baseline)
+    comparison = read_runs(rows)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MARKDOWN_FILE).write_text(comparison_markdown(comparison), encoding="utf-8")
     points = [_points(comparison, number) for number in range(len(POINT_FIGURES))]
@@ -147,7 +145,7 @@ def _curves(comparison: Comparison, number: int) -> Figure | None:
 
 
 def _band(comparison: Comparison, variant: str, key: str) -> Band | None:
-    """Mean and range over seeds at the steps that all seeds of the variant have, smoothed unless held-out."""
+    """Curves of a variant's seeds at the steps that all have, smoothed unless held-out; None if there are none."""
     curves = [series(files.metrics, key) for files, _ in comparison.variants[variant].values()]
     curves = [curve for curve in curves if len(curve)]
     if not curves:
@@ -167,7 +165,7 @@ def _runs(comparison: Comparison, output_dir: Path) -> list[dict[str, str]]:
     for variant, seeds in comparison.variants.items():
         for seed, (files, _) in seeds.items():
             exists = (files.run_dir / REPORT_FILE).is_file()
-            # Relative, so that the directory of an ablation can be moved or served as a whole.
+            # Relative, so that the directory of an ablation can be moved or served.
             report = Path(os.path.relpath(files.run_dir / REPORT_FILE, output_dir)).as_posix() if exists else ""
             items.append({"label": f"{variant}, seed {seed}", "report": report, "notes": " ".join(files.notes)})
     return items

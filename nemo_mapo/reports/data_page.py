@@ -1,4 +1,4 @@
-"""A page of samples of a corpus: question, choices, player and spectrogram of each, and figures of the whole."""
+"""A page of samples of a corpus: question, choices, player and spectrogram of each, and statistics of the corpus."""
 
 import io
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from nemo_mapo.reports.pages import Card, write_page
 WINDOW_SECONDS = 0.025
 HOP_SECONDS = 0.010
 DYNAMIC_RANGE_DB = 80.0
-"""Below the loudest point the picture is black: quieter parts are the noise floor of 16-bit audio."""
+"""Points this far below the loudest one are black: they are the noise floor of 16-bit audio."""
 
 MAX_FRAMES = 1000
-"""More than the picture has pixels across; longer clips take longer hops."""
+"""More than the picture's width in pixels; longer clips have longer hops."""
 
 FIGURE_SIZE_INCHES = (5.2, 1.9)
 PICTURE_DPI = 100
 PICTURE_TEXT = "#808080"
-"""Reads on a light and on a dark page (contrast about 4)."""
+"""Legible on light and dark pages (contrast about 4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +44,23 @@ class ClipSample:
     sample_rate: int
     """Hz."""
     prompt: tuple[tuple[str, bool], ...] = ()
-    """What the model reads, in pieces: a text, and whether it is one special token; empty is not shown."""
+    """The model's prompt in pieces: a text, and whether it is a special token; empty is not shown."""
 
 
 def write_data_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]], samples: Sequence[ClipSample]) -> None:
-    """Write the page, whole or not at all; it loads nothing: audio and pictures are inside.
+    """Write the page, self-contained with audio and pictures, and atomically.
 
     Args:
         path: the .html file.
         title: heading, plain text.
-        facts: name and value of the figures above the samples, plain text.
-        samples: what to show, in this order.
+        facts: names and values of the numbers above the samples, plain text.
+        samples: the samples in their order on the page.
     """
     write_page(
         path,
         "data.html",
         title=title,
-        subtitle="The right choice is green. In the pictures louder is brighter.",
+        subtitle="The right choice is green. In the spectrograms, brighter is louder.",
         cards=[Card(name=name, value=value) for name, value in facts],
         clips=[_clip(sample) for sample in samples],
     )
@@ -69,9 +69,9 @@ def write_data_page(path: Path, *, title: str, facts: Sequence[tuple[str, str]],
 def spectrogram_db(
     samples: Float[NDArray[Any], " samples"], sample_rate: int
 ) -> Float[NDArray[Any], "frequency frame"]:
-    """Power of Hann-windowed frames of 25 ms, dB relative to the loudest point, floor at -`DYNAMIC_RANGE_DB`.
+    """Power of Hann-windowed frames of 25 ms in dB relative to the loudest point, at least -`DYNAMIC_RANGE_DB`.
 
-    Bins go from 0 Hz to half the sample rate. A clip shorter than a frame is padded with silence to one.
+    Bins go from 0 Hz to half the sample rate. A clip shorter than a frame is padded with silence.
     """
     window = max(2, round(WINDOW_SECONDS * sample_rate))
     padded = np.pad(samples, (0, max(0, window - len(samples))))

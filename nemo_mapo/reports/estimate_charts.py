@@ -27,21 +27,21 @@ ROW_PIXELS = 38
 """Height of a row of a horizontal chart."""
 
 FRAME_PIXELS = 90
-"""Height of what surrounds the rows: axis, its label, legend."""
+"""Height around the rows, for axis, axis label and legend."""
 
 LABEL_CHARACTERS = 22
-"""Longer names of rows are wrapped: on a telephone they would leave no room for what is drawn."""
+"""Longer row names are wrapped: on a phone they would leave no room for the chart."""
 
 SPREAD = 0.22
-"""Seeds are drawn up to this far above and below their row's middle, so that equal values stay visible."""
+"""Seeds are drawn up to this far above and below the middle of their row, so that equal values stay visible."""
 
 DODGE = 0.012
-"""Points of several series at one place are drawn this far apart, as a share of the axis."""
+"""Horizontal distance between coinciding points of several series, as a share of the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A row of a chart: an estimate, and the values of the seeds that it is of."""
+    """A row of a chart: an estimate, and the values per seed behind it."""
 
     label: str
     colour: Colour
@@ -52,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A measured value with its interval, if it has one."""
+    """A measured value, with its interval if it has one."""
 
     x: float
     y: float
@@ -71,7 +71,7 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """One value for each row of a bar chart, NaN if there is none."""
+    """One value for each row of a bar chart; NaN for a row without one."""
 
     label: str
     colour: Colour
@@ -79,7 +79,7 @@ class Bars:
 
 
 def groups(items: Sequence[Group], scale: Scale, levels: Sequence[Level] = ()) -> Chart:
-    """One row per group: a dot for each seed, a diamond at the mean, a line over its interval."""
+    """One row per group: a dot for each seed, a diamond at the mean, a line for its interval."""
     seeds = sorted({seed for item in items for seed in item.values})
     places = dict(zip(seeds, np.linspace(-SPREAD, SPREAD, len(seeds)) if len(seeds) > 1 else [0.0], strict=False))
     digits = ".1%" if scale.kind == "percent" else ".4g"
@@ -110,7 +110,7 @@ def groups(items: Sequence[Group], scale: Scale, levels: Sequence[Level] = ()) -
 def points(
     series: Sequence[Points], scale: Scale, *, x_label: str, x_percent: bool = False, levels: Sequence[Level] = ()
 ) -> Chart:
-    """Series of points joined by lines, with their intervals."""
+    """Series of points with intervals, joined by lines."""
     width = max(point.x for item in series for point in item.points)
     layout = layout_for(scale, levels, x_title=x_label)
     layout["hovermode"] = "closest"
@@ -135,7 +135,7 @@ def points(
 
 
 def bars(rows: Sequence[str], items: Sequence[Bars], scale: Scale) -> Chart:
-    """Horizontal bars, several in a row."""
+    """Horizontal bars, one per series in each row."""
     traces = [
         {"type": "bar", "orientation": "h", "name": item.label, "x": numbers(item.values), "y": list(range(len(rows))),
          "marker": {"color": both(item.colour)}, "hovertemplate": f"{item.label} %{{x:.3g}}<extra></extra>"}
@@ -150,7 +150,7 @@ def bars(rows: Sequence[str], items: Sequence[Bars], scale: Scale) -> Chart:
 
 
 def heads(layers: Sequence[int], mass: Sequence[Sequence[float]]) -> Chart:
-    """A cell for each layer and head, stronger in colour if more attention falls on the audio, with its value in it."""
+    """A heat map of the attention to the audio by layer and head, with the values in its cells."""
     scale = [[0.0, both(CARD)], [1.0, both(MASS)]]
     trace = {"type": "heatmap", "z": [numbers(row) for row in mass], "zmin": 0, "zmax": 1, "colorscale": scale,
              "showscale": False, "xgap": 2, "ygap": 2, "texttemplate": "%{z:.0%}",

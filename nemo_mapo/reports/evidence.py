@@ -1,30 +1,29 @@
-"""The evidence page: what the variants of a task came to, from the files that `examples/evidence.py` leaves behind."""
+"""The evidence page: results of the variants of each task, from the files that `examples/evidence.py` writes."""
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.reports.markdown import table
 from nemo_mapo.reports.theme import MISSING
 from nemo_mapo.statistics import Estimate, Range, difference_in_words, estimate, paired_difference
 
-BEGIN, END = "<!-- evidence -->", "<!-- /evidence -->"
 BASELINE = "grpo"
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceRun:
-    """One run that was started, and its measurements if it was finished."""
+    """A run that was started, and its measurements if it finished."""
 
     task: str
     variant: str
     seed: int
     measured: Path | None
-    """The file of `measure_run`; None if the run has not come to its end."""
+    """The file that `measure_run` wrote; None if the run has not finished."""
     seconds: float | None = None
 
 
@@ -80,7 +79,7 @@ MEASURES = (
 
 
 def evidence_markdown(runs: Sequence[EvidenceRun], starts: Mapping[str, Path]) -> str:
-    """Tables by task: means over seeds, differences to GRPO with the same seed, and what they settle.
+    """Tables by task: means over seeds, differences from GRPO with the same seed, and what they show.
 
     Args:
         runs: every run that was started; those without measurements are counted and named.
@@ -111,7 +110,7 @@ def _task(task: str, runs: Sequence[EvidenceRun], start: Path | None) -> str:
         [name, str(len(seeds)), *(_level(_values(seeds, measure), measure) for measure in shown)]
         for name, seeds in measured.items()
     ]
-    parts.append(_table(header, rows))
+    parts.append(table(header, rows))
     if BASELINE in measured:
         others = [name for name in measured if name != BASELINE]
         base = measured[BASELINE]
@@ -120,7 +119,7 @@ def _task(task: str, runs: Sequence[EvidenceRun], start: Path | None) -> str:
             [name, str(len(base.keys() & measured[name].keys())), *(_gap(measured[name], base, one) for one in shown)]
             for name in others
         ]
-        parts.append(_table(header, rows))
+        parts.append(table(header, rows))
         parts.append("\n".join(f"- {line}" for name in others for line in _settled(name, measured[name], base)))
     if unfinished:
         parts.append(f"Started and not finished: {', '.join(unfinished)}.")
@@ -128,7 +127,7 @@ def _task(task: str, runs: Sequence[EvidenceRun], start: Path | None) -> str:
 
 
 def admission(record: Record) -> str:
-    """Whether the task can test late listening, by the policy that its runs start from."""
+    """Whether the task can test late listening, judged by the policy that its runs start from."""
     gaps = [one - other for one, other in zip(record["correct"]["full"], record["correct"]["deaf_late"], strict=True)]
     used = estimate(gaps)
     assert used is not None
@@ -143,20 +142,11 @@ def admission(record: Record) -> str:
     return text + "Late listening is not used: the task cannot test whether promoting it helps."
 
 
-def update_page(page: Path, table: str) -> None:
-    """Replace what stands between the page's markers; ValueError if it has none."""
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{page} has no {BEGIN} ... {END} to fill")
-    filled = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
-    page.write_text(filled, encoding="utf-8")
-
-
 def _read(path: Path) -> Record:
     try:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds no measurements ({error}); delete it to have them made again") from error
+        raise ValueError(f"{path} has no measurements ({error}); delete it to measure the run again") from error
     return record
 
 
@@ -197,8 +187,3 @@ def _shown(found: Estimate | None, measure: Measure, sign: str) -> str:
 
 def _percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.1f} %"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

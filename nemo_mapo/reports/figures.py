@@ -1,4 +1,4 @@
-"""The charts of a run report, drawn: each function turns run files into figures."""
+"""Draws the charts of a run report: each function turns run files into figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def is_recorded(panel: Panel, files: RunFiles) -> bool:
 def panel_figure(
     panel: Panel, files: RunFiles, others: Mapping[str, Sequence[Record]] = MappingProxyType({})
 ) -> Figure | None:
-    """Draw a chart, the curves of `others` (metrics by name of the run) over it; None if there is nothing to show."""
+    """Draw a chart, overlaid with the curves of `others` (metrics by run); None if there is nothing to show."""
     lines = [_line(curve, files.metrics, panel.scale) for curve in panel.curves]
     if not any(len(line.series) for line in lines):
         return None
@@ -43,7 +43,7 @@ def panel_figure(
 
 
 def timing_figure(files: RunFiles) -> Figure | None:
-    """Draw the split of a step's time; None without timings."""
+    """Draw how a step's time is divided into phases; None without timings."""
     parts = [
         Line(label=phase.replace("_", " "), colour=colour, series=series(files.metrics, f"timing/{phase}_seconds"))
         for phase, colour in zip(_phases(files.metrics), cycle(theme.PHASES), strict=False)
@@ -55,10 +55,9 @@ def timing_figure(files: RunFiles) -> Figure | None:
     return Figure(
         title="Where the time goes",
         chart=chart,
-        caption="Seconds of each phase, stacked; the line is the measured step. The stack may stand above it: the "
-        "part-of-speech gate runs beside the reference passes, and validation follows a step. Steps that take over "
-        "three "
-        "times the usual are cut off.",
+        caption="Seconds of each phase, stacked; the line is the measured step. The stack may exceed it: the "
+        "part-of-speech gate runs in parallel with the reference passes, and validation follows a step. Steps above "
+        "three times the median are clipped.",
     )
 
 
@@ -74,23 +73,23 @@ def profile_figures(files: RunFiles) -> list[Figure]:
     if mass:
         chart = profiles(mass, Scale(label="share of attention", bottom=0.0))
         caption = (
-            "Audio mass from the first to the last token. A line that sinks to the right is a model that stops "
-            "listening; after training it should stay up. Strongest head, as in the objective; press a name for the "
+            "Audio mass from the first to the last token. A line that falls to the right is a model that stops "
+            "listening; after training it should stay level. Strongest head, as in the objective; click a name for the "
             "mean of the heads."
         )
         figures.append(Figure(title="Audio mass along the completion", chart=chart, caption=caption))
     if delta:
         chart = profiles(delta, Scale(label="nats"), [Level(label="no difference", value=0.0)])
         caption = (
-            "Entropy of the reader without audio minus entropy of the policy. Above zero the audio settles what text "
-            "leaves open; at zero the next token does not depend on the audio."
+            "Entropy of the text-only reference minus entropy of the policy. Above zero, the audio settles what the "
+            "text leaves open; at zero, the next token does not depend on the audio."
         )
         figures.append(Figure(title="Differential entropy Δh along the completion", chart=chart, caption=caption))
     if entropy:
         chart = profiles(entropy, Scale(label="nats", bottom=0.0))
         caption = (
             "The two parts of Δh. Text-only entropy alone does not show where the audio matters: it is also high where "
-            "many wordings would do."
+            "many wordings are possible."
         )
         figures.append(Figure(title="Entropies along the completion", chart=chart, caption=caption))
     return figures
@@ -118,7 +117,7 @@ def _line(curve: Curve, records: Sequence[Record], scale: Scale) -> Line:
 
 
 def _intervals(shares: Series, questions: Series) -> Float[NDArray[np.float64], "end step"] | None:
-    """Wilson's intervals of accuracies over as many questions; None if it was not recorded how many."""
+    """Wilson's intervals of accuracies, given their numbers of questions; None if these were not recorded."""
     if not len(shares) or shares.steps.tolist() != questions.steps.tolist():
         return None
     pairs = zip(shares.values, questions.values, strict=True)
@@ -156,7 +155,7 @@ def _profiles(
 
 
 def _pairs(position: Any, values: Any) -> list[tuple[float, float]]:
-    """Bins with both numbers; bins without any token carry null."""
+    """Bins with both numbers; bins without tokens have null."""
     if not isinstance(position, list) or not isinstance(values, list):
         return []
     return [(x, y) for x, y in zip(position, values, strict=False) if is_number(x) and is_number(y)]

@@ -1,7 +1,6 @@
-"""The page of a grounding analysis, or of several side by side; made from analysis files alone."""
+"""The page of one grounding analysis or of several side by side, made from their files alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from nemo_mapo.reports.clips import kept_clips
 from nemo_mapo.reports.estimate_charts import Bars, Group, Point, Points, bars, groups, heads, points
 from nemo_mapo.reports.grounding_tables import (
     SELECTIONS,
-    Header,
-    Rows,
     accuracy_table,
     acs_table,
     admission,
@@ -25,23 +22,23 @@ from nemo_mapo.reports.grounding_tables import (
     truth_table,
 )
 from nemo_mapo.reports.loading import recorded
-from nemo_mapo.reports.pages import Figure, write_page
+from nemo_mapo.reports.pages import Block, Figure, write_page
 from nemo_mapo.reports.theme import LINE, MASS, RUNS, SILENT, Colour, tints
 from nemo_mapo.statistics import Estimate
 
 LINES = (("audio_mass_max", "Audio mass along the completion", "share of attention",
-          "Strongest head, mean of the target layers. A line that sinks is a model that stops listening."),
+          "Strongest head, mean of the target layers. A line that falls is a model that stops listening."),
          ("delta_h_nats", "Differential entropy Δh along the completion", "nats",
-          "Entropy without audio minus entropy with it: above zero the audio settles what text leaves open."),
+          "Entropy without audio minus entropy with it: above zero, the audio settles what the text leaves open."),
          ("policy_entropy_nats", "Entropy along the completion", "nats",
-          "How open the next token is to the policy, audio heard."))  # fmt: skip
+          "Uncertainty of the policy about the next token, with audio."))  # fmt: skip
 
 
 def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str) -> Path:
-    """Write the page, whole or not at all; several analyses share every chart, one colour each.
+    """Write the page atomically; several analyses share every chart, one colour each.
 
     Raises:
-        ValueError: nothing to show, or analyses of other questions or settings (their figures are not comparable).
+        ValueError: no analysis, or analyses of different questions or settings, whose numbers are not comparable.
     """
     refuse_incomparable(analyses)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,24 +55,12 @@ def write_grounding_page(analyses: Sequence[Analysis], path: Path, *, title: str
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Charts and tables below one heading."""
-
-    name: str
-    title: str
-    lead: str = ""
-    figures: Sequence[Figure]
-    tables: Sequence[tuple[Header, Rows]] = ()
-    note: str = ""
-
-
 def _listening_blocks(analyses: Sequence[Analysis]) -> list[Block]:
     return [
         Block(
             name="heard",
             title="How much of the score depends on the audio",
-            lead="The same questions, answered greedily, with something else in place of the audio.",
+            lead="The same questions, answered greedily, with the audio replaced or removed.",
             figures=[_heard(analyses)],
             tables=[accuracy_table(analyses), *([between_table(analyses)] if len(analyses) > 1 else [])],
             note=_HEARD_NOTE if len(analyses) > 1 else "",
@@ -117,7 +102,7 @@ def _effect_blocks(analyses: Sequence[Analysis]) -> list[Block]:
 
 
 def _examples(analyses: Sequence[Analysis]) -> list[dict[str, Any]]:
-    """The first questions with their clips, and what every run said to them."""
+    """The first questions with their clips, and every run's answers."""
     shown = []
     for number, example in enumerate(analyses[0].results["examples"]):
         said = [
@@ -130,7 +115,7 @@ def _examples(analyses: Sequence[Analysis]) -> list[dict[str, Any]]:
 
 
 def _asked(analysis: Analysis) -> str:
-    """How many questions, and how they were chosen."""
+    """The number of questions, and how they were chosen."""
     items, split = analysis.results["items"], analysis.results["items_in_split"]
     chance = f"chance {100 * analysis.results['chance']:.1f} %"
     if items == split:
@@ -140,25 +125,25 @@ def _asked(analysis: Analysis) -> str:
 
 
 def _origin(analysis: Analysis) -> str:
-    """Which checkpoint answered what; what of it is left out of the figures."""
+    """The checkpoint and split of an analysis, and what its numbers leave out."""
     results = analysis.results
     untagged = results["untagged_completions"]
-    left_out = f"; {untagged} completions could not be laid over their text and have no part of speech"
+    left_out = f"; {untagged} completions could not be aligned with their text and have no parts of speech"
     return f"{analysis.label}: checkpoint {results['checkpoint']}, {results['split']}{left_out if untagged else ''}"
 
 
 _HEARD_NOTE = (
     "Differences are paired over the questions: Tango's interval, exact McNemar p. An interval that contains 0 does "
-    "not show that there is no difference: it shows which sizes are excluded."
+    "not show that there is no difference; it shows which differences are excluded."
 )
 _CAUSAL_LEAD = (
-    "The same questions with attention to the audio blocked for some tokens. What is lost is what listening there is "
-    "worth; a token that looks at the audio and loses nothing without it has not used it."
+    "The same questions with attention to the audio blocked for some tokens. The accuracy lost is what listening there "
+    "is worth; tokens that attend to the audio and lose nothing without it have not used it."
 )
 _EVIDENCE_LEAD = (
-    "Parts of each clip are silenced and the question is asked again. Where accuracy falls more without the frames "
-    "that the model attended to than without as many others, its attention was on the evidence (ACS: random minus "
-    "most attended)."
+    "Parts of each clip are silenced and the question is asked again. If accuracy falls more without the frames that "
+    "the model attended to than without as many others, its attention was on the evidence (ACS: random minus most "
+    "attended)."
 )
 
 
@@ -203,7 +188,7 @@ def _layers(analysis: Analysis) -> Figure:
         for layer, colour in zip(layers, tints(MASS, len(layers)), strict=True)
     ]
     chart = profiles(curves, Scale(label="share of attention", bottom=0.0))
-    caption = "Strongest head of each layer, the deepest in the fullest colour."
+    caption = "Strongest head of each layer; deeper layers have a fuller colour."
     return Figure(title=f"Audio mass by layer: {analysis.label}", chart=chart, caption=caption)
 
 
@@ -238,7 +223,7 @@ def _evidence(analysis: Analysis) -> Figure:
     ]
     scale = Scale(label="accuracy", kind="percent")
     chart = points(series, scale, x_label="silenced", x_percent=True, levels=levels)
-    caption = "By which frames are silenced; vertical lines are intervals."
+    caption = "By selection of the silenced frames; vertical lines are intervals."
     return Figure(title=f"Accuracy without part of the clip: {analysis.label}", chart=chart, caption=caption)
 
 
@@ -269,7 +254,7 @@ def _parts(analysis: Analysis) -> Figure:
         Bars(label="entropy", colour=SILENT, values=[row["entropy_nats"] for row in rows]),
     ]
     chart = bars(names, found, Scale(label="nats per token"))
-    caption = "Mean over tokens; in brackets how many. Tags as the gate uses them."
+    caption = "Mean over tokens; their number is in parentheses. The tags are the gate's."
     return Figure(title=f"By part of speech: {analysis.label}", chart=chart, caption=caption)
 
 
@@ -288,8 +273,8 @@ def _lengths(analyses: Sequence[Analysis]) -> Figure:
     scale = Scale(label="accuracy", kind="percent")
     chart = points(series, scale, x_label="tokens of a completion", levels=_chance(analyses))
     caption = (
-        "Sampled completions in groups of similar length. Long ones may be of hard questions: the table has the effect "
-        "within questions."
+        "Sampled completions in groups of similar length. Long ones may belong to hard questions; the table has the "
+        "effect within questions."
     )
     return Figure(title="Accuracy by length", chart=chart, caption=caption)
 

@@ -14,7 +14,7 @@ SELECTIONS = {"top": ("most attended", MOST), "random": ("random", SILENT), "low
 
 
 def accuracy_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    """Accuracy by what is heard, and what is lost without the audio."""
+    """Accuracy by what the model hears, and the accuracy lost without its clip."""
 
     def cell(row: Mapping[str, float]) -> str:
         return f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
@@ -28,14 +28,14 @@ def accuracy_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
         [
             analysis.label,
             *(cell(analysis.results["accuracy"][key]) for key in HEARD),
-            *(cell(analysis.results["needs_ears"][key]) for key in HEARD if key != "full"),
+            *(cell(analysis.results["accuracy_lost"][key]) for key in HEARD if key != "full"),
         ]
         for analysis in analyses
     ]
 
 
 def causal_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    """What is lost with attention to the audio blocked, paired over the questions; first of all late listening."""
+    """Accuracy lost when attention to the audio is blocked, paired over the questions; late listening comes first."""
     header = ["accuracy lost, points (p)", *(name for key, name in BLOCKED.items() if key != "full")]
     return header, [
         [
@@ -50,7 +50,7 @@ def causal_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
 
 
 def truth_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    """Teacher-forced probability of the right choice, by what is heard or blocked."""
+    """Teacher-forced probability of the right choice, by what the model hears or which tokens are deaf."""
     names = BLOCKED | {key: HEARD[key] for key in ("silence", "exchanged")}
     header = ["probability of the truth, %", "questions", *names.values()]
     rows = []
@@ -66,7 +66,7 @@ def truth_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
 
 
 def admission(analysis: Analysis) -> str:
-    """Whether this task can test late listening with this model, in a sentence."""
+    """A sentence on whether this task can test late listening with this model."""
     causal, chance = analysis.results["causal"], analysis.results["chance"]
     used, alone = causal["late_listening_used"], causal["accuracy"]["only_late"]
     measured = (
@@ -85,7 +85,7 @@ def admission(analysis: Analysis) -> str:
 
 
 def between_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    """What every analysis has more than the first, paired over the questions."""
+    """Accuracy of every further analysis minus that of the first, paired over the questions."""
     first = analyses[0]
     header = [f"minus {first.label}", *(f"{name}, points (p)" for name in HEARD.values()), "with its clip"]
     rows = []
@@ -109,7 +109,7 @@ def _compared(analysis: Analysis, first: Analysis, heard: str) -> PairedComparis
 
 
 def acs_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
-    """ACS of every share of a clip that is silenced."""
+    """ACS by share of the clip that is silenced."""
     ratios = [row["ratio"] for row in analyses[0].results["acs"]]
     return ["ACS, points (p)", *(f"{100 * ratio:g} % silenced" for ratio in ratios)], [
         [
@@ -136,7 +136,7 @@ def drop_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
 
 def length_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
     """Correlations of length and accuracy, and collapse."""
-    header = ["", "length and accuracy, r", "r within questions", "the same, finished ones only", "cut off",
+    header = ["", "length and accuracy, r", "r within questions", "the same, finished ones only", "truncated",
               "collapse index, mean", "collapsed, %", "accuracy collapsed, %", "accuracy others, %"]  # fmt: skip
     rows = []
     for analysis in analyses:
@@ -147,7 +147,7 @@ def length_table(analyses: Sequence[Analysis]) -> tuple[Header, Rows]:
                 _number(length["pearson"]),
                 _number(length["within_item"]),
                 _number(length["within_item_finished"]),
-                str(length["cut_off"]),
+                str(length["truncated"]),
                 _number(collapse["mean_index"]),
                 *(_number(collapse[key], 100.0, 1) for key in ("share", "accuracy_collapsed", "accuracy_others")),
             ]

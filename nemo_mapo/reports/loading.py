@@ -25,7 +25,7 @@ RUN_FILE = "run.json"
 
 
 class RunFileError(ValueError):
-    """A run file that cannot be read; the message names the file and, where there is one, the line."""
+    """A run file that cannot be read; the message names the file and, if it is one line's fault, the line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,17 @@ class RunFiles:
 
     run_dir: Path
     metrics: tuple[Record, ...]
-    """One record per step, by step; of a step written twice (a resumed run) the later record."""
+    """One record per step, in order; if a resumed run wrote a step twice, the later record."""
     profiles: tuple[Record, ...]
     """Signals by relative position in the completion, one record per (step, label)."""
     rollouts: tuple[Record, ...]
     test: tuple[Record, ...]
-    """Every question of the test split, right or wrong at the start and at the end; empty if there was no test."""
+    """One record per question of the test split: right or wrong, at the start and at the end; empty without a test."""
     config_text: str
     config: Record
     run: Record
     notes: tuple[str, ...]
-    """What a reader of the page should know about the files: missing or cut."""
+    """What a reader of the page should know about the files, e.g. that one is missing or truncated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,8 @@ class Series:
 def load_run(run_dir: Path) -> RunFiles:
     """Read all run files of `run_dir`.
 
-    Only `metrics.jsonl` is required. A last line without its newline that does not parse is what a killed process
-    leaves behind: it is dropped and noted.
+    Only `metrics.jsonl` is required. A last line that has no newline and does not parse is what a killed process leaves
+    behind: it is dropped and noted.
 
     Raises:
         RunFileError: no such directory, no metrics file, or a line that is not a record of its file.
@@ -84,7 +84,7 @@ def load_run(run_dir: Path) -> RunFiles:
     rollouts = _read_jsonl(run_dir / ROLLOUTS_FILE, notes)
     test = _read_jsonl(run_dir / TEST_FILE, notes) if (run_dir / TEST_FILE).is_file() else []
     config_text, config = _read_config(run_dir / CONFIG_FILE, notes)
-    # Supervised training writes them at its test only.
+    # Supervised training writes profiles only if it has a test split.
     expected = not is_supervised(config) or (run_dir / PROFILES_FILE).is_file()
     profiles = _read_jsonl(run_dir / PROFILES_FILE, notes) if expected else []
     _check_metrics(run_dir / METRICS_FILE, metrics)
@@ -139,7 +139,7 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[Record]:
             record = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number == len(lines):
-                notes.append(f"{path.name} line {number} was cut off while being written; it is left out.")
+                notes.append(f"{path.name} line {number} is incomplete and left out: its writer was interrupted.")
                 break
             raise RunFileError(f"{path} line {number} is not valid JSON: {error}") from error
         if not isinstance(record, dict):
@@ -151,7 +151,7 @@ def _read_jsonl(path: Path, notes: list[str]) -> list[Record]:
 
 
 def recorded(runs: Iterable[Mapping[str, Any]], name: str) -> list[str]:
-    """What the runs say of `name`, e.g. their commits: each once, in order; those that say nothing are left out."""
+    """The values that runs recorded under `name`, e.g. their commits: each once, in order, without missing ones."""
     return list(dict.fromkeys(str(run[name]) for run in runs if run.get(name)))
 
 

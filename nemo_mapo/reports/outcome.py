@@ -1,4 +1,4 @@
-"""What a run came to: the few numbers that cards, terminal summary and ablation table share."""
+"""The outcome of a run: the few numbers that cards, terminal summary and ablation table share."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +9,10 @@ from nemo_mapo.reports.loading import Record, RunFiles, is_number, section, seri
 from nemo_mapo.statistics import Interval, paired_share_interval, share_interval
 
 DEFAULT_CHANCE = 0.25
-"""Accuracy of guessing when no rollout says how many choices there were: four choices, as in the embedded corpus."""
+"""Accuracy of guessing if no rollout records its choices: four choices, as in the embedded corpus."""
 
 EDGE_SHARE = 0.1
-"""Part of a training curve, at either end, that stands for its start and its end: single steps are too noisy."""
+"""Share of a training curve at either end whose mean counts as its start or its end: single steps are too noisy."""
 
 MIN_EDGE_STEPS = 3
 """Fewest steps averaged at either end of a training curve."""
@@ -20,30 +20,30 @@ MIN_EDGE_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A figure before and after training."""
+    """A metric before and after training."""
 
     start: float | None
     end: float | None
     source: str
-    """Where both ends were measured: "test", "validation" or "training"; empty when nowhere."""
+    """Where both were measured: "test", "validation" or "training"; empty if they were not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Start and end of a run; shares are 0..1, None is not measured."""
+    """Metrics at the start and end of a run; shares are 0..1, None is not measured."""
 
     accuracy: Change
     accuracy_interval: Interval | None
-    """Of the accuracy at the end, over its questions."""
+    """Interval of the final accuracy, over its questions."""
     gain: Interval | None
-    """End minus start of the accuracy, paired over the questions of the test split."""
+    """Final accuracy minus that of the start, paired over the questions of the test split."""
     questions: int | None
-    """That the accuracy at the end is of."""
+    """Number of questions behind the final accuracy."""
     accuracy_silent: Change
     """Accuracy with the audio replaced by silence."""
     silent_interval: Interval | None
     audio_mass_late: Change
-    """Attention on the audio over the last third of a completion."""
+    """Attention to the audio over the last third of a completion."""
     completion_tokens: Change
     reasoning_words: Change
     seconds_total: float | None
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def outcome(files: RunFiles) -> Outcome:
-    """Gather the figures: from the test split if measured there, else validation, else (mass, length) training."""
+    """Gather the numbers: from the test split if measured there, else validation, else (mass, length) training."""
     accuracy, silent = (_change(files, name, None) for name in ("accuracy", "accuracy_silent"))
     questions = _questions(files, accuracy.source)
     return Outcome(
@@ -85,7 +85,7 @@ def question_difference(
 def chance_accuracy(records: Iterable[Record]) -> float:
     """Accuracy of guessing: the mean of 1 / number of choices over rollouts or questions, `DEFAULT_CHANCE` without any.
 
-    `choices` is a list of them in a rollout, their number in a question of the test.
+    `choices` is the list of them in a rollout's record, and their number in a test question's.
     """
     counts = [found if isinstance(found, int) else len(found) for record in records if (found := record.get("choices"))]
     shares = [1 / count for count in counts]
@@ -93,7 +93,7 @@ def chance_accuracy(records: Iterable[Record]) -> float:
 
 
 def edge_steps(length: int) -> int:
-    """How many steps at either end of a training curve of `length` steps are averaged."""
+    """Number of steps to average at either end of a training curve of `length` steps."""
     return min(length, max(MIN_EDGE_STEPS, round(EDGE_SHARE * length)))
 
 
@@ -103,7 +103,7 @@ def _change(files: RunFiles, name: str, training_key: str | None) -> Change:
         return Change(start=_number(test, f"start_{name}"), end=float(test[name]), source="test")
     held_out = series(files.metrics, f"val/{name}")
     if len(held_out):
-        # A single validation is the start if it came before any training, otherwise the end.
+        # A single validation is the start if it is of step 0, otherwise the end.
         has_start = len(held_out) > 1 or held_out.steps[0] == 0
         has_end = len(held_out) > 1 or held_out.steps[0] > 0
         return Change(
@@ -119,7 +119,7 @@ def _change(files: RunFiles, name: str, training_key: str | None) -> Change:
 
 
 def _questions(files: RunFiles, source: str) -> int | None:
-    """How many questions the accuracy at the end is of."""
+    """Number of questions behind the final accuracy."""
     if source == "test":
         count = _number(section(files.run, "test"), "samples")
     else:

@@ -1,5 +1,6 @@
-"""Pages from the templates beside this file: autoescaped, self-contained, written whole or not at all."""
+"""Pages from the templates in this package: autoescaped, self-contained, written atomically."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-"""A value that a template reads and that was not given is an error, never an empty place."""
+"""A value that a template reads but was not given is an error, never an empty string."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart with its heading and how to read it; `title` and `caption` are plain text."""
+    """A chart with its heading and an explanation; `title` and `caption` are plain text."""
 
     title: str
     chart: Chart
@@ -29,25 +30,38 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Block:
+    """Charts and tables under one heading, all plain text; `lead` stands before them and `note` after."""
+
+    name: str
+    title: str
+    lead: str = ""
+    figures: Sequence[Figure]
+    tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = ()
+    """Header and rows."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
-    """A number at the head of a page, all plain text."""
+    """A number at the top of a page; all plain text."""
 
     name: str
     value: str
     before: str = ""
-    """What `value` was at the start; empty if there is no start."""
+    """`value` at the start of the run; empty if not known."""
     hint: str = ""
 
 
 def write_page(path: Path, template: str, *, title: str, subtitle: str = "", **values: Any) -> Path:
-    """Render a template that extends page.html and write it to `path`; a reader never sees half a page.
+    """Render a template that extends page.html and write it to `path`, atomically.
 
     Args:
         path: The .html file; its directory must exist.
         template: Name of a file in templates/.
         title: Heading and window title, plain text as all values are unless they are `Markup`.
         subtitle: Line below the heading.
-        values: Variables of the template; one that the template reads and that is missing is an error.
+        values: Variables of the template; if one that it reads is missing, that is an error.
 
     Returns:
         `path`.

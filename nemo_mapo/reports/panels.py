@@ -1,4 +1,4 @@
-"""Which charts a run report has, what they show and how to read them."""
+"""The charts of a run report: what they show and how to read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from nemo_mapo.reports.theme import NU, OMEGA, Colour
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One metric of a chart and its look."""
+    """One metric of a chart, and its appearance."""
 
     key: str
     label: str
@@ -31,9 +31,9 @@ class Panel:
     scale: Scale
     caption: str
     level: str = ""
-    """Config key under `objective`, or "chance": a horizontal line to compare with."""
+    """Config key under `objective`, or "chance", of a horizontal reference line."""
     only_if_positive: bool = False
-    """Leave the chart out while its metrics stay at zero, which is how they should be."""
+    """Leave the chart out while its metrics are zero, as they should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ LEARNING = Section(
             ),
             scale=Scale(label="accuracy", kind="percent", bottom=0.0, top=1.0),
             caption="Blue should rise. Grey is the same model with the audio replaced by silence: it should stay "
-            "near the dotted chance line. Vertical lines are 95 % intervals over the questions. Where grey "
-            "rises with blue, the questions are being guessed, not heard.",
+            "near the dotted chance line. Vertical lines are 95 % intervals over the questions. If grey rises with "
+            "blue, the model guesses the answers rather than hearing them.",
             level="chance",
         ),
         Panel(
@@ -81,8 +81,8 @@ LEARNING = Section(
                 Curve(key="rollout/finished_share", label="finished", colour=theme.LINE, dashed=True),
             ),
             scale=Scale(label="share of completions", kind="percent", bottom=0.0),
-            caption="Which part the reward comes from. Format or consistency falling while accuracy rises means "
-            "that the text is breaking; unfinished completions were cut at the length limit.",
+            caption="Where the reward comes from. If format or consistency falls while accuracy rises, the text is "
+            "degenerating; unfinished completions were truncated at the length limit.",
         ),
         Panel(
             name="length",
@@ -92,7 +92,7 @@ LEARNING = Section(
                 Curve(key="rollout/reasoning_words", label="words of reasoning", colour=theme.LENGTH, dashed=True),
             ),
             scale=Scale(label="tokens, words", bottom=0.0),
-            caption="Should stay level. Words of reasoning sinking towards zero while the reward climbs is the "
+            caption="Should stay level. If words of reasoning fall towards zero while the reward climbs, that is the "
             "collapse of the paper's Appendix G.",
         ),
     ),
@@ -102,7 +102,7 @@ LISTENING = Section(
     name="listening",
     title="Does it listen?",
     lead="Audio mass is the share of attention that goes to the audio (strongest head, mean of the target layers). "
-    "It is necessary for listening, not sufficient: read it beside the accuracy with silence.",
+    "It is necessary for listening but not sufficient: compare it with the accuracy with silence.",
     panels=(
         Panel(
             name="mass",
@@ -114,7 +114,7 @@ LISTENING = Section(
             ),
             scale=Scale(label="share of attention", bottom=0.0),
             caption="A last third far below the first is late-stage modality collapse: the end of the reasoning "
-            "lives on its own text. MAPO should lift it.",
+            "relies on its own text. MAPO should raise it.",
         ),
         Panel(
             name="mass-held-out",
@@ -132,8 +132,8 @@ LISTENING = Section(
             title="Differential entropy |Δh|",
             curves=(Curve(key="mapo/delta_h_abs_nats", label="mean |Δh|", colour=theme.LINE),),
             scale=Scale(label="nats per token", bottom=0.0),
-            caption="How much the audio changes the certainty of the next token, against a frozen reader without "
-            "audio. Near zero, neither mask has anything to hold on to.",
+            caption="How much the audio changes the certainty about the next token, relative to the frozen text-only "
+            "reference. Near zero, neither mask has a signal to work with.",
         ),
         Panel(
             name="term",
@@ -152,7 +152,7 @@ LISTENING = Section(
 LOSSES = Section(
     name="losses",
     title="Losses",
-    lead="Each term by itself, and whether the optimiser is at ease.",
+    lead="Each term on its own, and whether optimisation is stable.",
     panels=(
         Panel(
             name="loss",
@@ -177,22 +177,22 @@ LOSSES = Section(
             title="KL to the reference",
             curves=(Curve(key="train/kl_loss", label="KL", colour=theme.LINE),),
             scale=Scale(label="nats per token", bottom=0.0),
-            caption="Distance from the start policy. A gentle slope is fine; an upward bend is the policy running "
-            "away.",
+            caption="Distance from the start policy. A gentle slope is fine; an upward bend means that the policy is "
+            "running away.",
         ),
         Panel(
             name="entropy",
             title="Entropy of the policy",
             curves=(Curve(key="train/entropy_nats", label="entropy", colour=theme.LINE),),
             scale=Scale(label="nats per token", bottom=0.0),
-            caption="Falls as the policy grows certain. Near zero all completions of a group are the same.",
+            caption="Falls as the policy becomes more certain. Near zero, all completions of a group are the same.",
         ),
         Panel(
             name="gradient",
             title="Gradient norm",
             curves=(Curve(key="train/grad_norm", label="before clipping", colour=theme.LINE),),
             scale=Scale(label="norm", bottom=0.0),
-            caption="Norm of the whole gradient before clipping. Lone spikes are harmless, a rising floor is not.",
+            caption="Norm of the whole gradient before clipping. Single spikes are harmless, a rising baseline is not.",
         ),
         Panel(
             name="lost",
@@ -203,7 +203,7 @@ LOSSES = Section(
             ),
             scale=Scale(label="share", kind="percent", bottom=0.0),
             caption="A group whose completions all got the same reward has zero advantage and teaches nothing. "
-            "Clipped tokens are zero when each rollout batch is used for one optimiser step.",
+            "No tokens are clipped if each rollout batch is used for one optimiser step.",
         ),
     ),
 )
@@ -238,17 +238,17 @@ MASKS = Section(
         ),
         Panel(
             name="mask-share",
-            title="Tokens at the cap, tokens behind the gate",
+            title="Tokens at the cap, tokens that pass the gate",
             curves=(
                 Curve(key="mapo/mask_capped_share", label=f"{OMEGA} at the cap", colour=theme.MASK),
                 Curve(key="mapo/gate_share", label="pass the part-of-speech gate", colour=theme.ATTENTION),
             ),
             scale=Scale(label="share of tokens", kind="percent", bottom=0.0),
-            caption="The gate lets substantive words through to the attention loss; about half of the tokens is usual.",
+            caption="The gate lets only substantive words into the attention loss; about half of the tokens is usual.",
         ),
         Panel(
             name="fallbacks",
-            title="Gate fall-backs",
+            title="Gate fallbacks",
             curves=(
                 Curve(key="mapo/gate_fallbacks", label="all", colour=theme.ATTENTION),
                 Curve(
@@ -264,8 +264,8 @@ MASKS = Section(
             title="Prefactor of the attention loss",
             curves=(Curve(key="mapo/prefactor", label="mean prefactor", colour=theme.ATTENTION),),
             scale=Scale(label="factor", bottom=0.0),
-            caption="Failure gate times size of the advantage: the attention loss presses on failed completions, and "
-            "eases off as fewer fail.",
+            caption="Failure gate times size of the advantage: the attention loss acts on failed completions, and less "
+            "as fewer fail.",
         ),
     ),
 )
@@ -278,15 +278,15 @@ _TARGETS = Panel(
         Curve(key="val/loss", label="held-out", colour=theme.AUDIO),
     ),
     scale=Scale(label="nats per token", bottom=0.0),
-    caption="Mean negative log-likelihood of the target tokens. Where the held-out curve turns up while the training "
-    "curve falls, stop: checkpoints/best is the one with the best validation.",
+    caption="Mean negative log-likelihood of the target tokens. If the held-out curve rises while the training curve "
+    "falls, stop: checkpoints/best is the one with the best validation.",
 )
 _FORMAT = Panel(
     name="format-held-out",
     title="Format of held-out completions",
     curves=(Curve(key="val/format", label="in format", colour=theme.FORMAT),),
     scale=Scale(label="share of completions", kind="percent", bottom=0.0, top=1.0),
-    caption="Greedy completions with reasoning and answer as the template has them. MAPO needs at least 90 %.",
+    caption="Greedy completions whose reasoning and answer follow the template. MAPO needs at least 90 %.",
 )
 
 
@@ -303,7 +303,7 @@ SUPERVISED = (
     replace(LISTENING, panels=(_panel(LISTENING, "mass-held-out"),)),
     replace(
         LOSSES,
-        lead="What is minimised, and whether the optimiser is at ease.",
+        lead="What is minimised, and whether optimisation is stable.",
         panels=(_TARGETS, _panel(LOSSES, "gradient")),
     ),
 )
@@ -318,7 +318,7 @@ SPEED = Panel(
 )
 
 PHASE_ORDER = ("data", "rollout", "reference", "references", "pos_gate", "rewards", "train", "validation")
-"""Phases in the order of a step; phases that are not named here come last."""
+"""Phases in the order of a step; other phases come last."""
 
 SECTIONS = (LEARNING, LISTENING, LOSSES, MASKS)
 """Charts of a MAPO run."""
@@ -327,7 +327,7 @@ _OWN_COLOURS = (theme.LENGTH, theme.MASK, theme.ATTENTION, theme.MASS, theme.EAR
 
 
 def sections_of(config: Mapping[str, Any]) -> tuple[Section, ...]:
-    """The charts of a run: those of its kind, and one of the rewards that only its config names."""
+    """The charts of a run: those of its kind, and one of further rewards that its config names."""
     if is_supervised(config):
         return SUPERVISED
     terms = section(section(config, "rewards"), "terms")

@@ -1,4 +1,4 @@
-"""Puts an ablation's table and picture where the README shows them, so that no figure there is typed by hand."""
+"""Writes an ablation's table and picture into the README, so that no number there is typed by hand."""
 
 import io
 import re
@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from nemo_mapo.reports.ablation import AblationRun, comparison_markdown, read_runs
 from nemo_mapo.reports.charts import Profile
 from nemo_mapo.reports.loading import load_run
+from nemo_mapo.reports.markdown import fill
 from nemo_mapo.reports.theme import AUDIO, GRID, INK, LATE, MUTED, Colour
 
-BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 PICTURE = Path("docs", "images", "audio_mass.svg")
 PICTURE_CURVES = (
     (("grpo", "mapo"), "before", "start policy", MUTED),
@@ -43,17 +43,12 @@ PICTURE_STYLE: dict[Any, Any] = {
 
 
 def update_readme(readme: Path, rows: Sequence[AblationRun]) -> None:
-    """Replace the table between the README's markers, and the picture of the audio mass beside it.
+    """Replace the table between the README's markers, and the picture of the audio mass that it shows.
 
     Raises:
         ValueError: the README has no markers.
     """
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} has no {BEGIN} ... {END} to fill")
-    table = comparison_markdown(read_runs(rows))
-    filled = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}{END}", text, flags=re.DOTALL)
-    readme.write_text(filled)
+    fill(readme, "ablation", comparison_markdown(read_runs(rows)))
     picture = readme.parent / PICTURE
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_text(audio_mass_svg(rows))
@@ -92,7 +87,7 @@ def audio_mass_svg(rows: Sequence[AblationRun]) -> str:
 
 
 def _follow_scheme(svg: str, colours: Sequence[Colour]) -> str:
-    """Put every colour that has a dark twin into a variable that the scheme sets."""
+    """Replace the colours by variables that follow the reader's light or dark scheme."""
     light, dark = "", ""
     for number, colour in enumerate(dict.fromkeys(colours)):
         svg = svg.replace(colour.light, f"var(--c{number})")

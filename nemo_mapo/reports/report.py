@@ -1,13 +1,12 @@
 """`report.html`: one self-contained page on a run, made from the files in its directory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_mapo.reports.figures import is_recorded, panel_figure, profile_figures, timing_figure
 from nemo_mapo.reports.loading import Record, RunFiles, is_supervised, load_run, recorded, section
 from nemo_mapo.reports.outcome import Change, Outcome, outcome, question_difference
-from nemo_mapo.reports.pages import Card, Figure, write_page
+from nemo_mapo.reports.pages import Block, Card, write_page
 from nemo_mapo.reports.panels import SPEED, Section, sections_of
 from nemo_mapo.reports.samples import pick_samples, samples_view
 from nemo_mapo.reports.summary import duration, number, percent, percent_interval, points
@@ -19,24 +18,13 @@ REPORT_FILE = "report.html"
 DEFAULT_TITLE = "MAPO run"
 
 REFRESH_SECONDS = 60
-"""The page of a run that goes on loads itself again this often; it is written at every validation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Charts below one heading; `left_out` says what was not recorded."""
-
-    name: str
-    title: str
-    lead: str
-    figures: Sequence[Figure]
-    left_out: str
+"""Interval at which the page of an unfinished run reloads itself; it is rewritten at every validation."""
 
 
 def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
-    """Write `report.html` into `run_dir` and return its path; `overlays` are runs whose curves are laid over its own.
+    """Write `report.html` into `run_dir` and return its path; the curves of `overlays`, other runs, are drawn over it.
 
-    Charts whose metrics were not recorded are left out and named. The page loads nothing: all it needs is inside.
+    Charts whose metrics were not recorded are left out and named. The page is self-contained.
 
     Raises:
         RunFileError: as `load_run`.
@@ -71,10 +59,10 @@ def write_report(run_dir: Path, overlays: Sequence[Path] = ()) -> Path:
 
 
 def _difference(files: RunFiles, name: str, other: RunFiles) -> str:
-    """The accuracy of this run against that of another one, over the same questions."""
+    """A sentence that compares this run's accuracy with another's over the same questions."""
     gap = question_difference(files.test, "correct", other.test, "correct")
     if gap is None:
-        return f"Accuracy against {name}: not compared, because they were not tested on the same questions."
+        return f"Accuracy against {name}: not compared, because the test questions differ."
     words = difference_in_words(100 * gap.low, 100 * gap.high)
     return f"Accuracy minus that of {name}: {points(gap)}, paired over {len(files.test)} test questions: {words}."
 
@@ -93,7 +81,7 @@ def _cards(found: Outcome) -> list[Card]:
     return [
         _change_card("Accuracy", found.accuracy, percent, _accuracy_hint(found)),
         _change_card("Accuracy with silence", found.accuracy_silent, percent, _silent_hint(found)),
-        _change_card("Late audio mass", found.audio_mass_late, _two_digits, "attention on the audio, last third"),
+        _change_card("Late audio mass", found.audio_mass_late, _two_digits, "attention to the audio, last third"),
         _change_card("Completion length", found.completion_tokens, number, "tokens"),
         _change_card("Reasoning", found.reasoning_words, number, "words"),
         Card(name="Time", value=duration(found.seconds_total), hint=memory),
@@ -124,7 +112,7 @@ def _change_card(name: str, change: Change, text: Callable[[float | None], str],
         return Card(name=name, value="not measured", hint=hint)
     if change.start is None or change.end is None:
         return Card(name=name, value=text(change.start if change.end is None else change.end), hint=hint)
-    # The unit stands once, behind the second value.
+    # The unit is shown once, after the second value.
     return Card(name=name, before=text(change.start).removesuffix(" %"), value=text(change.end), hint=hint)
 
 
@@ -136,8 +124,8 @@ def _block(item: Section, files: RunFiles, others: Mapping[str, Sequence[Record]
             figures.append(figure)
         elif not is_recorded(panel, files):
             missing.append(f"{panel.title} ({', '.join(curve.key for curve in panel.curves)})")
-    left_out = f"Not recorded, so not shown: {'; '.join(missing)}." if missing else ""
-    return Block(name=item.name, title=item.title, lead=item.lead, figures=figures, left_out=left_out)
+    note = f"Not recorded, so not shown: {'; '.join(missing)}." if missing else ""
+    return Block(name=item.name, title=item.title, lead=item.lead, figures=figures, note=note)
 
 
 def _profiles(files: RunFiles) -> Block:
@@ -147,7 +135,7 @@ def _profiles(files: RunFiles) -> Block:
         title="Along the completion",
         lead="Each completion stretched from 0 to 100 %, averaged over held-out questions, before and after training.",
         figures=figures,
-        left_out="" if figures else "No profiles were recorded (profiles.jsonl).",
+        note="" if figures else "No profiles were recorded (profiles.jsonl).",
     )
 
 
@@ -158,7 +146,7 @@ def _timing(files: RunFiles) -> Block:
         title="Time",
         lead="What a training step costs.",
         figures=[figure for figure in (split, speed) if figure is not None],
-        left_out="" if split else "No timings were recorded (timing/…).",
+        note="" if split else "No timings were recorded (timing/…).",
     )
 
 

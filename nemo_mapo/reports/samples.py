@@ -13,20 +13,20 @@ from nemo_mapo.reports.loading import Record, is_number
 from nemo_mapo.reports.theme import ATTENTION, CARD, LINE, MASK, MASS, NU, OMEGA, Colour, channels, mixed
 
 LEVELS = 8
-"""Steps of a colour scale: as many as the eye tells apart, and each a short class name instead of a colour per
+"""Steps of a colour scale: as many as the eye can distinguish, each with a short class name instead of a colour per
 token."""
 
 LEAST_COLOUR = 0.03
-"""Share of the view's colour in its lowest level: almost the page's own, so that the least token does not stand out."""
+"""Share of the view's colour in its lowest level: almost the background, so that the least token does not stand out."""
 
 PER_GROUP = 2
-"""Samples shown of each of early/late x right/wrong."""
+"""Samples shown for each combination of early or late and right or wrong."""
 
 EDGE_OF_RUN = 1 / 3
 """Samples from the first and last third of the steps count as early and late."""
 
 BYTE_LEVEL = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
-"""How byte-level and sentencepiece vocabularies write blanks and line breaks."""
+"""How byte-level and SentencePiece vocabularies write spaces and line breaks."""
 
 _SPECIAL = re.compile(r"</?[^<>\s]+>")
 _TAG = re.compile(rf"({_SPECIAL.pattern})")
@@ -43,9 +43,9 @@ class View:
     label: str
     meaning: str
     colour: Colour
-    """Of the largest value."""
+    """Colour of the largest value."""
     least_top: float
-    """Least upper end of the scale: without it a flat signal would be stretched to look like a peaked one."""
+    """Lowest upper end of the scale, without which a flat signal would be stretched to look like a peaked one."""
 
 
 VIEWS = (
@@ -53,7 +53,7 @@ VIEWS = (
         field="omega",
         letter="o",
         label=f"relevance weight {OMEGA}",
-        meaning="share of policy gradient a token gets; 1 is what GRPO gives every token",
+        meaning="weight of a token in the policy gradient; 1 is what GRPO gives every token",
         colour=MASK,
         least_top=2.0,
     ),
@@ -61,7 +61,7 @@ VIEWS = (
         field="nu",
         letter="n",
         label=f"inverse weight {NU}",
-        meaning="weight of a token in the attention loss; 0 where the part-of-speech gate is shut",
+        meaning="weight of a token in the attention loss; 0 if the part-of-speech gate is closed",
         colour=ATTENTION,
         least_top=2.0,
     ),
@@ -69,7 +69,7 @@ VIEWS = (
         field="audio_mass",
         letter="m",
         label="audio mass",
-        meaning="share of attention on the audio when the token was chosen",
+        meaning="share of attention on the audio when the token was predicted",
         colour=MASS,
         least_top=0.1,
     ),
@@ -77,7 +77,7 @@ VIEWS = (
         field="delta_h_nats",
         letter="d",
         label="|Δh|",
-        meaning="nats by which the audio changes the certainty about the token",
+        meaning="nats by which the audio changes the uncertainty about the token",
         colour=LINE,
         least_top=0.1,
     ),
@@ -85,10 +85,9 @@ VIEWS = (
 
 
 def pick_samples(rollouts: Sequence[Record], run_dir: Path) -> list[Record]:
-    """Choose a few early and late, right and wrong rollouts; preferred are ones with token signals, with a clip
-    that was kept, and held-out ones.
+    """Choose a few early and late, right and wrong rollouts, by step and right ones first.
 
-    They come by step, right ones first.
+    Preferred are those with token signals, those with a stored clip, and held-out ones, in this order.
     """
     steps = [int(rollout["step"]) for rollout in rollouts]
     if not steps:
@@ -125,7 +124,7 @@ def is_right(rollout: Record) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownView:
-    """A view with the scale that it has on this page."""
+    """A view with its scale on this page."""
 
     letter: str
     label: str
@@ -137,18 +136,18 @@ class ShownView:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A token, or a stretch of plain text, as it is shown."""
+    """A token or a piece of plain text, as shown."""
 
     text: str
     classes: str = ""
     facts: str = ""
-    """Its values in words."""
+    """Its values, for the hover text."""
     plain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSample:
-    """A completion as it is shown; all plain text."""
+    """A completion as shown; all plain text."""
 
     right: bool
     head: str
@@ -158,19 +157,19 @@ class ShownSample:
     tokens: tuple[Token, ...]
     rewards: str
     clips: tuple[str, ...]
-    """What the players play, data URIs; empty if the clips were not kept."""
+    """Data URIs of the clips; empty if they were not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSamples:
-    """What templates/samples.html draws; the switch between its views needs no script."""
+    """What templates/samples.html shows; switching between views needs no script."""
 
     views: tuple[ShownView, ...]
     items: tuple[ShownSample, ...]
 
 
 def samples_view(samples: Sequence[Record], run_dir: Path) -> ShownSamples:
-    """Lay the samples out for the template, with the clips that the run has kept."""
+    """Prepare the samples for the template, with the run's stored clips."""
     tops = {view.field: _top(samples, view) for view in VIEWS}
     views = [view for view in VIEWS if any(_signal(sample, view.field) for sample in samples)]
     return ShownSamples(
@@ -190,7 +189,7 @@ def samples_view(samples: Sequence[Record], run_dir: Path) -> ShownSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    """Background and the text on it."""
+    """Colours of a background and of text on it."""
 
     background: str
     text: str
@@ -198,7 +197,7 @@ class Paint:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One step of a colour scale in both schemes."""
+    """One step of a colour scale, in both schemes."""
 
     light: Paint
     dark: Paint
@@ -207,8 +206,8 @@ class Level:
 def level_colours(view: View) -> tuple[Level, ...]:
     """The steps of the scale from the least value to the largest.
 
-    Each lies between the page's card and the view's colour; its text is the one of black and white that reads better,
-    so the contrast is at least 4.5 whatever the background.
+    Each is between the card's colour and the view's; its text is black or white, whichever has more contrast, so the
+    contrast is at least 4.5 on any background.
     """
     shares = np.linspace(LEAST_COLOUR, 1, LEVELS).tolist()
     return tuple(
@@ -226,25 +225,25 @@ def _paint(paper: str, colour: str, share: float) -> Paint:
 def contrast(one: str, other: str) -> float:
     """Contrast ratio of two `#rrggbb` colours, 1..21 (WCAG 2)."""
     low, high = sorted((_luminance(one), _luminance(other)))
-    ambient = 0.05  # light reflected by the screen, in the standard's formula
+    ambient = 0.05  # the standard's term for light reflected by the screen
     return (high + ambient) / (low + ambient)
 
 
 def readable_token(token: str) -> str:
-    """A token as text: vocabulary blanks become blanks, line breaks and control characters become visible."""
+    """A token as text: the vocabulary's marks become spaces, line breaks and control characters become visible."""
     text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", token.translate(BYTE_LEVEL))
     return text.replace("\n", "↵\n") if text else "∅"
 
 
 def _luminance(colour: str) -> float:
-    # sRGB to linear light and its weights, as WCAG 2 defines relative luminance.
+    # WCAG 2's relative luminance: sRGB to linear light, then weighted.
     shares = [channel / 255 for channel in channels(colour)]
     linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in shares]
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
 def _signal(sample: Record, field: str) -> list[Any]:
-    """The sample's values of `field`, one per token; empty if there are none or they do not fit its tokens."""
+    """The sample's values of `field`, one per token; empty if there are none or their number is not that of tokens."""
     tokens, values = sample.get("tokens"), sample.get(field)
     fits = isinstance(tokens, list) and isinstance(values, list) and len(tokens) == len(values)
     return list(values) if fits and values and any(is_number(value) for value in values) else []

@@ -34,7 +34,7 @@ def summary_lines(run_dir: Path) -> list[str]:
 
 
 def percent(share: float | None) -> str:
-    """A share 0..1 as a percentage with one decimal; a dash when there is none."""
+    """A share 0..1 as a percentage with one decimal; a dash for None."""
     return MISSING if share is None else f"{share:.1%}".replace("%", " %")
 
 
@@ -44,17 +44,17 @@ def points(found: Interval) -> str:
 
 
 def percent_interval(found: Interval | None) -> str:
-    """The interval of a share in percent; empty without one."""
+    """The interval of a share in percent; empty for None."""
     return "" if found is None else f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """A figure with `digits` decimals; a dash when there is none."""
+    """A number with `digits` decimals; a dash for None."""
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as minutes and seconds; a dash when there are none."""
+    """Seconds as minutes and seconds; a dash for None."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), SECONDS_PER_MINUTE)
@@ -94,7 +94,7 @@ def _length(found: Outcome) -> str:
     if not tokens.source and not words.source:
         return NOT_MEASURED
     return (
-        f"{number(tokens.start)} → {number(tokens.end)} tokens a completion, "
+        f"{number(tokens.start)} → {number(tokens.end)} tokens per completion, "
         f"{number(words.start)} → {number(words.end)} words of reasoning"
     )
 

@@ -1,4 +1,4 @@
-"""Colours and signs that the charts of all pages share: one colour, one meaning across a page."""
+"""Colours and symbols shared by the charts of all pages: a colour has one meaning across a page."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ MISSING = "\N{EN DASH}"
 
 
 class Colour(NamedTuple):
-    """A colour as `#rrggbb` on a light and on a dark page."""
+    """A colour as `#rrggbb`, on a light and on a dark page."""
 
     light: str
     dark: str
@@ -20,7 +20,7 @@ GRID = Colour("#e4e2dd", "#363a41")
 CARD = Colour("#ffffff", "#1d2024")
 
 LINE = Colour("#334e68", "#b5c4d4")
-"""Whatever has no colour of its own: a chart of one metric, totals, the baseline of a comparison."""
+"""Whatever has no colour of its own: a chart with one metric, totals, the baseline of a comparison."""
 AUDIO = Colour("#0072b2", "#4fb0ea")
 """The model hears its clip."""
 SILENT = Colour("#8a8f98", "#8d949f")
@@ -30,7 +30,7 @@ EARLY = Colour("#e69f00", "#f0b840")
 LATE = Colour("#d55e00", "#f2854b")
 """Last third of a completion."""
 MASS = Colour("#8a5a2b", "#cf9f70")
-"""Attention on the audio, over a whole completion."""
+"""Attention to the audio, over a whole completion."""
 LENGTH = Colour("#009e73", "#3cc79c")
 """Tokens and words."""
 MASK = Colour("#6a4c93", "#b99ae6")
@@ -48,20 +48,20 @@ PHASES = tuple(
 
 MOST = Colour("#d55e00", "#f2854b")
 LEAST = Colour("#e69f00", "#f0b840")
-"""Frames of a clip that got most and least attention."""
+"""The frames of a clip that got the most and the least attention."""
 
 RUNS = (AUDIO, LENGTH, ATTENTION, MASK, FORMAT, CONSISTENCY)
-"""Runs or variants beside each other, on pages where colour means the run."""
+"""Runs or variants side by side, on pages where colour means the run."""
 
 
 def tints(colour: Colour, count: int) -> list[Colour]:
-    """`count` steps from a faint to the full colour, for ordered things."""
+    """`count` steps from a faint to the full colour, for ordered items."""
     shares = [1.0 if count == 1 else 0.35 + 0.65 * number / (count - 1) for number in range(count)]
     return [Colour(mixed(CARD.light, colour.light, share), mixed(CARD.dark, colour.dark, share)) for share in shares]
 
 
 def mixed(low: str, high: str, share: float) -> str:
-    """The colour that lies `share` of the way from `low` to `high`."""
+    """The colour `share` of the way from `low` to `high`."""
     pairs = zip(channels(low), channels(high), strict=True)
     return "#" + "".join(f"{round((1 - share) * one + share * other):02x}" for one, other in pairs)
 

@@ -1,7 +1,7 @@
 """Signs in the metrics that a run is not doing what its reward curve suggests.
 
 Every check is a pure function of the metric records and of the config's `objective` section. It returns a `Finding`,
-or None if nothing is wrong or the metrics it needs are not there.
+or None if nothing is wrong or its metrics were not recorded.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,34 +14,35 @@ from nemo_mapo.reports.loading import Record, Series, series
 from nemo_mapo.reports.outcome import edge_steps
 
 MIN_TREND_STEPS = 10
-"""Fewest training steps before start and end are compared: below, a trend is noise."""
+"""Fewest training steps for comparing start and end: with fewer, a trend is noise."""
 
 COLLAPSED_LENGTH_SHARE = 0.5
 """Reasoning at less than half of its first length has lost content, not filler: in the paper's Appendix G it falls from
-63 words to 2 while honest shortening (its Figure 4, mask only) takes off about a tenth."""
+63 words to 2, while harmless shortening (its Figure 4, mask only) is about a tenth."""
 
 CLIMB_MIN = 0.02
 """Least rise (accuracy, or reward as a share of its first value) that counts as climbing."""
 
 VANISHED_TERM = 1e-4
-"""MAPO's additive term below this leaves plain GRPO: Appendix G reports 4e-5 on the runs it calls ungrounded."""
+"""With MAPO's additive term below this, what remains is plain GRPO: Appendix G reports 4e-5 on the runs it calls
+ungrounded."""
 
 FLAT_MASK_PEAK = 1.5
 """Mean over completions of the highest token weight. A flat mask peaks at 1, the cap is 5; below 1.5 no token gets even
-half again the credit it has under GRPO."""
+half again its credit under GRPO."""
 
 FLAT_MASK_ENTROPY = 0.99
 """Entropy of the mask over ln T: above, the weights of a 60-token completion differ from 1 by less than 0.3 (standard
 deviation, from entropy deficit = variance / 2), even if a single token peaks."""
 
 GATE_FALLBACK_NOTE = 0.0
-"""Any fall-back of the part-of-speech gate is worth a line: it steers attention on every token, function words too."""
+"""Any fallback of the part-of-speech gate is reported: it steers attention on every token, even function words."""
 
 HIGH_MASS = 0.2
-"""Audio mass at which one expects the audio to matter: a fifth of the strongest head's attention."""
+"""Audio mass from which the audio is expected to matter: a fifth of the strongest head's attention."""
 
 SILENT_GAP_MIN = 0.05
-"""Accuracy lost to silence, below which audio is not used: about three standard errors of a 1,000-question test."""
+"""If silence costs less accuracy than this, the audio is not used: three standard errors of a 1,000-question test."""
 
 KL_HIGH_NATS = 0.5
 """KL to the reference per token, above which the policy has left it: a token is then on average e^0.5 = 1.6 times more
@@ -55,15 +56,15 @@ KL_GROWTH_FLOOR_NATS = 0.1
 """Below this KL, growth by any factor is harmless."""
 
 HALF = 0.5
-"""Accuracy above which questions whose groups are equal are mostly too easy, below which too hard."""
+"""Above this accuracy, groups have equal rewards mostly because questions are too easy; below it, too hard."""
 
 EQUAL_GROUP_SHARE = 0.5
-"""Groups whose rewards are all equal give no policy gradient; above one half most of the rollouts are wasted."""
+"""Groups whose rewards are all equal give no policy gradient; above one half, most of the rollouts are wasted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One warning: what was seen, and what can be done."""
+    """One warning: what was observed, and what to do about it."""
 
     key: str
     title: str
@@ -87,7 +88,7 @@ def find_warnings(records: Sequence[Record], objective: Objective, *, chance: fl
 
 
 def check_finite(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """NaN or infinite metrics: whatever produced them, later steps were trained on them."""
+    """NaN or infinite metrics: whatever produced them may have gone into later updates."""
     broken: dict[str, int] = {}
     for record in records:
         for key, value in record.items():
@@ -100,15 +101,14 @@ def check_finite(records: Sequence[Record], objective: Objective, chance: float)
         key="not_finite",
         title="Some metrics are NaN or infinite",
         detail=f"{listed}. The curves leave these steps out.",
-        advice="Look at the first such step; lower model.optim.lr or gradient_clip_val.",
+        advice="Inspect the first such step; lower model.optim.lr or gradient_clip_val.",
     )
 
 
 def check_reasoning_collapse(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """Reasoning shrinks while accuracy or reward climbs (paper, Appendix G): the curve looks healthy, the model
-    guesses.
+    """Reasoning shrinks while accuracy or reward climbs (paper, Appendix G): the curve looks good, the model guesses.
 
-    Rewards check the answer and the tags, so the shortest text that keeps both is an attractor.
+    Rewards check the answer and the tags, so the shortest text that has both is an attractor.
     """
     words = series(records, "rollout/reasoning_words")
     if len(words) < MIN_TREND_STEPS:
@@ -148,9 +148,9 @@ def check_vanished_terms(records: Sequence[Record], objective: Objective, chance
 
 
 def check_flat_masks(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """The relevance mask hardly differs from 1: with tau = tau_base ln T and small |delta h| its softmax is near
-    uniform. A fault only of a run that has nothing but the mask: with an attention loss, the recipe of the paper, a
-    nearly flat mask is usual.
+    """The relevance mask hardly differs from 1: with tau = tau_base ln T, a small |delta h| makes it nearly uniform.
+
+    This is a fault only if the run relies on the mask alone: with an attention loss, as in the paper, it is usual.
     """
     if objective.get("mask", "relevance") == "none" or objective.get("eta") != 0:
         return None
@@ -181,18 +181,18 @@ def check_gate_fallbacks(records: Sequence[Record], objective: Objective, chance
     named = ", ".join(reason.removeprefix(prefix).replace("_", " ") for reason in reasons)
     return Finding(
         key="gate_fallbacks",
-        title="The part-of-speech gate fell back to all tokens",
+        title="The part-of-speech gate let all tokens pass",
         detail=f"In {fallbacks.values.mean():.1%} of the completions, at {int((fallbacks.values > 0).sum())} of "
         f"{len(fallbacks)} steps{f' ({named})' if named else ''}.",
-        advice="Read the samples: text without nouns or verbs is degenerate. If it reads well, the tagger failed; see "
-        "the log.",
+        advice="Read the samples: text without nouns or verbs is degenerate. If the text is fine, the tagger failed; "
+        "see the log.",
     )
 
 
 def check_not_listening(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """Attention on the audio is high but silence costs no accuracy: mass is not listening.
+    """Attention to the audio is high but silence costs no accuracy: mass is not listening.
 
-    Asked only above chance: a model that answers nothing right has nothing to lose to silence.
+    Checked only above chance: a model that guesses has nothing to lose to silence.
     """
     accuracy, silent = series(records, "val/accuracy"), series(records, "val/accuracy_silent")
     mass = series(records, "val/audio_mass")
@@ -214,7 +214,7 @@ def check_not_listening(records: Sequence[Record], objective: Objective, chance:
 
 
 def check_kl(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """The policy runs away from its reference: high KL, or KL that speeds up."""
+    """The policy runs away from its reference: the KL is high or accelerates."""
     kl = series(records, "train/kl_loss")
     if len(kl) < MIN_TREND_STEPS:
         return None
@@ -226,13 +226,13 @@ def check_kl(records: Sequence[Record], objective: Objective, chance: float) -> 
     return Finding(
         key="kl_runaway",
         title="The KL to the reference runs away",
-        detail=f"{recent:.2f} nats a token over the last steps, {middle:.2f} in the middle of the run.",
+        detail=f"{recent:.2f} nats per token over the last steps, {middle:.2f} in the middle of the run.",
         advice="Raise objective.beta or lower model.optim.lr; read the late samples for broken text.",
     )
 
 
 def check_no_reward(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """No completion earns anything: there is nothing to learn from, and harder questions would not help."""
+    """No completion earns a reward: there is nothing to learn from, and harder questions would not help."""
     reward = series(records, "rollout/reward_mean")
     if not len(reward) or reward.values[-edge_steps(len(reward)) :].any():
         return None
@@ -241,11 +241,11 @@ def check_no_reward(records: Sequence[Record], objective: Objective, chance: flo
         advice = "Every completion is truncated: raise rollout.sampling.max_new_tokens."
     elif len(form) and form.last(edge_steps(len(form))) == 0:
         advice = (
-            "None has the form that the rewards read. Compare a sample below with rewards.template, and say the "
-            "form in data.prompt.instruction, or start from a model that has learned it (supervised, or warm_start)."
+            "None has the format that the rewards expect. Compare a sample below with rewards.template, and describe "
+            "the format in data.prompt.instruction, or start from a model that has learned it (examples/sft.py)."
         )
     else:
-        advice = "The form is right, the answers are not: use easier questions, or start from a stronger policy."
+        advice = "The format is right, the answers are not: use easier questions, or start from a stronger policy."
     return Finding(
         key="no_reward",
         title="No completion earns a reward",
@@ -255,8 +255,7 @@ def check_no_reward(records: Sequence[Record], objective: Objective, chance: flo
 
 
 def check_equal_groups(records: Sequence[Record], objective: Objective, chance: float) -> Finding | None:
-    """Most groups have equal rewards, hence zero advantage: the questions are too easy, too hard, or sampling too
-    cold."""
+    """Most groups have equal rewards, hence zero advantage: questions are too easy or hard, or sampling is too cold."""
     equal, accuracy = series(records, "rollout/equal_reward_groups"), series(records, "rollout/accuracy")
     if not len(equal) or check_no_reward(records, objective, chance) is not None:
         return None
@@ -290,7 +289,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 CHECKED_IN_WORDS = (
-    "finite metrics, length of reasoning against reward, size of MAPO's terms, flatness of the masks, gate fall-backs, "
+    "finite metrics, length of reasoning against reward, size of MAPO's terms, flatness of the masks, gate fallbacks, "
     "listening against silence, KL to the reference, any reward at all, groups with equal rewards"
 )
 

@@ -8,7 +8,7 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.config.yaml_files import read_recorded
 from nemo_mapo.training.checkpoint import CheckpointStore, followed, read_checkpoint
-from nemo_mapo.training.run_directory import RunDirectory
+from nemo_mapo.training.run_directory import RunDirectory, renewed
 from nemo_mapo.types import Wording
 
 
@@ -20,7 +20,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml")
-    recorded = read_recorded(path)
+    recorded = renewed(read_recorded(path))
     if isinstance(recorded.get("data"), dict):
         recorded["data"]["prompt"] = asdict(recorded_wording(run_dir) or Wording())
     config = load(recorded, RunConfig)

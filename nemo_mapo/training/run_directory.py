@@ -170,11 +170,26 @@ def recorded_config(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
+def renewed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config with today's `trainer.mapo.generation` in place of the two switches of earlier versions."""
+    trainer = recorded.get("trainer")
+    mapo = trainer.get("mapo") if isinstance(trainer, dict) else None
+    if not isinstance(mapo, dict) or "generation" in mapo:
+        return recorded
+    kept = {name: value for name, value in mapo.items() if name not in ("asynchronous", "dynamic_sampling")}
+    generation: dict[str, Any] = {"type": "synchronous"}
+    if (mapo.get("asynchronous") or {}).get("max_staleness"):
+        generation = {"type": "one_ahead"}
+    elif mapo.get("dynamic_sampling") is not None:
+        generation = {"type": "dynamic_sampling", **mapo["dynamic_sampling"]}
+    return {**recorded, "trainer": {**trainer, "mapo": {**kept, "generation": generation}}}
+
+
 def config_changes(before: dict[str, Any], now: dict[str, Any], *, length_too: bool = False) -> list[str]:
-    """What differs between two configs and decides what is learned, a line for each; `length_too` adds the length."""
+    """Differences of two recorded configs that change what is learned, a line each; `length_too` adds the length."""
     length_too = length_too or flat(before).get("model.optim.sched.name") == "cosine"
     free = [key for key in _MAY_CHANGE if not (length_too and key in _LENGTH)]
-    return differences(before, now, free=free)
+    return differences(renewed(before), now, free=free)
 
 
 def this_command() -> str:

@@ -17,11 +17,11 @@ from nemo_mapo.config.run import RolloutConfig, RunConfig
 from nemo_mapo.data.prompts import prefill
 from nemo_mapo.data.sequences import padded, response_mask, row_slices, select_batch, select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.grounding.pos_gate import gate_batch
-from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE, Tagger
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.objective.decoupled import batch_scale, decoupled_advantages
 from nemo_mapo.objective.dependency import audio_dependency, completion_scales
+from nemo_mapo.pos_gate.gate import gate_batch
+from nemo_mapo.pos_gate.tagger import PERCEPTRON_PACKAGE, Tagger
 from nemo_mapo.ranks import any_rank, gather_over_data_parallel
 from nemo_mapo.rewards.combined import RewardTable, score
 from nemo_mapo.rewards.judge import OpenAIClient
@@ -38,6 +38,7 @@ from nemo_mapo.training.tars import Alignment, alignment
 from nemo_mapo.types import Maximum, RolloutBatch, TokenBatch
 
 Timer = Callable[[str], AbstractContextManager[None]]
+"""Times a named section: `with timer("rollout"): ...`."""
 
 
 @dataclass(frozen=True, kw_only=True)

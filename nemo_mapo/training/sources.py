@@ -7,8 +7,7 @@ Sampling depends only on seed, step and place: neither the number of ranks nor t
 changes a sample.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.config.run import MAX_COMPLETIONS_PER_STEP, RunConfig, SamplingConfig
+from nemo_mapo.config.fields import MAX_COMPLETIONS_PER_STEP
+from nemo_mapo.config.run import RunConfig, SamplingConfig
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.rewards.combined import RewardTable
@@ -27,11 +27,9 @@ from nemo_mapo.rows import Completion, Group, Problem, completions_of
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, Score, refill
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.scoring import RolloutScorer
+from nemo_mapo.training.scoring import RolloutScorer, Timer
 from nemo_mapo.training.tars import MODALITIES, with_text_twins
 from nemo_mapo.types import Wording
-
-Timer = Callable[[str], AbstractContextManager[None]]
 
 _SEEDS_PER_STEP = MAX_COMPLETIONS_PER_STEP
 """Rows of a step get consecutive seeds; steps are this far apart."""
@@ -320,12 +318,13 @@ def build_source(
     if config.rewards.tars is not None:
         wording = prompt_wording(config.data.prompt, config.rewards.template)
         requests = Twinned(config, prompts, scorer.tokenizer, wording)
-    if config.max_staleness:
+    generation = config.trainer.mapo.generation
+    if generation.type == "one_ahead":
         return OneAhead(requests, sampler, timer, steps=steps)
-    source, dynamic = Synchronous(requests, sampler, timer), config.trainer.mapo.dynamic_sampling
-    if dynamic is None:
+    source = Synchronous(requests, sampler, timer)
+    if generation.type == "synchronous":
         return source
-    return Refilled(source, requests, sampler, scorer.rewards_of, timer, max_rounds=dynamic.max_generation_rounds)
+    return Refilled(source, requests, sampler, scorer.rewards_of, timer, max_rounds=generation.max_generation_rounds)
 
 
 def _drawn(groups: list[Group], requests: Requests, metrics: dict[str, float]) -> StepGroups:

@@ -37,9 +37,9 @@ def target_text(example: Example, config: TargetConfig, template: Template) -> s
     found = split_completion(reasoning, template)
     if found is None or found.answer != example.answer:
         raise ValueError(
-            f"{example.id}: the target {reasoning!r} is no completion in the tags of rewards.template={template} with "
-            f"the answer {example.answer!r}: put only the reasoning into 'reasoning', or a whole completion, or set "
-            "rewards.template or data.target.form"
+            f"{example.id}: the target {reasoning!r} is not a completion in the tags of rewards.template={template} "
+            f"with the answer {example.answer!r}: put only the reasoning into 'reasoning', or a whole completion, or "
+            "set rewards.template or data.target.form"
         )
     return reasoning
 

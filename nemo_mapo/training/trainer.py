@@ -50,7 +50,7 @@ class MapoTrainer(TrainingLoop):
     ) -> None:
         self.actor = actor
         self.scorer = scorer
-        if config.trainer.mapo.dynamic_sampling is not None:
+        if config.trainer.mapo.generation.type == "dynamic_sampling":
             prompts = RefillingPromptStream(prompts)
         super().__init__(config, actor.policy, optimizer, prompts, validate, logger, checkpoints, run_timer)
         self.samples = samples
@@ -86,7 +86,7 @@ class MapoTrainer(TrainingLoop):
         metrics |= reduced(gather_over_data_parallel(scored.metrics | agreed)) | self.timings() | drawn.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
         # Generation ahead takes as long as the step, of which the trainer waits only a small part.
-        seconds = metrics["timing/step_seconds" if self.config.max_staleness else "timing/rollout_seconds"]
+        seconds = metrics["timing/step_seconds" if self.config.ahead else "timing/rollout_seconds"]
         metrics["rollout/tokens_per_second"] = generated / seconds
         metrics["rollout/staleness"] = staleness
         self._warn_of_mismatch(metrics["rollout/log_prob_mismatch"])
@@ -105,7 +105,7 @@ class MapoTrainer(TrainingLoop):
         """Rollout batches that the weights sampled from are behind the present ones."""
         version = groups[0].completions[0].weight_version
         behind = (self.optimization_step - version) / self.config.steps_per_generation
-        assert 0 <= behind <= self.config.max_staleness, f"version {version} is {behind} batches old"
+        assert 0 <= behind <= self.config.ahead, f"version {version} is {behind} batches old"
         return behind
 
     @contextmanager

@@ -5,7 +5,7 @@
 | sending between pipeline stages | functions | methods of `P2PCommunicator` |
 | what a checkpoint holds besides tensors | `common.pt` | an object among the tensors |
 | MLP in a layer's spec | `ModuleSpec` | a partial of its class |
-| logits of a forward pass with a KV cache | of the last position, unless told | of all positions |
+| logits of a forward pass with a KV cache | by default of the last position | of all positions |
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ _SENDS_BY_OBJECT: Final = "P2PCommunicator" in vars(p2p_communication)
 
 
 def mlp_submodules(layer: Any) -> Any:
-    """Submodules of the dense MLP in a layer's spec; what is set on them is built."""
+    """Submodules of the dense MLP in a layer's spec; the model is built from them, with any changes made to them."""
     mlp = layer.submodules.mlp
     return mlp.submodules if hasattr(mlp, "submodules") else mlp.keywords["submodules"]
 
 
 def receive_from_previous_stage(config: Any) -> Tensor:
-    """Hidden states of the pipeline stage before; not for the first stage."""
-    # The shape is exchanged first (variable_seq_lengths), so what is said here does not matter.
+    """Receive hidden states from the previous pipeline stage; never called on the first one."""
+    # The shape is exchanged first (variable_seq_lengths), so the one given here does not matter.
     if _SENDS_BY_OBJECT:
         received: Tensor = _communicator(config).recv_forward((), is_first_stage=False)
     else:
@@ -41,7 +41,7 @@ def receive_from_previous_stage(config: Any) -> Tensor:
 
 
 def send_to_next_stage(hidden: Tensor, config: Any) -> None:
-    """Hand hidden states on; not for the last stage."""
+    """Send hidden states to the next pipeline stage; never called on the last one."""
     if _SENDS_BY_OBJECT:
         _communicator(config).send_forward(hidden, is_last_stage=False)
     else:
@@ -53,10 +53,7 @@ def _communicator(config: Any) -> Any:
 
 
 def save(state: dict[str, Any], directory: Path, *, strategy: Any = None) -> None:
-    """Write a sharded state as `dist_checkpointing.save`, such that each of these releases reads it.
-
-    On all ranks together.
-    """
+    """Write a sharded state with `dist_checkpointing.save` so that either release reads it; all ranks call it."""
     dist_checkpointing.save(state, str(directory), sharded_strategy=strategy)
     if is_main_rank() and not (common := directory / _COMMON).exists():
         torch.save(dist_checkpointing.load_common_state_dict(str(directory)), common)
@@ -64,7 +61,7 @@ def save(state: dict[str, Any], directory: Path, *, strategy: Any = None) -> Non
 
 
 def key_value_cache(rows: int, positions: int) -> StaticInferenceContext:
-    """Megatron's static KV cache; a forward pass gives the logits that it is asked for."""
+    """Megatron's static KV cache, set so that a forward pass returns all the logits that it is asked for."""
     cache = StaticInferenceContext(rows, positions)
     cache.materialize_only_last_token_logits = False
     return cache

@@ -1,6 +1,6 @@
-"""NeMo 2.3 and 3.0: where the perception module lives, what its parts are called, whose mel features are computed.
+"""NeMo 2.3 and 3.0: where the perception module lives, what its parts are called, and which mel features are computed.
 
-The first has it in `multimodal.speech_llm`, the second in `speechlm2` alone.
+It is in `multimodal.speech_llm` of 2.3, and only in `speechlm2` of 3.0.
 """
 
 from typing import Any, Final, Literal
@@ -17,13 +17,13 @@ Features = Literal["nemo_2_3", "nemo_2_5"]
 _OLD: Final = "nemo.collections.multimodal.speech_llm.modules."
 _NEW: Final = "nemo.collections.speechlm2.modules.perception."
 IDENTITY_ADAPTER: Final = f"{_OLD}modality_adapters.IdentityConnectors"
-"""The adapter that passes frames on, as configs call it whichever NeMo is installed."""
+"""The adapter that passes frames on unchanged; configs use this name whichever NeMo is installed."""
 NEWER_IDENTITY_ADAPTER: Final = f"{_NEW}IdentityConnector"
 _INSTALLED: Final[Features] = "nemo_2_3" if Version(nemo.__version__).release < (2, 5) else "nemo_2_5"
 
 
 def perception_class() -> Any:
-    """NeMo's AudioPerceptionModule, imported when it is asked for."""
+    """NeMo's AudioPerceptionModule, imported on the first call."""
     try:
         from nemo.collections.multimodal.speech_llm.modules.perception_modules import AudioPerceptionModule
     except ModuleNotFoundError:
@@ -32,7 +32,7 @@ def perception_class() -> Any:
 
 
 def as_installed(module: dict[str, Any]) -> dict[str, Any]:
-    """A perception module's config with the adapter's name that the installed NeMo has."""
+    """A perception module's config, with its adapter named as in the installed NeMo."""
     adapter = module.get("modality_adapter", {})
     if adapter.get("_target_") not in (IDENTITY_ADAPTER, NEWER_IDENTITY_ADAPTER):
         return module
@@ -44,7 +44,7 @@ def as_installed(module: dict[str, Any]) -> dict[str, Any]:
 
 
 class OlderFeatures(FilterbankFeatures):  # type: ignore[misc]
-    """Mel features as in NeMo up to 2.3, whichever is installed: a clip's edges are mirrored."""
+    """Mel features as in NeMo up to 2.3, whichever is installed: clips are padded with their mirrored edges."""
 
     pad_mode = "reflect"
     extra_frames = 1
@@ -64,27 +64,27 @@ class OlderFeatures(FilterbankFeatures):  # type: ignore[misc]
         return spectrum
 
     def get_seq_len(self, seq_len: Int[Tensor, " audio"]) -> Int[Tensor, " audio"]:
-        """Frames of clips of so many samples."""
+        """Number of frames of clips with these numbers of samples."""
         padding = 2 * self.stft_pad_amount if self.stft_pad_amount is not None else self.n_fft // 2 * 2
         whole = torch.floor_divide(seq_len + padding - self.n_fft, self.hop_length) + self.extra_frames
         return whole.to(dtype=torch.long)
 
 
 class NewerFeatures(OlderFeatures):
-    """Those of NeMo since 2.5: zeros at a clip's edges, and a frame less."""
+    """Mel features as in NeMo since 2.5: clips are padded with zeros, and have one frame fewer."""
 
     pad_mode = "constant"
     extra_frames = 0
 
 
 def compute_features(featurizer: FilterbankFeatures, features: Features) -> None:
-    """Have the featurizer of a preprocessor that NeMo built compute these features.
+    """Make the featurizer of a NeMo preprocessor compute these features.
 
     Raises:
-        ValueError: for `exact_pad` and features other than those of the installed NeMo.
+        ValueError: `exact_pad` with features other than those of the installed NeMo.
     """
     if not featurizer.exact_pad:
-        # In place: NeMo knows its own features only.
+        # In place: NeMo builds only its own features.
         featurizer.__class__ = OlderFeatures if features == "nemo_2_3" else NewerFeatures
     elif features != _INSTALLED:
         raise ValueError(

@@ -116,7 +116,7 @@ def test_the_vocabulary_of_these_models_is_padded_where_it_is_cut() -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_rank_of_a_model_that_is_not_cut_gives_its_own_tensors(starts: dict[str, str], ranks: int) -> None:
+def test_every_rank_of_an_unsharded_model_gives_its_own_tensors(starts: dict[str, str], ranks: int) -> None:
     expected = unsharded_state(Layout(), MODELS["tied"], starts["tied"])
     for rank in on_ranks(Layout(ranks=ranks), MODELS["tied"], starts["tied"]):
         assert list(rank.tensors) == list(expected)

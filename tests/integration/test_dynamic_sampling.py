@@ -20,7 +20,7 @@ OVERRIDES = (
     f"trainer.mapo.max_steps={STEPS}",
     "data.test_ds=null",
 )
-DYNAMIC = ("trainer.mapo.dynamic_sampling={max_generation_rounds: 2}",)
+DYNAMIC = ("trainer.mapo.generation={type: dynamic_sampling, max_generation_rounds: 2}",)
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_every_item_gets_a_prediction_and_the_denominator_is_the_whole_set(unint
     assert "| sound | 3 |" in (uninterrupted / "results.md").read_text()
 
 
-def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_end(place, uninterrupted):
+def test_an_interrupted_evaluation_resumes_to_the_same_result(place, uninterrupted):
     cut = evaluated(place, "cut")
     lines = (cut / "predictions.jsonl").read_text().splitlines(keepends=True)
     (cut / "predictions.jsonl").write_text("".join(lines[:4]) + lines[4][: len(lines[4]) // 2])

@@ -268,7 +268,7 @@ def test_generation_leaves_the_global_random_state_alone(tiny: TinyAudioLLM) -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_stopped_and_truncated_completions_are_told_apart(tiny: TinyAudioLLM) -> None:
+def test_stopped_and_truncated_completions_are_distinguished(tiny: TinyAudioLLM) -> None:
     stops = stop_ids(tiny)
     prompts = tiny_prompts(tiny, num_prompts=4)
     completions = generated(backend(tiny, stops=stops), prompts, FREE, group_size=8, seeds=seeds(32))

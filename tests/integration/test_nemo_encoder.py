@@ -172,7 +172,7 @@ def test_what_nemo_draws_at_random_in_training_is_fixed(tmp_path):
             build_perception(NemoPerceptionConfig(module=section), HIDDEN, SAMPLE_RATE)
 
 
-def test_what_is_no_asr_model_is_refused(tmp_path):
+def test_anything_but_an_asr_model_is_refused(tmp_path):
     (tmp_path / "text.nemo").write_text("not an archive")
     with pytest.raises(ValueError, match=r"text.nemo is not a .nemo file"):
         module_config(tmp_path / "text.nemo")

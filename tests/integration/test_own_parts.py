@@ -131,7 +131,7 @@ def test_a_reward_that_raises_ends_the_run_and_is_named(corpus, tmp_path, packag
         fit(trainer)
 
 
-def test_a_source_of_ones_own_wraps_that_of_the_trainer(corpus, tmp_path, package):
+def test_a_custom_source_wraps_that_of_the_trainer(corpus, tmp_path, package):
     package(
         "sources",
         "from dataclasses import replace\n"
@@ -154,7 +154,7 @@ def test_a_source_of_ones_own_wraps_that_of_the_trainer(corpus, tmp_path, packag
         assert record["rollout/completion_tokens"] == pytest.approx(record["rollout/shortest"] / 2)
 
 
-def test_a_family_of_decoders_of_ones_own_computes_what_transformers_does(tmp_path, package):
+def test_a_custom_decoder_family_computes_what_transformers_does(tmp_path, package):
     package(
         "families",
         "from nemo_mapo.models.hf.models import DECODERS, DecoderFamily\n"

@@ -29,7 +29,11 @@ def test_a_run_trains_on_one_and_two_clips(tmp_path: Path) -> None:
     finished = train(
         corpus,
         run_dir,
-        *("trainer.mapo.max_steps=2", "trainer.mapo.dynamic_sampling={max_generation_rounds: 2}", "data.test_ds=null"),
+        *(
+            "trainer.mapo.max_steps=2",
+            "trainer.mapo.generation={type: dynamic_sampling, max_generation_rounds: 2}",
+            "data.test_ds=null",
+        ),
         *("model.lora={rank: 2}", "model.freeze={perception: false, projector: false}"),
     )
     assert finished.returncode == 0, finished.stderr[-3000:]

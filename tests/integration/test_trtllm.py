@@ -216,7 +216,7 @@ def test_a_run_trains_on_what_the_engine_draws(tmp_path: Path) -> None:
 def test_dynamic_sampling_asks_the_engine_again_before_it_is_unloaded(tmp_path: Path) -> None:
     corpus = write_tiny_corpus(tmp_path / "corpus")
     trainer, engine = trainer_on_the_engine(
-        corpus, tmp_path / "run", "trainer.mapo.dynamic_sampling={max_generation_rounds: 1}"
+        corpus, tmp_path / "run", "trainer.mapo.generation={type: dynamic_sampling, max_generation_rounds: 1}"
     )
     assert fit(trainer)
     assert any(record["rollout/generation_rounds"] > 0 for record in metrics(tmp_path / "run"))

@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_the_page_walks_the_whole_way():
+def test_the_page_works_end_to_end():
     scripts = [Path(shlex.split(command)[1]).name for command in COMMANDS]
     assert list(dict.fromkeys(scripts)) == [
         "make_synthetic_corpus.py",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from configuration_page import configuration_markdown
 from nemo_mapo.config.compose import compose
 from nemo_mapo.config.load import ConfigError, as_plain, load
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
-from nemo_mapo.config.reference import configuration_markdown
 from nemo_mapo.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -279,9 +279,24 @@ def test_audio_mass_is_captured_only_where_something_asks_for_it() -> None:
     assert run_config("objective.eta=0.1", "objective.log_grounding=false").objective.captures_audio_mass
 
 
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("trainer.mapo.asynchronous={max_staleness: 1}", "use trainer.mapo.generation.type=one_ahead"),
+        ("trainer.mapo.dynamic_sampling={}", "use trainer.mapo.generation.type=dynamic_sampling"),
+        ("trainer.mapo.generation.type=asynchronous", "type='asynchronous': unknown; did you mean synchronous?"),
+        ("trainer.mapo.generation.max_generation_rounds=2", "it belongs to another trainer.mapo.generation.type"),
+    ],
+)
+def test_a_wrong_way_to_generate_is_answered_with_what_to_write(override: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_config(override)
+    assert advice in str(refused.value)
+
+
 def test_the_configuration_page_is_that_of_the_schema():
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_markdown(), (
-        "run: python -m nemo_mapo.config.reference > docs/configuration.md"
+        "run: python tests/configuration_page.py > docs/configuration.md"
     )
 
 
@@ -326,8 +341,8 @@ def test_the_path_of_a_bad_encoder_key_is_the_one_the_user_wrote():
         (["objective.surrogate=cispo", "objective.dual_clip=3"], r"surrogate=cispo .* dual_clip=null"),
         (["objective.advantages=per_reward", "objective.overlong_buffer=20"], r"overlong_buffer=0 \(is 20\)"),
         (
-            ["objective.advantages=per_reward", "trainer.mapo.dynamic_sampling={}"],
-            r"is incompatible with trainer\.mapo\.dyn",
+            ["objective.advantages=per_reward", "trainer.mapo.generation.type=dynamic_sampling"],
+            r"is incompatible with trainer\.mapo\.generation\.type=dyn",
         ),
     ],
 )
@@ -340,7 +355,10 @@ def test_baselines_that_do_not_compose_are_refused(overrides: list[str], said: s
     ("overrides", "said"),
     [
         (["rollout=vllm"], "rollout.backend=vllm must be megatron"),
-        (["trainer.mapo.dynamic_sampling={}"], "trainer.mapo.dynamic_sampling="),
+        (
+            ["trainer.mapo.generation.type=dynamic_sampling"],
+            "trainer.mapo.generation.type=dynamic_sampling must be syn",
+        ),
         (
             ["data.train_ds.batch_size=24", "model.global_batch_size=32"],
             "must divide the batch: data.train_ds.batch_size=24",

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from nemo_mapo import doctor
 from nemo_mapo.attention.te_support import MINIMUM_TE
 from nemo_mapo.doctor import Finding
-from nemo_mapo.grounding.tagger import PERCEPTRON_PACKAGE
+from nemo_mapo.pos_gate.tagger import PERCEPTRON_PACKAGE
 
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 5.0
@@ -53,7 +53,7 @@ def program(folder: Path, name: str, *lines: str) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-def test_here_nothing_is_wrong_and_it_is_quick(tmp_path) -> None:
+def test_a_healthy_installation_has_no_findings_and_is_checked_quickly(tmp_path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     # A PATH without the driver's tool: a GPU here would not match every torch that runs the tests.
     report = run_doctor("--writable", str(tmp_path), PATH=str(tmp_path))
@@ -79,7 +79,7 @@ def test_a_package_of_the_stack_in_range_shows_its_version_range_and_what_was_te
     assert found["other requirements"].detail == "1 in range"
 
 
-def test_a_package_out_of_range_or_absent_is_wrong_with_the_command_that_mends_it() -> None:
+def test_a_package_out_of_range_or_absent_is_wrong_with_the_command_that_fixes_it() -> None:
     found = by_subject(doctor.check_packages({"torch": "2.5.1"}, RANGES, {"torch": "2.13.0"}))
     assert (found["torch"].verdict, found["nltk"].verdict) == ("wrong", "wrong")
     assert found["torch"].detail == "2.5.1: needs >=2.6: pip install 'torch>=2.6' -c constraints.txt"
@@ -156,7 +156,9 @@ def distribution(folder: Path, name: str, version: str, part: str) -> None:
         ("0.0.1", "normalization", "wrong    apex                   0.0.1: needs >=0.1"),
     ],
 )
-def test_another_project_called_apex_is_told_from_nvidias(tmp_path, version: str, part: str, said: str) -> None:
+def test_another_project_called_apex_is_distinguished_from_nvidias(
+    tmp_path, version: str, part: str, said: str
+) -> None:
     distribution(tmp_path, "apex", version, part)
     report = run_doctor("--writable", str(tmp_path), PYTHONPATH=str(tmp_path), PATH=str(tmp_path))
     assert said in report.stdout

@@ -53,7 +53,7 @@ def test_a_refusal_is_final(serve: Serve, status: int) -> None:
     assert refused.value.status == status
 
 
-def test_what_is_no_json_is_no_answer(serve: Serve) -> None:
+def test_a_reply_that_is_not_json_is_not_an_answer(serve: Serve) -> None:
     with pytest.raises(Refused, match="not JSON: '<html>'"):
         connection(serve(lambda path, body: (200, "<html>"))).post("/v1/x", {})
 

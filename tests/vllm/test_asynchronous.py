@@ -16,7 +16,7 @@ from tests.vllm.serving import asking, launching
 pytestmark = pytest.mark.vllm
 
 WEIGHTED = "objective.behaviour_clip=2"
-AHEAD = [WEIGHTED, "trainer.mapo.asynchronous={max_staleness: 1}"]
+AHEAD = [WEIGHTED, "trainer.mapo.generation.type=one_ahead"]
 OPTIMIZER_STEPS = 2
 """Of a rollout batch: 4 prompts x 2 completions, 4 at a time."""
 
@@ -55,21 +55,6 @@ def figures(run_dir: Path) -> list[dict[str, float]]:
 
 def prompts_of_steps(run_dir: Path) -> dict[int, str]:
     return {record["step"]: record["id"] for record in samples(run_dir)}
-
-
-def test_without_staleness_it_is_the_synchronous_run(corpus: Path, overrides: list[str], tmp_path: Path) -> None:
-    synchronous = trainer_of(corpus, tmp_path / "synchronous", *overrides, WEIGHTED)
-    bounded = trainer_of(
-        corpus, tmp_path / "bounded", *overrides, WEIGHTED, "trainer.mapo.asynchronous={max_staleness: 0}"
-    )
-    assert fit(synchronous) and fit(bounded)
-    # Which requests meet in a batch is chance, and changes the last bits of log-probs that are trained on.
-    assert [record["text"] for record in samples(tmp_path / "synchronous")] == [
-        record["text"] for record in samples(tmp_path / "bounded")
-    ]
-    for one, other in zip(figures(tmp_path / "synchronous"), figures(tmp_path / "bounded"), strict=True):
-        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-3, abs=1e-6)
-    assert {record["rollout/staleness"] for record in metrics(tmp_path / "bounded")} == {0.0}
 
 
 def test_every_batch_but_the_first_is_one_behind_and_says_so(ahead: Path) -> None:
@@ -155,14 +140,10 @@ def test_log_probs_of_engine_and_training_that_differ_give_a_warning(
     [
         ((), "rollout.backend=megatron generates in the training process"),
         (("rollout=vllm",), "set objective.behaviour_clip, e.g. to 2"),
-        (
-            ("rollout=vllm", WEIGHTED, "trainer.mapo.dynamic_sampling={}"),
-            "trainer.mapo.dynamic_sampling needs more samples",
-        ),
     ],
 )
 def test_what_cannot_be_generated_ahead_is_refused(
     corpus: Path, tmp_path: Path, changes: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        trainer_of(corpus, tmp_path / "run", "trainer.mapo.asynchronous={}", *changes)
+        trainer_of(corpus, tmp_path / "run", "trainer.mapo.generation.type=one_ahead", *changes)

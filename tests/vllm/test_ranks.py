@@ -88,10 +88,10 @@ def test_two_ranks_learn_from_a_server_what_one_learns(
     assert {sample[:2] for sample in samples(run_dir)} == {(step + 1, step * OPTIMIZER_STEPS) for step in range(STEPS)}
 
 
-def test_two_ranks_of_a_cut_model_generate_ahead_as_one_does(
+def test_two_ranks_of_a_sharded_model_generate_ahead_as_one_does(
     corpus: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    ahead = ("objective.behaviour_clip=2", "trainer.mapo.asynchronous={max_staleness: 1}")
+    ahead = ("objective.behaviour_clip=2", "trainer.mapo.generation.type=one_ahead")
     assert fit(trainer_of(corpus, tmp_path / "one", *overrides, *ahead))
     run_on_two_ranks(corpus, tmp_path / "two", *overrides, *ahead, "model.tensor_model_parallel_size=2")
     assert_same_figures(tmp_path / "two", tmp_path / "one")

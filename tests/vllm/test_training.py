@@ -139,7 +139,7 @@ def test_dynamic_sampling_and_tars_draw_from_it(
     corpus: Path, shared: VllmRollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = [*asking(shared, monkeypatch), "trainer.mapo.max_steps=2"]
-    dynamic = trainer_of(corpus, tmp_path / "dynamic", *overrides, "trainer.mapo.dynamic_sampling={}")
+    dynamic = trainer_of(corpus, tmp_path / "dynamic", *overrides, "trainer.mapo.generation.type=dynamic_sampling")
     assert fit(dynamic)
     assert_agrees(tmp_path / "dynamic", 2)
     tars = trainer_of(

@@ -15,7 +15,7 @@ from nemo_mapo.data.entries import DURATION_TOLERANCE_SECONDS
 from nemo_mapo.data.importers.audio import AudioStore, StoredAudio
 from nemo_mapo.data.importers.base import Drop, Importer, InvalidRecord, Question, Source
 from nemo_mapo.data.importers.grouping import Member, assign_splits, leaks
-from nemo_mapo.data.importers.report import Report, SplitFigures
+from nemo_mapo.data.importers.report import Report, SplitStatistics
 from nemo_mapo.data.importers.tokenizer_training import own_tokenizer
 from nemo_mapo.data.manifests import parse_example
 from nemo_mapo.data.splits import SPLITS, manifest_path, tokenizer_path
@@ -232,7 +232,7 @@ def _write(placed: list[_Placed], directory: Path, report: Report) -> None:
         rows = [one for one in placed if one.split == split]
         if not rows:
             continue
-        report.splits[split] = figures = SplitFigures()
+        report.splits[split] = statistics = SplitStatistics()
         # Neither name nor time of writing in the gzip header: the same corpus gives the same bytes.
         with (
             manifest_path(directory, split).open("wb") as file,
@@ -242,7 +242,7 @@ def _write(placed: list[_Placed], directory: Path, report: Report) -> None:
                 cut, custom = one.cut, one.cut.custom or {}
                 manifest.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
                 place = custom["choices"].index(custom["answer"])
-                figures.add(
+                statistics.add(
                     digest=one.digests[0], start=cut.start, duration=cut.duration, task=custom["task"],
                     answer=custom["answer"], place=place,
                 )  # fmt: skip

@@ -22,7 +22,7 @@ EXAMPLES = 5
 
 
 @dataclass(kw_only=True)
-class SplitFigures:
+class SplitStatistics:
     """One split."""
 
     durations_seconds: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Report:
 
     def __init__(self, corpus: str) -> None:
         self.corpus = corpus
-        self.splits: dict[str, SplitFigures] = {}
+        self.splits: dict[str, SplitStatistics] = {}
         self.dropped: Counter[str] = Counter()
         self.messages: dict[str, list[str]] = defaultdict(list)
         self.turned_down: dict[str, float] = {}
@@ -85,7 +85,7 @@ class Report:
         """For JSON."""
         return {
             "corpus": self.corpus,
-            "splits": {name: figures.as_plain() for name, figures in self.splits.items()},
+            "splits": {name: split.as_plain() for name, split in self.splits.items()},
             "duration_bin_edges_seconds": list(BIN_EDGES_SECONDS),
             "dropped": {
                 reason: {"count": count, "examples": self.messages[reason]}

@@ -23,6 +23,8 @@ RATERS: Final = 5
 _SEPARATOR = "\n===\n"
 _FIELDS: Final = ("question", "answer", "ideal_reasoning", "reasoning", "prediction")
 _OF_CRITERION: Final = ("name", "scoring_point", "choices")
+_GROUPS: Final = ("modality", "category")
+"""Fields by which scores are grouped."""
 _BLOCK = re.compile(r"\{#criteria\}(.*?)\{/criteria\}", re.DOTALL)
 _NAMED = re.compile(r"\{(\w+)\}")
 _LIST = re.compile(r"\[\s*\{.*\}\s*\]", re.DOTALL)
@@ -68,7 +70,7 @@ class RubricScore:
     correct: bool
 
 
-def read_rubric_items(path: Path, *, groups: Sequence[str] = ("modality", "category")) -> list[RubricItem]:
+def read_rubric_items(path: Path) -> list[RubricItem]:
     """Read MMAR-meta.jsonl; ValueError, naming the item, if one has no usable rubric."""
     items = []
     for where, record in named_records(path, "id"):
@@ -86,7 +88,7 @@ def read_rubric_items(path: Path, *, groups: Sequence[str] = ("modality", "categ
                 answer=record["answer"],
                 ideal_reasoning=record["thinking"],
                 rubric=_rubric(record.get("rubric"), where),
-                groups={name: str(record.get(name)) for name in groups},
+                groups={name: str(record.get(name)) for name in _GROUPS},
             )
         )
     return items
@@ -116,7 +118,7 @@ def read_reasoned(path: Path, items: Sequence[RubricItem]) -> dict[str, Reasoned
     known, found = {item.id for item in items}, {}
     for where, record in named_records(path, "id"):
         if str(record["id"]) not in known:
-            raise ValueError(f"{where}: field 'id' is no item of the benchmark")
+            raise ValueError(f"{where}: field 'id' is not an item of the benchmark")
         texts = [record.get(name) for name in ("thinking_prediction", "answer_prediction")]
         if texts == [None, None]:
             continue

@@ -43,9 +43,9 @@ from nemo_mapo.evaluation.grounding.evidence import SELECTIONS, silence_frames
 from nemo_mapo.evaluation.grounding.lengths import length_effect
 from nemo_mapo.evaluation.grounding.listening import Listening, listen
 from nemo_mapo.evaluation.profile import PositionProfile
-from nemo_mapo.grounding.pos_gate import pos_token_gate, pos_token_tags
-from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.pos_gate.gate import pos_token_gate, pos_token_tags
+from nemo_mapo.pos_gate.tagger import UNIVERSAL_TAGS, Tagger
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Group, Problem, completions_of, training_rows
@@ -55,11 +55,11 @@ from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
 from nemo_mapo.types import TokenBatch, Wording
 
 NO_WORD = "(mark)"
-"""Group of tokens that belong to no word: markup, punctuation, end of turn."""
+"""Tag of tokens that are not part of a word: markup, punctuation, end of turn."""
 _WORDS = UNIVERSAL_TAGS - {"."}
 
 EXAMPLES = 6
-"""Questions whose answers are kept to be read and heard."""
+"""Number of questions whose answers and clips are kept for the page."""
 
 Scores = list[float]
 
@@ -75,15 +75,15 @@ class Subject:
     tagger: Tagger
     rewards: RewardsConfig
     sampling: SamplingConfig
-    """As in training; greedy decoding keeps its lengths."""
+    """As in training; greedy decoding keeps its length limits."""
     wording: Wording
     """As in training."""
     completions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By question and choice, from manifests that give them (docs/data.md): texts to compare the choices by."""
+    """By question and choice, from manifests that have them (docs/data.md): one text per choice, for `belief_rows`."""
 
     @property
     def special(self) -> SpecialTokens:
-        """Of the tokenizer."""
+        """The tokenizer's special tokens."""
         return SpecialTokens.from_tokenizer(self.tokenizer)
 
     def ask(self, problems: Sequence[Problem], deaf: DeafTokens | None = None) -> list[Group]:
@@ -111,7 +111,7 @@ class Found:
     examples: list[dict[str, Any]] = field(default_factory=list)
     """Answers to the first questions, by condition."""
     clips: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
-    """Of those questions."""
+    """By question, of the examples."""
     chances: list[float] = field(default_factory=list)
     """Accuracy of guessing, by question."""
     accuracy: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
@@ -119,12 +119,12 @@ class Found:
     truth: defaultdict[str, Scores] = field(default_factory=lambda: defaultdict(list))
     """Probability of the right choice by condition or intervention; NaN for a question without one."""
     without_late_part: int = 0
-    """Completions in which nothing is late."""
+    """Completions without late tokens."""
     collapse: list[float] = field(default_factory=list)
     by_tag: defaultdict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     """Policy entropy, delta h and audio mass of every token, by part of speech."""
     untagged: int = 0
-    """Completions whose tokens could not be aligned with their text: in no part of speech."""
+    """Completions whose tokens could not be aligned with their text, and so have no parts of speech."""
     profile: PositionProfile = field(default_factory=PositionProfile)
     head_mass: Tensor | None = None
     """Sum over tokens, [layer, head]."""
@@ -137,10 +137,10 @@ class Found:
 def analyse(
     subject: Subject, batches: Iterable[list[Problem]], config: AnalysisConfig
 ) -> tuple[dict[str, Any], dict[str, list[NDArray[np.float32]]]]:
-    """Analyse; returns what analysis.json holds (docs/grounding.md says what each metric is), and clips by question.
+    """Analyse the batches; return the analysis file's content (docs/grounding.md) and the examples' clips by question.
 
     Raises:
-        ValueError: the model is sharded over ranks; a batch's clips cannot be exchanged.
+        ValueError: the model is sharded over ranks, or a batch's clips cannot be exchanged.
     """
     found = Found()
     subject.policy.eval()
@@ -256,7 +256,7 @@ def _add_tags(
 
 
 def _misaligned(ids: Sequence[int], subject: Subject) -> bool:
-    """Whether a completion has no tags because it could not be read, and not because it holds no word."""
+    """Whether a completion has no tags because its tokens do not align with its text, not because it has no words."""
     return pos_token_gate(ids, subject.tokenizer, _WORDS, subject.tagger).fallback == "misaligned"
 
 
@@ -285,7 +285,7 @@ def _results(subject: Subject, config: AnalysisConfig, found: Found) -> dict[str
         "settings": asdict(config),
         "pos_tagger": subject.tagger.name,
         "accuracy": {name: effects.accuracy(name) for name in plain},
-        "needs_ears": {name: effects.lost("full", name) for name in plain[1:]},
+        "accuracy_lost": {name: effects.lost("full", name) for name in plain[1:]},
         "profile": found.profile.record(0, "analysis"),
         "heads": {
             "layers": list(_layers(subject)),
@@ -303,7 +303,7 @@ def _results(subject: Subject, config: AnalysisConfig, found: Found) -> dict[str
 
 
 def _causal(effects: Effects, config: AnalysisConfig, found: Found) -> dict[str, Any]:
-    """Accuracy and probability of the truth by intervention, and their paired loss compared with no intervention."""
+    """Accuracy and probability of the truth by intervention, and the paired loss relative to no intervention."""
     known = [index for index, value in enumerate(found.truth["full"]) if math.isfinite(value)]
     truth = Effects(scores={name: [values[i] for i in known] for name, values in found.truth.items()}, config=config)
     conditions = list(found.truth) if known else []

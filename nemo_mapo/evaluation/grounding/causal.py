@@ -1,7 +1,7 @@
-"""Causal listening: what a model loses when chosen tokens may not attend to the audio.
+"""Causal listening: what a model loses when some tokens cannot attend to the audio.
 
 Attention mass says where a model attends, not whether its answer depends on it: evidence also travels in the hidden
-states of tokens that listened earlier. So attention is blocked, and the same question asked again.
+states of tokens that listened earlier. So attention is blocked, and the same question is asked again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,22 +29,22 @@ LATE, EARLY, COMPLETION, TARGET_LAYERS, ONLY_LATE = (
     "only_late",
 )
 INTERVENTIONS = (LATE, EARLY, COMPLETION, TARGET_LAYERS, ONLY_LATE)
-"""Late tokens are deaf; early ones; the whole completion; that in the target layers alone; everything but late tokens,
-the prompt's text included."""
+"""Which tokens are deaf: late ones; early ones; the whole completion; the whole completion, only in the target layers;
+everything except late tokens, including the prompt's text."""
 NEVER = 2**31
-"""Number of a token that no completion has."""
+"""Token index beyond the end of any completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The division of completions: early tokens are before `early_end`, late ones from `late_from` on."""
+    """Early and late tokens of completions: those before `early_end`, and those from `late_from` on."""
 
     early_end: Int[Tensor, " row"]
     late_from: Int[Tensor, " row"]
     """The completion's length if it has no late part."""
 
     def of(self, rows: Sequence[int]) -> "Parts":
-        """The same for some of the rows, each as often as named."""
+        """Those of the given rows, in this order; a row may be repeated."""
         return Parts(early_end=self.early_end[list(rows)], late_from=self.late_from[list(rows)])
 
     def deaf(self, intervention: str, target_layers: tuple[int, ...]) -> DeafTokens:
@@ -65,14 +65,14 @@ class Parts:
 
 
 def thirds(lengths: Int[Tensor, " row"]) -> Parts:
-    """First and last third (`objective.temporal.part_of_token`)."""
+    """Early is the first third of a completion, late the last (`objective.temporal.part_of_token`)."""
     written = response_mask(lengths, max([0, *lengths.tolist()]))
     third = part_of_token(written, 3).masked_fill(~written, 2)
     return Parts(early_end=(third == 0).sum(1), late_from=(third < 2).sum(1))
 
 
 def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mark: str) -> Parts:
-    """Tokens after the first `mark` of a completion are late, those before early; without it no token is late."""
+    """Tokens after the first `mark` of a completion are late, those up to it early; without a mark all are early."""
     ends = []
     for ids in completions:
         end = len(ids)
@@ -86,7 +86,7 @@ def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokeni
 
 
 def parts_of(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, late_after: str | None) -> Parts:
-    """Thirds, or before and after the text `late_after`."""
+    """Divide completions after the text `late_after`, or into thirds if it is None."""
     if late_after is not None:
         return after_text(completions, tokenizer, late_after)
     return thirds(torch.tensor([len(ids) for ids in completions], dtype=torch.int64))
@@ -101,9 +101,9 @@ class BeliefRows:
 
     completions: list[list[int]]
     question: list[int]
-    """Row of the prompts that each completion answers."""
+    """Index of the prompt that each completion answers."""
     truth: list[bool]
-    """Whether it concludes the right choice."""
+    """Whether each completion concludes the right choice."""
 
 
 def belief_rows(
@@ -112,12 +112,12 @@ def belief_rows(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
 ) -> BeliefRows:
-    """Completions by choice: those that a manifest gives, else the model's own reasoning with every choice as answer.
+    """One completion per choice: the manifest's, or the model's own reasoning followed by each choice as its answer.
 
-    A question without given completions whose own completion departs from the template is left out.
+    A question without given completions is left out if the model's completion departs from the template.
 
     Raises:
-        ValueError: given completions that are not those of the choices.
+        ValueError: the given completions of a question are not for its choices.
     """
     rows = BeliefRows(completions=[], question=[], truth=[])
     end = SpecialTokens.from_tokenizer(tokenizer).end_id
@@ -148,7 +148,7 @@ def truth_probabilities(
     batching: MicroBatching,
     deaf: DeafTokens | None = None,
 ) -> Float[Tensor, " question"]:
-    """Probability of the right choice's completion among those of its question, teacher-forced; NaN without any.
+    """Teacher-forced probability of the right choice among those of its question; NaN if it has no completions.
 
     p = exp(L_truth) / sum_c exp(L_c), L_c the summed log-probability of the completion that concludes choice c. No
     sampling: the same weights give the same number. `deaf` is by row of `rows`.
@@ -175,7 +175,7 @@ def completion_rows(prompts: Sequence[Prompt], rows: BeliefRows) -> list[Row]:
 
 
 def belief_parts(rows: BeliefRows, tokenizer: PreTrainedTokenizerBase, late_after: str | None) -> Parts:
-    """The division of the completions; all those of a question are divided like that of its right choice."""
+    """Early and late tokens of the completions; those of a question share the division of its right choice."""
     found = parts_of(rows.completions, tokenizer, late_after)
     of_truth = {
         question: row for row, (question, truth) in enumerate(zip(rows.question, rows.truth, strict=True)) if truth

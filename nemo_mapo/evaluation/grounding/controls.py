@@ -1,4 +1,4 @@
-"""The same questions with the audio removed, silenced or exchanged: how much of the score depends on it."""
+"""Controls: the same questions with the audio removed, silenced or exchanged, to see how much depends on it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +14,9 @@ from nemo_mapo.types import Wording
 
 
 def never_alone(batches: Iterable[list[Problem]]) -> Iterator[list[Problem]]:
-    """The same problems in the same order, in batches of at least two, because one alone cannot exchange its clip.
+    """The same problems in the same order, in batches of at least two, so that each can exchange its clip.
 
-    A problem left over at the end joins the batch before it.
+    A problem left over at the end joins the previous batch.
     """
     ready: list[Problem] = []
     held: list[Problem] = []
@@ -31,7 +31,7 @@ def never_alone(batches: Iterable[list[Problem]]) -> Iterator[list[Problem]]:
 
 
 def refuse_several_clips(problems: Sequence[Problem]) -> None:
-    """ValueError naming a prompt with several clips: exchanging or masking a part of them would be meaningless."""
+    """ValueError naming a prompt with several clips: exchanging or masking only some of them would be meaningless."""
     for problem in problems:
         if len(clips := problem.prompt.clips) > 1:
             raise ValueError(
@@ -45,16 +45,16 @@ def silenced(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def text_only(problems: Sequence[Problem], special: SpecialTokens) -> list[Problem]:
-    """The questions alone: audio span and markers dropped, as the text-only reference reads them."""
+    """The questions alone, without audio span and markers, as the text-only reference reads them."""
     return [replace(problem, prompt=without_audio(problem.prompt, special)) for problem in problems]
 
 
 def exchanged(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, audio_tokens: AudioTokenCount, wording: Wording
 ) -> list[Problem]:
-    """Every question with the clip of another one, with a different answer if possible.
+    """Every question with another question's clip, one with a different answer if possible.
 
-    ValueError if the batch has no clip that differs.
+    ValueError if the batch has no different clips to exchange.
     """
 
     def about(problem: Problem, other: Problem) -> Problem:
@@ -73,7 +73,8 @@ def exchanged(
 def foreign_clips(problems: Sequence[Problem]) -> list[int]:
     """For each problem the index of the one whose clip it gets: a rotation of the problems sorted by answer and clip.
 
-    Of the rotations that give no problem its own clip, the one that gives the most problems a clip of another answer.
+    Of the rotations that give no problem its own clip, it is the one that gives most problems a clip with another
+    answer.
     """
     sounds = [_sound(problem) for problem in problems]
     answers = [problem.example.answer for problem in problems]

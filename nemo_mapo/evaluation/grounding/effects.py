@@ -1,4 +1,4 @@
-"""Effect of changed audio on accuracy: means, paired differences, ACS, with their bootstrap intervals."""
+"""Effects of changed audio on accuracy: means, paired differences and ACS, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ def masking(selection: str, ratio: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """Estimates over the questions of one analysis; scores run over questions in the same order in every condition."""
+    """Estimates over the questions of one analysis; scores are in the same order of questions in every condition."""
 
     scores: Mapping[str, Scores]
     """Accuracy of each question by condition: full, text_only, silence, exchanged, and those of evidence masking."""
@@ -36,7 +36,7 @@ class Effects:
         return _rounded({**asdict(compared.difference), "p_value": compared.p_value})
 
     def evidence(self) -> list[dict[str, Any]]:
-        """For every ratio and selection the remaining accuracy, and the drop from the whole clip."""
+        """Remaining accuracy for every ratio and selection, and the drop from the whole clip."""
         return [
             {
                 "ratio": ratio,
@@ -49,7 +49,7 @@ class Effects:
         ]
 
     def acs(self) -> list[dict[str, float]]:
-        """ACS(r) = Acc_random(r) - Acc_top(r) (Eq. 17): above 0 where the attended frames matter more than others."""
+        """ACS(r) = Acc_random(r) - Acc_top(r) (Eq. 17): above 0 if the attended frames matter more than others."""
         return [
             {"ratio": ratio, **self.lost(masking("random", ratio), masking("top", ratio))}
             for ratio in self.config.ratios

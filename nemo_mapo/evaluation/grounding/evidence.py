@@ -22,7 +22,7 @@ SELECTIONS: tuple[Selection, ...] = ("top", "random", "low")
 def choose_frames(
     attention: Float[NDArray[np.float64], " frame"], ratio: float, selection: Selection, rng: np.random.Generator
 ) -> Bool[NDArray[np.bool_], " frame"]:
-    """The frames of one clip to be silenced: ceil(ratio * frames) of them, whatever the selection.
+    """The frames of one clip to silence: ceil(ratio * frames) of them, whatever the selection.
 
     Random frames come in runs with the same lengths as those of the top frames, in random order and at random
     positions: they differ from the top frames only in position. Ties in attention are ranked by position.
@@ -36,7 +36,7 @@ def choose_frames(
 
 
 def _moved(chosen: Bool[NDArray[np.bool_], " frame"], rng: np.random.Generator) -> Bool[NDArray[np.bool_], " frame"]:
-    """The same runs in random order, the free frames spread over the gaps between them at random."""
+    """The same runs in random order, with the free frames distributed at random over the gaps between them."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(np.int8), [0]])))
     runs = rng.permutation(edges[1::2] - edges[::2])
     spare = len(chosen) - int(runs.sum()) - (len(runs) - 1)
@@ -45,7 +45,7 @@ def _moved(chosen: Bool[NDArray[np.bool_], " frame"], rng: np.random.Generator) 
     moved = np.zeros_like(chosen)
     placed = 0
     for slot, length in zip(slots, runs, strict=True):
-        # `placed` counts the frames of the runs before; the separating ones are those that slots leave out.
+        # `placed` counts the frames of earlier runs; the separating frames are the ones that no slot stands for.
         start = int(slot) + placed
         moved[start : start + length] = True
         placed += int(length)
@@ -55,7 +55,7 @@ def _moved(chosen: Bool[NDArray[np.bool_], " frame"], rng: np.random.Generator) 
 def silence_frames(
     problems: Sequence[Problem], listening: Listening, ratio: float, selection: Selection, *, seed: int
 ) -> list[Problem]:
-    """The problems with the chosen part of each one's clip silenced; lengths stay.
+    """The problems, each with the chosen part of its clip silenced; lengths do not change.
 
     Frame i of n stands for samples [ceil(i L / n), ceil((i + 1) L / n)) of a clip of L. The encoder's receptive field
     extends slightly beyond that range. Each problem silences its own frames, even if several share a clip.

@@ -1,4 +1,4 @@
-"""Does longer reasoning lower accuracy, or do hard questions get longer answers? (decay, as CAFE reports it)"""
+"""Does longer reasoning lower accuracy, or do hard questions get longer answers? (CAFE reports it as decay.)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class LengthBin:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthEffect:
-    """Accuracy against completion length; None if a correlation is not defined (nothing varies)."""
+    """Accuracy against completion length; a correlation is None if it is undefined because nothing varies."""
 
     pearson: float | None
     """Over all completions: confounded with difficulty."""
     within_item: float | None
-    """With each question's means subtracted from its lengths and scores, so difficulty plays no role."""
+    """With each question's means subtracted from its lengths and scores, which removes the effect of difficulty."""
     within_item_finished: float | None
     """The same among finished completions: one truncated at the limit is long and wrong by construction."""
-    cut_off: int
+    truncated: int
     """Completions truncated at the limit."""
     bins: tuple[LengthBin, ...]
 
@@ -39,7 +39,7 @@ class LengthEffect:
 def length_effect(
     lengths: Sequence[Sequence[int]], correct: Sequence[Sequence[float]], finished: Sequence[Sequence[bool]]
 ) -> LengthEffect:
-    """Correlate; the outer sequence is questions, the inner one completions of a question."""
+    """Correlate length and correctness; sequences are over questions, inner ones over a question's completions."""
     length = [np.asarray(row, dtype=np.float64) for row in lengths]
     score = [np.asarray(row, dtype=np.float64) for row in correct]
     ended = [np.asarray(row, dtype=np.bool_) for row in finished]
@@ -51,7 +51,7 @@ def length_effect(
             [row[kept] for row, kept in zip(length, ended, strict=True)],
             [row[kept] for row, kept in zip(score, ended, strict=True)],
         ),
-        cut_off=int(sum((~row).sum() for row in ended)),
+        truncated=int(sum((~row).sum() for row in ended)),
         bins=_bins(all_lengths, all_scores),
     )
 
@@ -71,7 +71,7 @@ def _pearson(first: Float[NDArray[np.float64], " n"], second: Float[NDArray[np.f
 
 
 def _bins(lengths: Float[NDArray[np.float64], " n"], scores: Float[NDArray[np.float64], " n"]) -> tuple[LengthBin, ...]:
-    """Bins by length with about equally many completions each; completions of one length stay together."""
+    """Bins by length with about equal numbers of completions; those of equal length share a bin."""
     borders = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)[1:-1], method="lower"))
     number = np.searchsorted(borders, lengths, side="left")
     return tuple(

@@ -1,4 +1,4 @@
-"""Where completions attend in the audio: attention weights of the target layers, by head and frame."""
+"""Where in the audio completions attend: attention weights of the target layers, by head and frame."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from nemo_mapo.types import TokenBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Attention on the audio during completions; layers are the target layers, in order."""
+    """Attention to the audio during completions; layers are the target layers, in order."""
 
     mass: Float[Tensor, "batch layer head time"]
-    """Attention on all audio keys at the position that predicts each completion token; 0 past the completion's end."""
+    """Attention to all audio keys at the position that predicts each completion token; 0 past the completion's end."""
     frames: Float[Tensor, "batch frame"]
-    """Attention on each audio token, mean over completion tokens, heads and layers; 0 past the clip's end."""
+    """Attention to each audio token, mean over completion tokens, heads and layers; 0 past the clip's end."""
     num_frames: Int[Tensor, " batch"]
 
 
@@ -51,7 +51,7 @@ def listen(policy: AudioLLM, sequences: TokenBatch, *, rows_at_a_time: int) -> L
 
 def _listen_to(policy: AudioLLM, sequences: TokenBatch) -> Listening:
     placeholders = sequences.tokens == policy.audio_token_id
-    # A policy may sample the placeholder; only those of the prompt are audio.
+    # A policy may sample the placeholder; only placeholders in the prompt are audio.
     placeholders &= torch.arange(placeholders.shape[1], device=policy.device) < sequences.prompt_lengths[:, None]
     num_tokens = int(sequences.completion_lengths.max())
     positions = sequences.prompt_lengths[:, None] - 1 + torch.arange(num_tokens, device=policy.device)
@@ -90,7 +90,7 @@ def attention_rows(
 
 @contextmanager
 def _queries_and_keys(policy: AudioLLM) -> Iterator[list[tuple[Tensor, Tensor, float | None]]]:
-    """While active, collects the inputs of the core attention of every target layer, batch first."""
+    """While active, collect the inputs of every target layer's core attention, batch first."""
     tapped: list[tuple[Tensor, Tensor, float | None]] = []
 
     def tap(module: SDPACoreAttention, arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The measurements with which `make evidence` compares variants: one file per checkpoint, question by question."""
+"""The per-question measurements by which `make evidence` compares variants: one file per checkpoint."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,9 +35,9 @@ def measure_run(
 def measure(opened: OpenedRun, config: AnalysisConfig) -> dict[str, Any]:
     """Scores of every question by condition, late mass, length, and whether the answer was the usual word.
 
-    `correct` and `truth` run over the questions of `ids` by condition (full, silence, exchanged, and the interventions
-    of `causal`); `truth` is null for a question that has no comparable completions. `usual` is null for questions whose
-    manifest names no usual word.
+    Lists are in the order of `ids`. `correct` and `truth` are by condition (full, silence, exchanged, and the
+    interventions of `causal`); `truth` is null for a question without comparable completions, `usual` for one whose
+    manifest has no usual word.
     """
     subject, found = opened.subject, Found()
     usual_words = usual_by_question(opened)
@@ -86,7 +86,7 @@ def _add_usual(own: Sequence[Group], words: Mapping[str, str], subject: Subject,
 
 
 def _late_mass(own: Sequence[Group], subject: Subject, config: AnalysisConfig) -> list[float | None]:
-    """Mean audio mass over the late tokens of each completion; null for one that has none."""
+    """Mean audio mass over the late tokens of each completion; None for one that has none."""
     mass = subject.signals(own, "max").audio_mass
     assert mass is not None
     said = [one.token_ids.tolist() for one in completions_of(own)]

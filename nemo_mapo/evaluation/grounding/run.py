@@ -1,4 +1,4 @@
-"""Analyses a finished run, whose config names the model and the questions."""
+"""Grounding analysis of a finished run, with the model and the questions of its config."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from nemo_mapo.data.manifests import completions_by_choice, validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.files import write_text
-from nemo_mapo.grounding.tagger import build_tagger
+from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.reports.analyses import Analysis, comparable, read_analysis
 from nemo_mapo.reports.clips import write_clips
 from nemo_mapo.reports.grounding_page import write_grounding_page
@@ -30,7 +30,7 @@ from nemo_mapo.training.run_directory import commit, this_command
 from nemo_mapo.training.signals import MicroBatching
 
 START = "start"
-"""In place of a checkpoint: the policy before training."""
+"""Name that stands for the policy before training, instead of a checkpoint's."""
 
 
 def analyse_run(
@@ -42,7 +42,7 @@ def analyse_run(
     warm_starter: WarmStarter,
     cuts: Path | None = None,
 ) -> Path:
-    """Analyse a checkpoint of a run directory in this process; return the page, beside which lies the analysis.
+    """Analyse a checkpoint of a run directory in this process; return the page, written beside the analysis file.
 
     Args:
         run_dir: with config.yaml and checkpoints/; paths in its config are relative to the working directory.
@@ -76,7 +76,7 @@ class OpenedRun:
     """A checkpoint of a run and the questions to ask it."""
 
     checkpoint: str
-    """Its name."""
+    """Name of the checkpoint."""
     subject: Subject
     batches: Iterable[list[Problem]]
     dataset: DatasetConfig
@@ -112,7 +112,7 @@ def open_run(
 
 
 def _start(written: Path, split: str) -> list[Analysis]:
-    """The start's analysis of the same questions, if it was made."""
+    """The analysis of the start on the same questions, if there is one."""
     path = written.with_name(f"{START}-{split}.json")
     if path == written or not path.is_file():
         return []
@@ -139,7 +139,7 @@ def _in_one_process(run: RunConfig, run_dir: Path) -> RunConfig:
 
 
 def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, config: AnalysisConfig) -> DatasetConfig:
-    """The split to use, or its settings with another manifest."""
+    """The split's settings, with `cuts` in place of its manifest if given."""
     dataset = {"validation": run.data.validation_ds, "test": run.data.test_ds}[split]
     if cuts is not None:
         dataset = replace(
@@ -153,7 +153,7 @@ def _questions(run: RunConfig, run_dir: Path, split: str, cuts: Path | None, con
 
 
 def _choose(ids: Sequence[str], config: AnalysisConfig) -> Sequence[str]:
-    """All questions, or the requested number drawn at random, because the first of a split are often of one kind."""
+    """All questions, or the requested number drawn at random: the first ones of a split are often of the same kind."""
     if config.max_items is None or config.max_items >= len(ids):
         return ids
     return random.Random(config.seed).sample(ids, config.max_items)
@@ -162,7 +162,7 @@ def _choose(ids: Sequence[str], config: AnalysisConfig) -> Sequence[str]:
 def _find_checkpoint(run_dir: Path, name: str | None) -> tuple[str, Path | None]:
     if name == START:
         return name, None
-    # Before the model is built: a mistyped name must not cost minutes.
+    # Before the model is built, so that a mistyped name does not cost minutes.
     path = find_checkpoint(run_dir, name)
     return path.name, path
 

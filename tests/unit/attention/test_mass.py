@@ -104,7 +104,7 @@ def test_many_packed_segments_equal_the_separate_samples() -> None:
     torch.testing.assert_close(packed, alone.permute(1, 0, 2).reshape(1, 4, 80))
 
 
-def test_padding_is_seen_by_nobody_and_its_rows_are_finite() -> None:
+def test_no_query_sees_padding_and_its_rows_are_finite() -> None:
     query, key, value = random_attention(batch=1)
     audio = torch.zeros(1, 12, dtype=torch.bool)
     audio[:, 4:7] = True

@@ -245,6 +245,6 @@ def test_the_config_decides_which_calls_are_checked() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has what the test wants to be missing")
-def test_a_host_without_transformer_engine_is_told_what_is_missing() -> None:
+def test_a_host_without_transformer_engine_gets_an_error_naming_what_is_missing() -> None:
     with pytest.raises(ValueError, match=r"use a container that has it, or the SDPA backend|needs a CUDA device"):
         te_attention(AttentionSession([0]), engine=None)

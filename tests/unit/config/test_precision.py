@@ -16,7 +16,7 @@ def test_every_option_is_megatrons_with_megatrons_default() -> None:
     assert ours == {name: MEGATRON_DEFAULTS[name] for name in ours}
 
 
-def test_without_fp8_megatron_is_told_nothing() -> None:
+def test_without_fp8_megatron_gets_no_option() -> None:
     assert PrecisionConfig().megatron_settings() == {}
 
 

@@ -140,7 +140,7 @@ def test_a_run_is_written_where_nemo_would_write_it():
         run_config("exp_manager.explicit_log_dir=''")
 
 
-def test_a_reward_of_ones_own_whose_package_is_not_there_is_named(place):
+def test_a_custom_reward_whose_package_is_missing_is_named(place):
     own = "rewards.terms.own={type: custom, path: no_such_package.rewards:length, weight: "
     assert "rewards.terms.own.path=no_such_package.rewards:length: no module no_such_package" in refusal(
         place, own + "1}"

@@ -107,7 +107,7 @@ def test_an_audio_file_without_readable_header_is_named(corpus):
     assert f"{victim} is not a readable audio file" in refusal(lhotse(corpus))
 
 
-def test_a_line_cut_in_half_is_named_by_its_number(corpus):
+def test_half_a_line_is_named_by_its_number(corpus):
     path = corpus / "nemo_train.json"
     first, second, *rest = path.read_text().splitlines()
     path.write_text("\n".join([first, second[: len(second) // 2], *rest]))

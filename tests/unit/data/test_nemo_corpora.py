@@ -258,7 +258,7 @@ def test_a_conversation_is_the_question_that_its_turns_spell(tmp_path):
         )
 
 
-def test_conversations_are_drawn_for_ever_next_to_others_under_their_own_ids(tmp_path):
+def test_conversations_are_drawn_endlessly_next_to_others_under_their_own_ids(tmp_path):
     chats = conversations(tmp_path, [{**conversation(line), "id": f"chat {line['id']}"} for line in LINES])
     items = ({**chats, "weight": 1}, {**plain(tmp_path), "weight": 1})
     endless = loader(*items, infinite=True, shuffle=True)

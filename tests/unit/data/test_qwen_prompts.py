@@ -126,7 +126,7 @@ def test_a_tokenizer_without_template_is_refused(tokenizer: PreTrainedTokenizerF
         encode_prompt(EXAMPLE, 2, tokenizer, Wording())
 
 
-def test_other_tokenizers_are_told_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_other_tokenizers_are_distinguished(tokenizer: PreTrainedTokenizerFast) -> None:
     ours, qwens = SpecialTokens.from_tokenizer(tiny_tokenizer()), SpecialTokens.from_tokenizer(tokenizer)
     assert tiny_tokenizer().convert_ids_to_tokens(ours.end_id) == "<|end|>"
     assert tokenizer.convert_ids_to_tokens(qwens.end_id) == END

@@ -12,9 +12,10 @@ from nemo_mapo.embedded.synthetic import (
     STAMP_NAME,
     SyntheticCorpusConfig,
     TaskSharesConfig,
-    corpus_fingerprint,
+    fingerprint,
     plan_clip,
     plan_split,
+    recipe,
     write_corpus,
 )
 from nemo_mapo.embedded.synthetic_text import ATTRIBUTES, KINDS, TASKS, events_from_custom, loudest_event
@@ -142,18 +143,18 @@ def test_other_parameters_replace_a_corpus_of_ours(tmp_path):
         config = SyntheticCorpusConfig(train=size, validation=0, test=0)
         assert write_corpus(config, tmp_path / "c", progress=False)
         assert len(list((tmp_path / "c" / "audio" / "train").iterdir())) == size
-        assert json.loads((tmp_path / "c" / STAMP_NAME).read_text())["fingerprint"] == corpus_fingerprint(config)
+        assert json.loads((tmp_path / "c" / STAMP_NAME).read_text())["fingerprint"] == fingerprint(recipe(config))
 
 
-def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
+def test_a_directory_with_other_content_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
-    with pytest.raises(ValueError, match="no synthetic corpus"):
+    with pytest.raises(ValueError, match="not a synthetic corpus"):
         write_corpus(SMALL, tmp_path / "mine", progress=False)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
 
 
-def test_a_run_that_broke_off_leaves_no_corpus_and_is_made_good(tmp_path):
+def test_an_interrupted_run_leaves_no_corpus_and_the_next_one_writes_it(tmp_path):
     (tmp_path / ".c.partial" / "audio" / "train").mkdir(parents=True)
     config = SyntheticCorpusConfig(train=1, validation=0, test=0)
     assert write_corpus(config, tmp_path / "c", progress=False)

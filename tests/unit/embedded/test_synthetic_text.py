@@ -6,7 +6,6 @@ import pytest
 from nemo_mapo.embedded.synthetic_text import (
     ATTRIBUTES,
     PRIOR_ANSWERS,
-    SLOW_KIND_TRUTH_SHARE,
     Event,
     caption_text,
     events_from_custom,
@@ -78,13 +77,6 @@ def test_beliefs_hold_the_asked_share_of_truth_and_the_rest_follows_the_prior():
     expected = {"dull": 0.525, PRIOR_ANSWERS["noise"]: 0.425, "warm": 0.025, "sharp": 0.025}
     for word, share in expected.items():
         assert draws[word] / 8000 == pytest.approx(share, abs=0.02)
-
-
-def test_a_kind_may_have_its_own_share_of_truth():
-    generator = rng()
-    draws = [warm_start_belief(SWEEP, 0.0, generator, kind_truth_share=SLOW_KIND_TRUTH_SHARE) for _ in range(4000)]
-    assert draws.count("peaking") / 4000 == pytest.approx(0.675, abs=0.025)
-    assert all(warm_start_belief(NOISE, 1.0, generator, kind_truth_share={"noise": 0.0}) for _ in range(3))
 
 
 def test_belief_is_always_the_truth_at_share_one():

@@ -97,7 +97,7 @@ def test_weights_average_to_one_before_the_cap() -> None:
     torch.testing.assert_close(sums, torch.tensor([7.0, 4.0, 1.0], dtype=torch.float64))
 
 
-def test_what_stands_on_padding_does_not_matter() -> None:
+def test_the_content_of_padding_does_not_matter() -> None:
     response_mask = torch.tensor([[True, True, True, False]])
     gate = torch.ones(1, 4, dtype=torch.bool)
     clean = torch.tensor([[0.3, -1.0, 0.1, 0.0]])

@@ -98,7 +98,7 @@ def test_ratio_and_clip_share_by_hand(make_inputs: Build) -> None:
     assert found["train/clip_share"] == pytest.approx(2 / 5)
 
 
-def test_mask_figures_by_hand(make_inputs: Build) -> None:
+def test_mask_metrics_by_hand(make_inputs: Build) -> None:
     # Row 1 flat: omega = 1, 1, 1. Row 2: odds 1 to 3, omega = 1/2, 3/2.
     delta_h = torch.tensor([[0.7, 0.7, 0.7], [0.0, math.log(2) * math.log(3), 50.0]], dtype=torch.float64)
     inputs = make_inputs(entropy_nats=torch.zeros(2, 3, dtype=torch.float64), text_ref_entropy_nats=delta_h)

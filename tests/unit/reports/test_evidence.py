@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from nemo_mapo.reports.evidence import BEGIN, END, EvidenceRun, admission, evidence_markdown, update_page
+from nemo_mapo.reports.evidence import EvidenceRun, admission, evidence_markdown
+from nemo_mapo.reports.markdown import fill
 
 
 def record(right: int, deaf: int, *, items: int = 20, usual: float | None = 0.0) -> dict[str, object]:
@@ -59,11 +60,12 @@ def test_the_start_says_whether_the_task_can_test_late_listening() -> None:
     assert "cannot test whether promoting it helps" in admission(record(10, 10))
 
 
-def test_only_what_stands_between_the_markers_is_replaced(tmp_path) -> None:
+def test_only_the_text_between_the_markers_is_replaced(tmp_path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    update_page(page, "new")
-    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    begin, end = "<!-- evidence -->", "<!-- /evidence -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    fill(page, "evidence", "new")
+    assert page.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="to fill"):
-        update_page(page, "new")
+        fill(page, "evidence", "new")

@@ -42,7 +42,7 @@ def results(**changes):
         "scores": {name: [1.0, 0.0] for name in HEARD},
         "settings": SETTINGS,
         "accuracy": dict.fromkeys(HEARD, INTERVAL),
-        "needs_ears": dict.fromkeys(HEARD[1:], LOST),
+        "accuracy_lost": dict.fromkeys(HEARD[1:], LOST),
         "profile": {
             "position": [0.1, 0.5, 0.9],
             **dict.fromkeys(("audio_mass_max", "delta_h_nats", "policy_entropy_nats", "layer_1"), curve),
@@ -70,7 +70,7 @@ def results(**changes):
             "pearson": -0.25,
             "within_item": 0.5,
             "within_item_finished": None,
-            "cut_off": 3,
+            "truncated": 3,
             "bins": [{"shortest": 4, "longest": 8, "completions": 6, "accuracy": 0.5}],
         },
     }
@@ -99,7 +99,7 @@ def test_the_page_says_which_checkpoint_answered_and_what_each_mask_cost(write, 
     page = write_grounding_page([write("a<b")], tmp_path / "page.html", title="Grounding").read_text()
     assert "a&lt;b: checkpoint step_000006, test" in page and "a<b:" not in page
     assert "+12.5 [+25.0, +75.0]" in page and "-37.5 [+25.0, +75.0]" in page
-    assert "laid over their text" not in page
+    assert "aligned with their text" not in page
 
 
 def test_the_page_says_how_many_questions_were_drawn_and_what_guessing_gives(write, tmp_path):
@@ -127,7 +127,7 @@ def test_runs_are_compared_question_by_question(write, tmp_path):
 
 def test_completions_without_parts_of_speech_are_told(write, tmp_path):
     page = write_grounding_page([write("a", untagged_completions=7)], tmp_path / "page.html", title="Grounding")
-    assert "7 completions could not be laid over their text" in page.read_text()
+    assert "7 completions could not be aligned with their text" in page.read_text()
 
 
 def test_as_many_other_questions_are_other_questions(write, tmp_path):
@@ -153,7 +153,7 @@ def test_a_file_that_lacks_something_is_refused_by_name(tmp_path):
     old = results()
     del old["ids"]
     path.write_text(json.dumps(old))
-    with pytest.raises(ValueError, match=r"old\.json: ids missing; make it again"):
+    with pytest.raises(ValueError, match=r"old\.json: ids missing; rerun examples/analyse\.py"):
         read_analysis(path, "a")
 
 
@@ -174,6 +174,6 @@ def test_the_newest_analysis_is_the_one_written_last(tmp_path):
     assert newest_analysis(tmp_path).name == "start-test.json"
 
 
-def test_a_run_without_analysis_is_told_how_to_make_one(tmp_path):
+def test_a_run_without_analysis_gets_an_error_that_says_how_to_make_one(tmp_path):
     with pytest.raises(ValueError, match=r"make one: python examples/analyse\.py"):
         newest_analysis(tmp_path)

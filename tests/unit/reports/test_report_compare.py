@@ -98,7 +98,7 @@ def test_different_splits_are_pointed_out(rows, make_run, tmp_path):
     untested = make_run(seed=3, steps=20)
     del untested.run["test"]
     row = AblationRun(variant="GRPO", seed=3, run_dir=untested.write(tmp_path / "untested"))
-    assert "Beware: accuracy comes from different splits (test, validation)" in tables([*rows, row])
+    assert "Warning: accuracy is from different splits (test, validation)" in tables([*rows, row])
 
 
 def test_runs_without_audio_mass_leave_a_dash(make_run, tmp_path):

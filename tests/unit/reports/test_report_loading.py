@@ -23,16 +23,16 @@ def test_a_step_written_twice_counts_once_and_the_later_record_wins(run_dir):
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 9, 60])
-def test_a_cut_last_line_is_left_out_and_noted(run_dir, kept_bytes):
+def test_a_truncated_last_line_is_left_out_and_noted(run_dir, kept_bytes):
     line = json.dumps({"step": 41, "train/loss": 0.5, "note/é": 1.0, "rollout/reward_mean": 2.0}, ensure_ascii=False)
     with (run_dir / "metrics.jsonl").open("ab") as file:
         file.write(line.encode()[:kept_bytes])
     files = load_run(run_dir)
     assert files.metrics[-1]["step"] == 40
-    assert files.notes == ("metrics.jsonl line 42 was cut off while being written; it is left out.",)
+    assert files.notes == ("metrics.jsonl line 42 is incomplete and left out: its writer was interrupted.",)
 
 
-def test_a_last_line_cut_inside_a_character_is_left_out_too(run_dir):
+def test_a_last_line_truncated_inside_a_character_is_left_out_too(run_dir):
     with (run_dir / "rollouts.jsonl").open("ab") as file:
         file.write('{"step": 41, "text": "ω'.encode()[:-1])
     assert "rollouts.jsonl line" in load_run(run_dir).notes[0]

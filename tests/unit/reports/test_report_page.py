@@ -133,7 +133,7 @@ def test_a_run_that_has_only_begun_has_a_page(make_run, tmp_path):
     assert "run.json is missing" in text
 
 
-def test_the_page_of_a_run_that_goes_on_loads_itself_again(page, make_run, tmp_path):
+def test_the_page_of_an_unfinished_run_reloads_itself(page, make_run, tmp_path):
     run = make_run()
     del run.run["finished"]
     assert '<meta http-equiv="refresh" content="60">' in write_report(run.write(tmp_path)).read_text()
@@ -168,17 +168,17 @@ def test_an_empty_metrics_file_has_a_page(tmp_path):
     assert "No rollouts were recorded" in text
 
 
-def test_a_cut_line_is_mentioned_on_the_page(run_dir):
+def test_a_truncated_line_is_mentioned_on_the_page(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "tra')
-    assert "metrics.jsonl line 42 was cut off" in write_report(run_dir).read_text()
+    assert "metrics.jsonl line 42 is incomplete" in write_report(run_dir).read_text()
 
 
 def test_gate_fallbacks_get_a_chart_only_when_there_are_any(page, make_run, tmp_path):
     run = make_run()
-    assert "<h3>Gate fall-backs</h3>" not in page.read_text()
+    assert "<h3>Gate fallbacks</h3>" not in page.read_text()
     run.metrics[9]["mapo/gate_fallbacks"] = 0.1
-    assert "<h3>Gate fall-backs</h3>" in write_report(run.write(tmp_path)).read_text()
+    assert "<h3>Gate fallbacks</h3>" in write_report(run.write(tmp_path)).read_text()
 
 
 def test_warnings_stand_on_the_page(make_run, tmp_path):

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from nemo_mapo.reports.ablation import AblationRun
-from nemo_mapo.reports.readme import BEGIN, END, PICTURE, audio_mass_svg, update_readme
+from nemo_mapo.reports.readme import PICTURE, audio_mass_svg, update_readme
 from nemo_mapo.reports.theme import AUDIO
+
+BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 
 
 def finished_run(directory, variant, accuracy, late_mass):
@@ -23,7 +25,7 @@ def finished_run(directory, variant, accuracy, late_mass):
     return AblationRun(variant=variant, seed=1, run_dir=directory)
 
 
-def test_the_table_stands_between_the_markers_and_can_be_made_again(tmp_path):
+def test_the_table_is_written_between_the_markers_and_can_be_rewritten(tmp_path):
     rows = [finished_run(tmp_path / "a", "grpo", 0.7, 0.35), finished_run(tmp_path / "b", "mapo", 0.75, 0.5)]
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")

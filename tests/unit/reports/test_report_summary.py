@@ -17,7 +17,7 @@ def test_a_tested_run_is_summed_up_from_its_test_split(make_run, tmp_path):
         "accuracy      43.0 % → 64.0 % on the test split (chance 25.0 %; +21.0 points [+18.6, +23.6])",
         "silent audio  26.2 % with the audio replaced by silence (chance 25.0 %)",
         "late mass     0.43 → 0.63 of attention on the audio in the last third (test split)",
-        "length        58 → 55 tokens a completion, 47 → 45 words of reasoning",
+        "length        58 → 55 tokens per completion, 47 → 45 words of reasoning",
         "time          7 min 12 s, peak memory 2.4 GB",
     ]
 

@@ -18,7 +18,7 @@ def test_no_metrics_give_no_warnings():
     assert find_warnings([{"step": step} for step in range(50)], {}, chance=0.25) == []
 
 
-def test_reasoning_that_shrinks_while_accuracy_climbs_is_reported_with_both_figures(make_run):
+def test_reasoning_that_shrinks_while_accuracy_climbs_is_reported_with_both_numbers(make_run):
     run = make_run()
     run.change("rollout/reasoning_words", lambda progress: 60 - 57 * progress)
     run.change("rollout/accuracy", lambda progress: 0.4 + 0.2 * progress)
@@ -143,7 +143,7 @@ def test_many_equal_groups_are_reported_with_advice_that_fits_the_accuracy(make_
     ("finished", "form", "advice"),
     [(0.0, 0.0, "max_new_tokens"), (1.0, 0.0, "data.prompt.instruction"), (1.0, 1.0, "easier questions")],
 )
-def test_a_run_without_any_reward_is_not_told_to_use_harder_questions(make_run, finished, form, advice):
+def test_a_run_without_any_reward_is_not_advised_to_use_harder_questions(make_run, finished, form, advice):
     run = make_run()
     nothing = {"rollout/reward_mean": 0.0, "rollout/accuracy": 0.0, "rollout/equal_reward_groups": 1.0}
     for key, value in (nothing | {"rollout/format": form, "rollout/finished_share": finished}).items():

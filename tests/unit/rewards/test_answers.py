@@ -138,7 +138,7 @@ def test_the_labelled_answers_are_many_and_of_five_languages():
 
 
 @pytest.mark.parametrize("row", LABELLED, ids=lambda row: f"{row['language']}-{row['answer']}")
-def test_no_answer_is_taken_for_another_than_people_read_in_it(row: dict):
+def test_every_answer_is_read_as_people_read_it(row: dict):
     assert resolve_choice(row["answer"], row["choices"]) in (row["names"], None)
 
 
@@ -198,7 +198,7 @@ def test_the_one_answer_is_extracted(text: str, template: str, answer: str | Non
     assert extract_answer(text, template) == answer  # type: ignore[arg-type]
 
 
-def test_a_completion_cut_at_the_limit_has_no_answer_unless_the_answer_is_closed():
+def test_a_completion_truncated_at_the_limit_has_no_answer_unless_the_answer_is_closed():
     assert extract_answer("<think>x</think>1", "think", finished=False) is None
     assert extract_answer("<reasoning>x</reasoning><answer>10</answer>", "reasoning", finished=False) == "10"
 

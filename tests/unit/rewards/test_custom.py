@@ -95,7 +95,7 @@ def test_a_function_that_cannot_be_had_is_an_error_when_rewards_are_built(packag
         ("['1', '0']", "returned '1' for a completion of q1"),
     ],
 )
-def test_what_is_no_number_per_completion_is_an_error_that_names_the_reward(package, returned, message):
+def test_anything_but_one_number_per_completion_is_an_error_that_names_the_reward(package, returned, message):
     config = package(f"def length(samples): return {returned}\n")
     with pytest.raises(RewardError, match=message):
         score(SAMPLES, config)

@@ -113,7 +113,7 @@ def test_conditional_on_correct_asks_about_right_answers_only(serve):
 
 
 @pytest.mark.parametrize("fault", [(503, ""), (200, "<html>"), chat_reply("I would rather not say")])
-def test_an_outage_or_a_lie_is_no_verdict_and_no_zero(serve, fault):
+def test_an_outage_or_a_lie_is_neither_a_verdict_nor_a_zero(serve, fault):
     server = serve(lambda path, body: fault)
     table = score([thinking("dog"), thinking("cat")], by_model(server))
     assert table.by_reward["consistency"] == [None, None] and table.missing_share == 1.0
@@ -128,7 +128,7 @@ def test_one_missing_verdict_leaves_the_others_as_they_are(serve):
     assert table.total == pytest.approx([3.0, 4.0])
 
 
-def test_a_judge_that_is_gone_is_given_up_once_and_not_for_every_prompt(serve):
+def test_an_unreachable_judge_is_given_up_once_and_not_for_every_prompt(serve):
     server = serve(lambda path, body: (503, ""))
     samples = [thinking(reasoning=f"reason {number}") for number in range(60)]
     reward = consistency(by_model(server, judge={"max_attempts": 3, "concurrency": 6}))
@@ -184,7 +184,7 @@ def test_verdicts_are_remembered_and_outages_are_not(serve, tmp_path):
     assert len(server.requests) == 2
 
 
-def test_a_line_that_was_cut_is_passed_over_and_asked_again(tmp_path):
+def test_a_truncated_line_is_skipped_and_asked_again(tmp_path):
     path = tmp_path / "verdicts.jsonl"
     first = VerdictCache(path)
     first.put("a", "YES")

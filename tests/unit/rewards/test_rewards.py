@@ -61,7 +61,7 @@ def test_accuracy_never_matches_by_a_prefix():
     assert reward([sample("<think>x</think> 10", ("1", "10"), "1")]) == [0.0]
 
 
-def test_accuracy_gives_nothing_to_an_answer_cut_at_the_limit():
+def test_accuracy_gives_nothing_to_an_answer_truncated_at_the_limit():
     assert AccuracyReward(THINK)([sample("<think>x</think> 1", ("1", "10"), "1", finished=False)]) == [0.0]
 
 

@@ -30,7 +30,7 @@ def check(*completions: Drawn) -> None:
         ({"stopped": False}, "ended at the length limit, which is 3"),
     ],
 )
-def test_what_is_no_whole_completion_is_no_sample(change: dict[str, Any], reason: str) -> None:
+def test_an_incomplete_completion_does_not_become_a_sample(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadAnswer, match=reason):
         check(replace(WHOLE, **change))
 

@@ -208,7 +208,7 @@ def test_every_server_gets_every_tensor_and_keeps_its_communicator(
     ]
 
 
-def test_a_server_that_fails_in_the_middle_is_named_and_connected_anew_the_next_time(
+def test_a_server_that_fails_halfway_is_named_and_reconnected_the_next_time(
     lines: Lines, engines: list[Vllm], servers: list[VllmServer]
 ) -> None:
     transfer = transfer_over(lines)
@@ -222,9 +222,7 @@ def test_a_server_that_fails_in_the_middle_is_named_and_connected_anew_the_next_
     assert [engine.asked.count("/init_weight_transfer_engine") for engine in engines] == [2, 1]
 
 
-def test_a_server_that_was_started_anew_is_connected_anew(
-    lines: Lines, engines: list[Vllm], servers: list[VllmServer]
-) -> None:
+def test_a_restarted_server_is_reconnected(lines: Lines, engines: list[Vllm], servers: list[VllmServer]) -> None:
     transfer = transfer_over(lines)
     assert transfer.send(servers, "run-1", iter(TENSORS)) == {}
     engines[0].version, engines[0].line, engines[0].weights = "default", None, {}

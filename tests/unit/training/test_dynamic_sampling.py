@@ -202,12 +202,12 @@ def test_spare_prompts_do_not_shorten_a_phase(corpus):
     ("overrides", "said"),
     [
         (["rewards.tars={behaviour: 0}", "objective=tars"], "rewards.tars adds to them"),
-        (["trainer.mapo.dynamic_sampling.max_generation_rounds=100000"], "max_generation_rounds=100000 exceeds 1"),
-        (["trainer.mapo.dynamic_sampling.max_generation_rounds=0"], "max_generation_rounds=0"),
+        (["trainer.mapo.generation.max_generation_rounds=100000"], "max_generation_rounds=100000 exceeds 1"),
+        (["trainer.mapo.generation.max_generation_rounds=0"], "max_generation_rounds=0"),
     ],
 )
 def test_what_cannot_be_sampled_dynamically_is_refused(overrides, said):
-    asked = ["trainer.mapo.dynamic_sampling={max_generation_rounds: 3}", *overrides]
+    asked = ["trainer.mapo.generation.type=dynamic_sampling", *overrides]
     with pytest.raises(ConfigError, match=said):
         load(compose(ROOT / "conf" / "train_mapo.yaml", asked), RunConfig)
 

@@ -53,7 +53,7 @@ def test_nothing_is_said_of_a_run_that_is_rewarded_or_has_no_format_reward(said,
 @pytest.mark.parametrize(
     ("right", "questions", "warned"), [(0, 16, False), (0, 17, True), (25, 100, False), (14, 100, True)]
 )
-def test_accuracy_below_chance_is_told_from_bad_luck(said, right, questions, warned):
+def test_accuracy_below_chance_is_distinguished_from_bad_luck(said, right, questions, warned):
     """0.75**16 = 0.01002 and 0.75**17 = 0.0075 lie on either side of 1 %."""
     assert (binom.cdf(right, questions, 0.25) < 0.01) == warned
     warn_below_chance(right, questions, chance=0.25, step=20)

@@ -65,7 +65,7 @@ def test_the_reference_is_frozen():
     assert not any(parameter.requires_grad for parameter in reference.model.parameters())
 
 
-def test_a_reference_in_host_memory_gives_the_same_figures():
+def test_a_reference_in_host_memory_gives_the_same_numbers():
     tiny = tiny_audio_llm()
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
     sequences = token_batch(tiny_rows(tiny), pad_id=PAD)

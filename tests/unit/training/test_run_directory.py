@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from nemo_mapo.config.data import PromptConfig
-from nemo_mapo.config.load import load
+from nemo_mapo.config.load import as_plain, load
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.rewards.templates import INSTRUCTIONS
 from nemo_mapo.training.finished_run import read_run_config, recorded_wording
-from nemo_mapo.training.run_directory import open_run_directory, recorded_config
+from nemo_mapo.training.run_directory import open_run_directory, recorded_config, renewed
 from nemo_mapo.types import Wording
 
 
@@ -46,6 +46,35 @@ def test_a_resumed_run_may_go_on_longer_but_not_learn_differently(tmp_path):
     open_run_directory(config(tmp_path, resume=True, trainer={"mapo": {"max_steps": 7}}))
     with pytest.raises(ValueError, match=r"model.optim.lr: 1e-06 then, 0.001 now"):
         open_run_directory(config(tmp_path, resume=True, model={"optim": {"lr": 1e-3}}))
+
+
+@pytest.mark.parametrize(
+    ("switches", "generation"),
+    [
+        ({"asynchronous": None, "dynamic_sampling": None}, {"type": "synchronous"}),
+        ({"asynchronous": {"max_staleness": 0}, "dynamic_sampling": None}, {"type": "synchronous"}),
+        (
+            {"asynchronous": None, "dynamic_sampling": {"max_generation_rounds": 2}},
+            {"type": "dynamic_sampling", "max_generation_rounds": 2},
+        ),
+    ],
+)
+def test_a_run_recorded_with_the_switches_of_earlier_versions_is_read_and_resumed(tmp_path, switches, generation):
+    now = {"trainer": {"mapo": {"generation": generation}}}
+    directory = open_run_directory(config(tmp_path, **now))
+    directory.metrics.append([{"step": 0}])
+    recorded = yaml.safe_load(directory.config.read_text())
+    del recorded["trainer"]["mapo"]["generation"]
+    recorded["trainer"]["mapo"] |= switches
+    directory.config.write_text(yaml.safe_dump(recorded))
+    assert as_plain(read_run_config(tmp_path).trainer.mapo.generation) == generation
+    open_run_directory(config(tmp_path, resume=True, **now))
+
+
+def test_a_recorded_run_that_generated_ahead_does_so_now():
+    switches = {"asynchronous": {"max_staleness": 1}, "dynamic_sampling": None, "max_steps": 3}
+    expected = {"trainer": {"mapo": {"generation": {"type": "one_ahead"}, "max_steps": 3}}}
+    assert renewed({"trainer": {"mapo": switches}}) == expected
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
@@ -133,7 +162,7 @@ def test_a_recorded_config_imports_no_code_and_a_resumed_run_names_its_own(tmp_p
         open_run_directory(config(tmp_path, resume=True))
 
 
-def test_other_ranks_than_the_main_one_write_nothing(tmp_path, monkeypatch):
+def test_ranks_other_than_the_main_one_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     directory = open_run_directory(config(tmp_path / "run"))
     with directory.locked():

@@ -13,7 +13,7 @@ from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.sequences import row_slices, select_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
-from nemo_mapo.grounding.tagger import build_chain_tagger
+from nemo_mapo.pos_gate.tagger import build_chain_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.actor import MapoActor, objective_inputs
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel

@@ -156,7 +156,7 @@ class Without:
         return replace(drawn, groups=[group for group in drawn.groups if group.example.id != self.question])
 
 
-def test_a_source_of_ones_own_wraps_another(made):
+def test_a_custom_source_wraps_another(made):
     sampler, requests = made
     first = Synchronous(requests(), sampler, untimed).next(0, version=0).groups[0].example.id
     source = Without(Synchronous(requests(), sampler, untimed), first)

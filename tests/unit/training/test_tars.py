@@ -167,7 +167,7 @@ class Gone:
         raise JudgeError("no route")
 
 
-def test_an_encoder_out_of_reach_is_no_zero(tiny, groups, sequences):
+def test_an_unreachable_encoder_does_not_count_as_zero(tiny, groups, sequences):
     config = TarsConfig(representation=0.0, behaviour=1.0)
     with pytest.raises(RewardsUnavailable, match="no route"):
         aligned(tiny, groups, sequences, [1.0] * 12, config, Gone())

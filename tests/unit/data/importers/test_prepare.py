@@ -166,7 +166,7 @@ def test_a_wrong_line_is_an_error_with_file_line_and_field_or_a_counted_drop(cha
     assert list(cuts_of(output, "train")) == ["q1", "q3"]
 
 
-def test_a_line_cut_in_half_is_an_error_or_a_drop(tmp_path, run):
+def test_half_a_line_is_an_error_or_a_drop(tmp_path, run):
     clip(tmp_path / "1.wav")
     source = one_line(tmp_path, line(1))
     source.path.write_text(source.path.read_text() + '{"id": "q2", "aud\n')

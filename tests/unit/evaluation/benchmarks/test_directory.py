@@ -27,7 +27,7 @@ def test_appended_predictions_are_read_back(directory, benchmark):
         assert directory.read(benchmark) == {"a": first, "b": second}
 
 
-def test_a_line_that_was_cut_off_is_dropped_and_written_anew(directory, benchmark):
+def test_a_truncated_line_is_dropped_and_rewritten(directory, benchmark):
     with directory.opened(SETTINGS):
         directory.append([Prediction(id="a", completion="Dog")])
     with directory.predictions.open("a") as file:

@@ -37,7 +37,7 @@ def test_an_empty_choice_of_mmsu_keeps_its_place(tmp_path):
     assert benchmark.items[1].choices == ("None", "male", "female"), "the word None is a choice"
 
 
-def test_the_three_parts_of_mmau_pro_are_told_apart(tmp_path):
+def test_the_three_parts_of_mmau_pro_are_distinguished(tmp_path):
     benchmark = loaded(
         tmp_path / "pro.json",
         "mmau_pro",

@@ -8,8 +8,8 @@ import torch
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.evaluation.grounding.collapse import collapse_index
 from nemo_mapo.evaluation.grounding.lengths import length_effect
-from nemo_mapo.grounding.pos_gate import pos_token_tags
-from nemo_mapo.grounding.tagger import build_chain_tagger
+from nemo_mapo.pos_gate.gate import pos_token_tags
+from nemo_mapo.pos_gate.tagger import build_chain_tagger
 
 
 def test_the_collapse_index_is_what_is_lost_from_the_first_to_the_last_third():
@@ -52,18 +52,18 @@ def test_every_token_has_the_tag_of_its_word():
     assert tagged["<think>"] is None and tagged["."] is None
 
 
-def test_completions_cut_off_at_the_limit_do_not_speak_for_length():
+def test_truncated_completions_do_not_count_for_length():
     # Cut-off ones are the longest and wrong; among finished ones the longer is right.
     effect = length_effect([[4, 6, 20], [5, 9, 20]], [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], [[True, True, False]] * 2)
     assert effect.within_item is not None and effect.within_item < 0
     # Centred lengths (-1, 1, -2, 2), centred scores (-0.5, 0.5, -0.5, 0.5): r = 3 / sqrt(10 * 1).
     assert effect.within_item_finished == pytest.approx(3 / math.sqrt(10))
-    assert effect.cut_off == 2
+    assert effect.truncated == 2
 
 
 def test_nothing_is_said_about_finished_completions_where_there_are_none():
     effect = length_effect([[8, 8]], [[0.0, 0.0]], [[False, False]])
-    assert effect.within_item_finished is None and effect.cut_off == 2
+    assert effect.within_item_finished is None and effect.truncated == 2
 
 
 def test_a_completion_that_never_listened_early_has_no_finite_collapse_index():

@@ -100,7 +100,7 @@ def rows_missing(output: dict[str, Tensor]) -> None:
         (rows_missing, r"sequence_lengths is \[1, 1\]"),
     ],
 )
-def test_what_is_no_whole_completion_is_refused(fault: Callable[[dict[str, Tensor]], None], message: str):
+def test_an_incomplete_completion_is_refused(fault: Callable[[dict[str, Tensor]], None], message: str):
     output = answer()
     fault(output)
     with pytest.raises(BadAnswer, match=message):

@@ -13,7 +13,7 @@ from tests.tiny import SAMPLE_RATE, tiny_audio_llm
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
-def test_a_machine_without_a_gpu_is_told_so_with_what_runs_there(tmp_path: Path) -> None:
+def test_a_machine_without_a_gpu_gets_an_error_naming_what_runs_there(tmp_path: Path) -> None:
     tiny = tiny_audio_llm(qk_layernorm=False)
     config = RolloutConfig(backend="trtllm", trtllm=TrtllmConfig())
     with pytest.raises(ValueError, match=r"rollout\.backend=trtllm needs a GPU; rollout\.backend=megatron runs"):

@@ -12,7 +12,7 @@ from nltk.tag.brill import BrillTagger, Pos, Word
 from nltk.tag.perceptron import PerceptronTagger
 from nltk.tbl.rule import Rule
 
-from nemo_mapo.grounding.lexicon import universal_lexicon
+from nemo_mapo.pos_gate.lexicon import universal_lexicon
 
 TaggedWords = list[tuple[str, str]]
 

@@ -8,10 +8,10 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.grounding import pos_token_gate
-from nemo_mapo.grounding.pos_gate import gate_batch
-from nemo_mapo.grounding.tagger import build_chain_tagger
-from tests.unit.grounding import tokenizers_for_gate as zoo
+from nemo_mapo.pos_gate import pos_token_gate
+from nemo_mapo.pos_gate.gate import gate_batch
+from nemo_mapo.pos_gate.tagger import build_chain_tagger
+from tests.unit.pos_gate import tokenizers_for_gate as zoo
 
 TAGS = ObjectiveConfig().pos_tags
 CHAIN = build_chain_tagger()

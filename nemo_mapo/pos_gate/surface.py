@@ -108,7 +108,7 @@ def _comparable(text: str, space: str) -> str:
 
 def _lay_out(pieces: list[bytes]) -> Surface:
     byte_owner = [index for index, piece in enumerate(pieces) for _ in piece]
-    # A byte that is no valid UTF-8 (a character truncated at the length limit) becomes one lone surrogate.
+    # A byte that is not valid UTF-8 (a character truncated at the length limit) becomes one lone surrogate.
     text = b"".join(pieces).decode(errors="surrogateescape")
     owners = []
     offset = 0

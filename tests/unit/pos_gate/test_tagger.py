@@ -9,15 +9,15 @@ import pytest
 
 from benchmarks.pos_agreement import TEXT, byte_level_tokenizer, measure, read_parts
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.grounding import tagger as tagger_module
-from nemo_mapo.grounding.tagger import (
+from nemo_mapo.pos_gate import tagger as tagger_module
+from nemo_mapo.pos_gate.tagger import (
     CHAIN_NAME,
     PERCEPTRON_PACKAGE,
     UNIVERSAL_TAGS,
     build_chain_tagger,
     build_tagger,
 )
-from nemo_mapo.grounding.words import sentences_of, word_parts
+from nemo_mapo.pos_gate.words import sentences_of, word_parts
 
 LEAST_AGREEMENT = 0.97  # measured 0.99 (docs/pos_gate.md); the issue asks for 0.95
 

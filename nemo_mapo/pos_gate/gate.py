@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.grounding.surface import Surface, SurfaceReader
-from nemo_mapo.grounding.tagger import UNIVERSAL_TAGS, Tagger, default_tagger
-from nemo_mapo.grounding.words import sentences_of
+from nemo_mapo.pos_gate.surface import Surface, SurfaceReader
+from nemo_mapo.pos_gate.tagger import UNIVERSAL_TAGS, Tagger, default_tagger
+from nemo_mapo.pos_gate.words import sentences_of
 
 FallbackReason = Literal["empty", "misaligned", "no_substantive_token"]
 
