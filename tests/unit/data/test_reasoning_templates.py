@@ -15,8 +15,8 @@ from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt, prefill
 from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
-from nemo_mapo.grounding.pos_gate import pos_token_gate
-from nemo_mapo.grounding.tagger import build_chain_tagger
+from nemo_mapo.pos_gate.gate import pos_token_gate
+from nemo_mapo.pos_gate.tagger import build_chain_tagger
 from nemo_mapo.rewards.templates import INSTRUCTIONS, opening_tag, reasoning_words, split_completion
 from nemo_mapo.rollout.completions import Drawn, completed
 from nemo_mapo.rows import Problem, Prompt
