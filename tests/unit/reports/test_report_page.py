@@ -245,7 +245,7 @@ def test_a_watched_run_has_its_page_from_its_first_step_on_and_keeps_its_overlay
     with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as watching:
 
         def wait_for(words):
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not (page.is_file() and words in page.read_text()):
                 assert watching.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
