@@ -1,7 +1,6 @@
 """report.html: whole, self-contained, and there for any part of a run."""
 
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -257,8 +256,7 @@ def test_a_watched_run_has_its_page_from_its_first_step_on_and_keeps_its_overlay
         # The run writes a page of its own at a validation.
         write_report(run)
         wait_for("Accuracy minus that of other")
-        watching.send_signal(signal.SIGINT)
-    assert watching.returncode == 0
+        watching.terminate()
 
 
 def test_the_page_of_supervised_training_has_its_own_charts_only(make_run, tmp_path):
