@@ -46,7 +46,7 @@ def _wait_for(file: Path) -> None:
 
 def _watch(run_dir: Path, overlay: list[Path]) -> None:
     """Rewrite the page whenever the run has recorded something, or has written its own page over it."""
-    seen = None
+    seen: tuple[list[int], list[int]] | None = None
     while True:
         recorded, page = _times(run_dir, METRICS_FILE, RUN_FILE), _times(run_dir, REPORT_FILE)
         if (recorded, page) != seen:

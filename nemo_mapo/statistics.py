@@ -79,10 +79,10 @@ _SAME = 1e-9
 
 
 def score_interval(values: Sequence[float], *, samples: int, seed: int, confidence: float = CONFIDENCE) -> Interval:
-    """The mean of `values` with its confidence interval over items.
+    """The mean of `values`, each 0 to 1, with its confidence interval over items.
 
     Right and wrong answers (0 or 1) get Wilson's score interval, whose width is above 0 even at 0 % and 100 %; ratings
-    get the percentile bootstrap.
+    get the percentile bootstrap, and Wilson's distance to the ends of the range if they are all equal.
 
     Raises:
         ValueError: there are no values.
@@ -90,7 +90,7 @@ def score_interval(values: Sequence[float], *, samples: int, seed: int, confiden
     if not values:
         raise ValueError("there are no items to draw from")
     if not _binary(values):
-        return _bootstrap_interval(values, samples=samples, seed=seed, confidence=confidence)
+        return _bootstrap_interval(values, lowest=0.0, samples=samples, seed=seed, confidence=confidence)
     return share_interval(int(sum(values)), len(values), confidence=confidence)
 
 
@@ -168,7 +168,7 @@ def compare_paired(
     means = bootstrap_means(differences, samples=samples, seed=seed)
     below, above = int((means <= 0).sum()), int((means >= 0).sum())
     return PairedComparison(
-        difference=_bootstrap_interval(differences, samples=samples, seed=seed, confidence=confidence),
+        difference=_bootstrap_interval(differences, lowest=-1.0, samples=samples, seed=seed, confidence=confidence),
         p_value=min(1.0, 2 * (min(below, above) + 1) / (samples + 1)),
         mcnemar=None,
     )
@@ -228,7 +228,18 @@ def _binary(values: Sequence[float]) -> bool:
     return all(value in (0, 1) for value in values)
 
 
-def _bootstrap_interval(values: Sequence[float], *, samples: int, seed: int, confidence: float) -> Interval:
+def _bootstrap_interval(
+    values: Sequence[float], *, lowest: float, samples: int, seed: int, confidence: float
+) -> Interval:
+    """The percentile bootstrap of values between `lowest` and 1.
+
+    Equal values would give it no width. Wilson's interval of 0 of n says which share of items may still differ; they do
+    so by at most the distance to the end of the range. For 0 and 1 that is Wilson's interval, for a difference of 0
+    Tango's.
+    """
+    if max(values) - min(values) <= _SAME:
+        mean, share = values[0], share_interval(0, len(values), confidence=confidence).high
+        return Interval(mean=mean, low=mean - share * (mean - lowest), high=mean + share * (1 - mean))
     means = bootstrap_means(values, samples=samples, seed=seed)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail]).tolist()

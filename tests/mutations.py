@@ -715,6 +715,27 @@ FAULTS = (
         tests=("tests/unit/test_statistics.py",),
     ),
     Fault(
+        name="statistics: equal seeds exclude every difference",
+        file="nemo_mapo/statistics.py",
+        right="    if deviation <= _SAME * max(1.0, abs(mean)):",
+        wrong="    if mean in (-1.0, 0.0, 1.0):",
+        tests=("tests/unit/test_statistics.py",),
+    ),
+    Fault(
+        name="statistics: equal ratings have an interval of no width",
+        file="nemo_mapo/statistics.py",
+        right="    if max(values) - min(values) <= _SAME:",
+        wrong="    if not values:",
+        tests=("tests/unit/test_statistics.py",),
+    ),
+    Fault(
+        name="report: no live page while open questions are validated",
+        file="nemo_mapo/training/records.py",
+        right='if any(name.startswith("val/") for name in metrics):',
+        wrong='if "val/accuracy" in metrics:',
+        tests=("tests/unit/training/test_records.py",),
+    ),
+    Fault(
         name="statistics: intervals over seeds leave the range of a share",
         file="nemo_mapo/statistics.py",
         right="scale, back, slope = _SCALES[within]",

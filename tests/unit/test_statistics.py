@@ -154,5 +154,15 @@ def test_an_interval_around_zero_says_what_is_excluded():
     assert difference_in_words(-3.0, -1.0) == "lower, by at least 1.0 points"
 
 
+def test_ratings_that_are_all_equal_have_an_interval_of_some_width():
+    bound = 1.959964**2 / (20 + 1.959964**2)
+    same = score_interval([0.6] * 20, **SETTINGS)
+    assert (same.low, same.mean, same.high) == pytest.approx((0.6 - 0.6 * bound, 0.6, 0.6 + 0.4 * bound))
+    # No difference in any rating is as much evidence as no difference in any answer.
+    for values in ([0.6] * 20, [1.0] * 20):
+        gap = compare_paired(values, values, **SETTINGS).difference
+        assert (gap.low, gap.mean, gap.high) == pytest.approx((-bound, 0.0, bound))
+
+
 def test_ratings_have_no_mcnemar_test():
     assert compare_paired([0.8, 1.0], [0.6, 1.0], **SETTINGS).mcnemar is None
