@@ -173,8 +173,7 @@ def recorded_config(config: RunConfig) -> dict[str, Any]:
 def renewed(recorded: dict[str, Any]) -> dict[str, Any]:
     """A recorded config with today's `trainer.mapo.generation` in place of the two switches of earlier versions."""
     trainer = recorded.get("trainer")
-    mapo = trainer.get("mapo") if isinstance(trainer, dict) else None
-    if not isinstance(mapo, dict) or "generation" in mapo:
+    if not isinstance(trainer, dict) or not isinstance(mapo := trainer.get("mapo"), dict) or "generation" in mapo:
         return recorded
     kept = {name: value for name, value in mapo.items() if name not in ("asynchronous", "dynamic_sampling")}
     generation: dict[str, Any] = {"type": "synchronous"}
