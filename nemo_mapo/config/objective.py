@@ -117,7 +117,7 @@ class ObjectiveConfig:
         if (self.aggregation == "dr_grpo") != (self.dr_grpo_length is not None):
             raise ValueError(
                 f"dr_grpo_length={self.dr_grpo_length} with aggregation={self.aggregation}: "
-                "set dr_grpo_length (a number of tokens, e.g. rollout.max_new_tokens) exactly when aggregation=dr_grpo"
+                "set dr_grpo_length (tokens, e.g. rollout.sampling.max_new_tokens) exactly when aggregation=dr_grpo"
             )
         if self.behaviour_clip is not None and self.ratio == "sequence":
             raise ValueError(

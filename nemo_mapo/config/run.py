@@ -107,9 +107,11 @@ class RunConfig:
         self._check_ranks()
         self._check_backend()
         self._check_length()
-        for section in (self.rewards.tars, self.rollout.engine, self.trainer.mapo.generation):
-            if section is not None:
-                section.check(self)
+        if self.rewards.tars is not None:
+            self.rewards.tars.check(self)
+        if self.rollout.engine is not None:
+            self.rollout.engine.check(self)
+        self.trainer.mapo.generation.check(self)
         self._check_advantages()
         if self.warm_start is not None and self.model.restored_encoder is not None:
             raise ValueError(
