@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("NEMO_MAPO_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 """Interpreter with vLLM: that of `make vllm`, unless the environment names another."""
 SAMPLE_RATE = 16000
-SERVER_SECONDS = 600.0
+SERVER_SECONDS = 1800.0
 """A loaded machine takes long to start a server."""
 SHARP_STD = 0.1
 """Of the random weights: logits far enough apart that rounding does not decide an argmax."""
@@ -37,22 +37,30 @@ EMBEDDED = ModelConfig(
     target_layers=(5,),
 )
 """About the decoder of the embedded run, with layers for two stages; vLLM's attention on a CPU wants heads so wide."""
-EXPERTS = replace(EMBEDDED, decoder=replace(EMBEDDED.decoder, num_moe_experts=4, moe_ffn_hidden_size=64))
-"""The same with experts, which vLLM serves as Qwen3-MoE."""
+DECODERS = {
+    "experts": replace(EMBEDDED, decoder=replace(EMBEDDED.decoder, num_moe_experts=4, moe_ffn_hidden_size=64)),
+    "biases": replace(EMBEDDED, decoder=replace(EMBEDDED.decoder, qk_layernorm=False, add_qkv_bias=True)),
+}
+"""The same as vLLM serves it as Qwen3-MoE and as Qwen2.5."""
 TOKENIZER = build_tokenizer()
 
 
 def embedded_policy(seed: int, config: ModelConfig = EMBEDDED) -> AudioLLM:
-    """Random weights, the same for the same seed."""
+    """Random weights and biases, the same for the same seed."""
     install_cpu_host()
     initialize_parallel()
-    return build_audio_llm(
+    policy = build_audio_llm(
         config,
         vocab_size=len(TOKENIZER),
         special=SpecialTokens.from_tokenizer(TOKENIZER),
         sample_rate=SAMPLE_RATE,
         seed=seed,
     )
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in policy.named_parameters():
+        if name.endswith("linear_qkv.bias"):
+            torch.nn.init.normal_(parameter, std=SHARP_STD, generator=generator)
+    return policy
 
 
 def noise_prompts(policy: AudioLLM, count: int, *, seed: int = 0) -> list[Prompt]:

@@ -15,7 +15,7 @@ from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rows import Completion, Prompt, Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from tests.vllm.serving import EXPERTS, TOKENIZER, embedded_policy, launched, named_tensors, noise_prompts
+from tests.vllm.serving import DECODERS, TOKENIZER, embedded_policy, launched, named_tensors, noise_prompts
 
 pytestmark = pytest.mark.vllm
 
@@ -76,9 +76,11 @@ def test_after_every_update_it_draws_as_the_policy_does(policy: AudioLLM, shared
 
 
 @pytest.mark.slow
-def test_experts_draw_as_the_policys_do_before_and_after_updates(tmp_path: Path) -> None:
-    policy = embedded_policy(0, EXPERTS)
-    with launched(policy, tmp_path, EXPERTS) as served:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_experts_and_biases_draw_as_the_policys_do_after_every_update(decoder: str, tmp_path: Path) -> None:
+    config = DECODERS[decoder]
+    policy = embedded_policy(0, config)
+    with launched(policy, tmp_path, config) as served:
         for update in range(3):
-            policy.load_state_dict(embedded_policy(update, EXPERTS).state_dict())
+            policy.load_state_dict(embedded_policy(update, config).state_dict())
             assert_draws_as_the_policy(served, policy, update)

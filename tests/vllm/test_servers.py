@@ -127,6 +127,22 @@ def test_a_completion_comes_from_its_own_seed(shared: VllmRollout, start: AudioL
     assert len({one.text for one in first}) > len(prompts)
 
 
+def test_a_prompt_is_sent_once_for_its_group(
+    shared: VllmRollout, start: AudioLLM, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.update_weights(1, named_tensors(start))
+    http, sent = shared.fleet.servers[0].http, []
+    post = http.post
+
+    def counted(path: str, *args: Any, **query: str) -> Any:
+        sent.append(path)
+        return post(path, *args, **query)
+
+    monkeypatch.setattr(http, "post", counted)
+    assert len(sampled(shared, prompts)) == len(prompts) * GROUP
+    assert sent == ["/v1/completions"] * len(prompts)
+
+
 def test_every_clip_is_heard_by_its_own_prompt(shared: VllmRollout, start: AudioLLM, prompts: list[Prompt]) -> None:
     shared.update_weights(1, named_tensors(start))
     before = sampled(shared, prompts)
