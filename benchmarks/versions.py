@@ -1,7 +1,8 @@
 """Run the tests in each set of versions and write the table of docs/versions.md.
 
 `python benchmarks/versions.py` runs what `make test` runs, in .venv and .venv-next (half an hour each on two cores);
-`--reports DIR` takes the JUnit files that are there (`.venv.xml`, `.venv-next.xml`, also of a part of the tests).
+`--reports DIR` takes the JUnit files that are there (`.venv.xml` or several, `.venv.unit.xml`; `.venv-next.xml`), which
+may be of a part of the tests.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from nemo_mapo.doctor import STACK, pinned
@@ -26,31 +28,54 @@ def main() -> None:
     parser.add_argument("tests", nargs="*", default=["-m", "not slow"], help="arguments of pytest")
     arguments = parser.parse_args()
     for name in SETS:
-        report = arguments.reports / f"{name}.xml"
-        if not report.is_file():
+        if not reports_of(name, arguments.reports):
             command = [str(ROOT / name / "bin" / "python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
-            subprocess.run([*command, *arguments.tests, f"--junitxml={report}"], cwd=ROOT, check=False)
+            report = f"--junitxml={arguments.reports / f'{name}.xml'}"
+            subprocess.run([*command, *arguments.tests, report], cwd=ROOT, check=False)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(before + BEGIN + "".join(table(arguments.reports)) + END + after)
 
 
+def reports_of(name: str, reports: Path) -> list[Path]:
+    """The JUnit files of a set."""
+    return sorted(reports.glob(f"{name}.xml")) + sorted(reports.glob(f"{name}.*.xml"))
+
+
 def table(reports: Path) -> list[str]:
-    """Lines of Markdown: a column per set; then why tests were left out."""
+    """Lines of Markdown: a column per set; then what failed, and why tests were left out."""
     sets = {name: pinned(ROOT / constraints) for name, (constraints, _) in SETS.items()}
-    cases = {name: list(ElementTree.parse(reports / f"{name}.xml").iter("testcase")) for name in SETS}
+    cases = {
+        name: [case for path in reports_of(name, reports) for case in ElementTree.parse(path).iter("testcase")]
+        for name in SETS
+    }
     lines = ["| | " + " | ".join(f"`{constraints}`" for constraints, _ in SETS.values()) + " |\n", "|---|---|---|\n"]
     lines.append(row("Python", [python for _, python in SETS.values()]))
     lines += [
         row(name, [versions.get(name, "none") for versions in sets.values()]) for name in (*STACK, "nemo-aligner")
     ]
-    outcomes = {name: Counter(map(outcome, found)) for name, found in cases.items()}
-    lines += [row(kind, [str(outcomes[name][kind]) for name in SETS]) for kind in ("passed", "failed", "skipped")]
+    for part in sorted({folder(case) for found in cases.values() for case in found}):
+        lines.append(
+            row(f"`{part}`", [outcomes(case for case in cases[name] if folder(case) == part) for name in SETS])
+        )
     for name, found in cases.items():
+        failed = [f"- `{case.get('name')}` of {case.get('classname')}\n" for case in found if outcome(case) == "failed"]
+        lines += [f"\nFailed in `{SETS[name][0]}`:\n\n", *failed] if failed else []
         reasons = Counter(skip.get("message", "") for case in found for skip in case.iter("skipped"))
         lines += [f"\nLeft out in `{SETS[name][0]}`:\n\n"] if reasons else []
         lines += [f"- {count} x {reason}\n" for reason, count in sorted(reasons.items())]
     return lines
+
+
+def folder(case: ElementTree.Element) -> str:
+    """The folder of tests that a test belongs to, such as tests/unit; collection errors have no class."""
+    return "/".join(case.get("classname", "").split(".")[:2])
+
+
+def outcomes(cases: Iterable[ElementTree.Element]) -> str:
+    """How many tests passed, failed and were left out."""
+    counted = Counter(map(outcome, cases))
+    return ", ".join(f"{counted[kind]:,} {kind}" for kind in ("passed", "failed", "skipped") if counted[kind]) or "none"
 
 
 def row(title: str, cells: list[str]) -> str:

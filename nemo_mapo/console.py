@@ -8,6 +8,14 @@ from types import TracebackType
 
 from nemo_mapo.processes import is_main_rank
 
+_CHATTY = (
+    "datasets",
+    "lightning.pytorch",
+    "megatron",
+    "nv_one_logger",  # NeMo 3's telemetry, to which nothing is sent
+    "torch.distributed",
+    "torch.utils.cpp_extension",
+)
 _LIGHTNING_AT_START = ("lightning.pytorch.utilities.rank_zero", "pytorch_lightning.utilities.rank_zero")
 """Loggers that announce the devices; the one in use is that of the package imported last. Listed by name because
 Lightning resets the levels of their parents when it is imported, possibly after `quiet_upstream`."""
@@ -30,7 +38,7 @@ def quiet_upstream() -> None:
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.setLevel(nemo_logging.ERROR)
-    for name in ("datasets", "lightning.pytorch", *_LIGHTNING_AT_START, "torch.distributed", "megatron"):
+    for name in (*_CHATTY, *_LIGHTNING_AT_START):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Imports reset filters; NeMo also shows Python's warnings itself.
     warnings.simplefilter("ignore")

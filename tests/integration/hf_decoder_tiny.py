@@ -43,6 +43,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 """Between them every layout of heads, norms, biases, head and rotary embedding."""
+SCALED = ("llama 3", "llama, linear rope, one key head, tied")
+"""Those whose rotary embedding is scaled."""
 
 
 def save_tiny_decoder(directory: Path, config: str | PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> TinyHf:

@@ -227,9 +227,14 @@ def hf_windows(hf: TinyHf, clip: Tensor) -> list[Tensor]:
     features, mask = hf_features(hf, [clip])
     whole = features[0, :, : int(mask.sum())]
     return [
-        hf.thinker.audio_tower(window, feature_lens=torch.tensor([window.shape[1]])).last_hidden_state
+        audio_tower(hf)(window, feature_lens=torch.tensor([window.shape[1]])).last_hidden_state
         for window in whole.split(100 * WINDOW_SECONDS, dim=1)
     ]
+
+
+def audio_tower(hf: TinyHf) -> torch.nn.Module:
+    """The thinker's audio encoder: of the thinker itself in transformers 4, of its model in 5."""
+    return getattr(hf.thinker, "audio_tower", None) or hf.thinker.model.audio_tower
 
 
 def _whole_model(family: Family, special: SpecialTokens, text: dict[str, Any]) -> PreTrainedModel:
@@ -255,7 +260,9 @@ def _whole_model(family: Family, special: SpecialTokens, text: dict[str, Any]) -
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     # Ids beyond the tokenizer, of tokens that never occur.
-    sight = {"vision_start_token_id": VOCAB_SIZE - 1}
+    sight: dict[str, Any] = {"vision_start_token_id": VOCAB_SIZE - 1}
+    # Transformers 4 looks for it in the text config, 5 here.
+    sight |= {name: text[name] for name in text.keys() & {"tie_word_embeddings"}}
     if family == "qwen2_5_omni":
         thinker = sight | {
             "text_config": common | text,

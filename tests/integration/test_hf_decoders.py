@@ -1,14 +1,16 @@
 """Text LLMs in and out: imported, a decoder computes what transformers does; exported, it is the same again."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from integration.hf_decoder_tiny import CONFIGS, save_tiny_decoder
+from integration.hf_decoder_tiny import CONFIGS, SCALED, save_tiny_decoder
 from integration.qwen_omni_tiny import (
     TinyHf,
     hf_greedy,
@@ -70,10 +72,12 @@ def test_logits_of_a_batch_are_those_of_transformers(pair: Pair) -> None:
     assert max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.rope_scaling])
-def test_scaling_is_seen_in_the_logits(make: Callable[[str], Pair], name: str) -> None:
-    plain = AutoModelForCausalLM.from_pretrained(make(name).hf.directory, rope_scaling=None)
-    without = TinyHf(family="llama", directory=make(name).hf.directory, thinker=plain.eval())
+@pytest.mark.parametrize("name", SCALED)
+def test_scaling_is_seen_in_the_logits(make: Callable[[str], Pair], name: str, tmp_path: Path) -> None:
+    shutil.copytree(make(name).hf.directory, tmp_path / "plain")
+    state_rope(tmp_path / "plain", "rope_scaling", None)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    without = TinyHf(family="llama", directory=tmp_path / "plain", thinker=plain.eval())
     difference = hf_logits(make(name).hf, ROWS)[-1] - hf_logits(without, ROWS)[-1]
     assert float(difference.abs().max()) > 100 * TOLERANCE
 
@@ -109,6 +113,19 @@ def rewrite(source: Path, target: Path, change: Callable[[dict[str, torch.Tensor
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
 
+def state_rope(directory: Path, field: str, parameters: dict[str, Any] | None) -> None:
+    """State a model's rotary embedding in transformers 4's field or 5's, with the base that it has."""
+    path = directory / "config.json"
+    values = json.loads(path.read_text())
+    stated = {"rope_theta": values.pop("rope_theta", None)} | values.pop("rope_parameters", {})
+    values.pop("rope_scaling", None)
+    if field == "rope_parameters":
+        values[field] = {"rope_theta": stated["rope_theta"], **(parameters or {})}
+    else:
+        values |= {"rope_theta": stated["rope_theta"], field: parameters}
+    path.write_text(json.dumps(values))
+
+
 def test_leftovers_of_other_versions_are_taken_and_given_back(make: Callable[[str], Pair], tmp_path: Path) -> None:
     def add(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4, dtype=torch.bfloat16)
@@ -141,11 +158,10 @@ def test_fused_experts_of_transformers_5_are_the_same_model(make: Callable[[str]
 
     rewrite(pair.hf.directory, tmp_path / "fused", fuse)
     # As transformers 5 writes the config, too.
+    state_rope(tmp_path / "fused", "rope_parameters", {"rope_type": "default"})
     path = tmp_path / "fused" / "config.json"
     values = json.loads(path.read_text())
     values["dtype"] = values.pop("torch_dtype", None) or values["dtype"]
-    values["rope_parameters"] = {"rope_theta": values.pop("rope_theta"), "rope_type": "default"}
-    values.pop("rope_scaling", None)
     path.write_text(json.dumps(values))
     import_hf(tmp_path / "fused", tmp_path / "imported")
     found = imported_model(tmp_path / "imported").state_dict()

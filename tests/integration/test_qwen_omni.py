@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from integration.qwen_omni_tiny import (
     FAMILIES,
     TALKER,
@@ -24,6 +25,7 @@ from integration.qwen_omni_tiny import (
     save_tiny,
     tensors_of,
 )
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import Qwen2_5OmniForConditionalGeneration, Qwen3OmniMoeForConditionalGeneration
 
@@ -51,6 +53,7 @@ TOLERANCE = 1e-4
 SHORT, TAIL, LONG = 9000, 24123, 16000 * 2 * WINDOW_SECONDS + 77
 """Samples: less than a chunk of either encoder, one and a half, and more than two windows of attention."""
 NEW_TOKENS = 12
+TRANSFORMERS_5 = Version(transformers.__version__).major >= 5
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ def test_adapters_are_merged_on_export(first: Pair, tmp_path: Path) -> None:
 
 def test_adapters_in_pefts_format_make_the_trained_model_of_the_original(first: Pair, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="pip install -e '.[dev]'")
+    if TRANSFORMERS_5 and first.hf.family == "qwen3_omni_moe":
+        pytest.skip("transformers 5 fuses a layer's experts, so adapters of single experts load only in transformers 4")
     adapted = imported_model(first.imported)
     add_lora(adapted.language_model, LoraConfig(rank=2, alpha=6.0), seed=0)
     for name, parameter in adapted.named_parameters():
@@ -215,11 +220,10 @@ def test_adapters_in_pefts_format_make_the_trained_model_of_the_original(first: 
     write_checkpoint(tmp_path / "adapted", adapted)
     export_adapters(tmp_path / "adapted", first.hf.directory, tmp_path / "adapters", lora_alpha=6.0)
     whole = CLASSES[first.hf.family].from_pretrained(first.hf.directory)
-    loaded = peft.PeftModel.from_pretrained(whole, tmp_path / "adapters")
-    assert (
-        not peft.get_peft_model_state_dict(loaded).keys()
-        ^ load_file(tmp_path / "adapters" / "adapter_model.safetensors").keys()
-    )
+    renamed = {"^thinker.model.": "thinker.model.language_model."} if TRANSFORMERS_5 else {}
+    loaded = peft.PeftModel.from_pretrained(whole, tmp_path / "adapters", key_mapping=renamed)
+    written = load_file(tmp_path / "adapters" / "adapter_model.safetensors").keys()
+    assert {name.replace(".language_model.", ".") for name in peft.get_peft_model_state_dict(loaded)} == written
     rows = list(cases(first.hf.family).values())
     trained = TinyHf(
         family=first.hf.family, directory=first.hf.directory, thinker=loaded.base_model.model.thinker.eval()

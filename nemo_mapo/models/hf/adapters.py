@@ -15,6 +15,8 @@ from nemo_mapo.models.hf.models import read_model
 
 _WEIGHTS: Final = "adapter_model.safetensors"
 _CONFIG: Final = "adapter_config.json"
+_LAYERS, _LAYERS_OF_EITHER = r"model\.layers\.", r"model\.(?:language_model\.)?layers\."
+"""Where a thinker has its decoder's layers in transformers 4 (and in files), and where in 4 or 5."""
 
 
 def export_adapters(checkpoint: Path, original: Path, output: Path, *, lora_alpha: float) -> int:
@@ -64,7 +66,7 @@ def export_adapters(checkpoint: Path, original: Path, output: Path, *, lora_alph
 
 
 def _peft_config(modules: list[str], original: Path, *, rank: int, alpha: float) -> dict[str, Any]:
-    """PEFT matches the pattern with whole names: modules of a talker or of vision have the same last parts."""
+    """PEFT matches whole names in memory: modules of a talker or of vision have the same last parts."""
     patterns = dict.fromkeys(re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(module)) for module in modules)
     return {
         "peft_type": "LORA",
@@ -74,6 +76,6 @@ def _peft_config(modules: list[str], original: Path, *, rank: int, alpha: float)
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": "|".join(patterns),
+        "target_modules": "|".join(patterns).replace(_LAYERS, _LAYERS_OF_EITHER),
         "inference_mode": True,
     }

@@ -23,7 +23,7 @@ from torch import Tensor
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.rollout.trtllm.calls import EngineSampling
-from nemo_mapo.rollout.trtllm.release import refuse_release
+from nemo_mapo.rollout.trtllm.release import refuse_nemo, refuse_release
 from nemo_mapo.rollout.trtllm.weights import placed_weights
 
 _DEVICE_VARIABLE = "DISABLE_TORCH_DEVICE_SET"
@@ -195,7 +195,8 @@ def _runner() -> Any:
 
 
 def _refuse_machine(shards: int) -> None:
-    """ValueError if TensorRT-LLM is missing, or this process was not started as it needs."""
+    """ValueError if NeMo's or TensorRT-LLM's part is missing, or this process was not started as they need."""
+    refuse_nemo(importlib.metadata.version("nemo-toolkit"))
     if not torch.cuda.is_available():
         raise ValueError("rollout.backend=trtllm needs a GPU; rollout.backend=megatron runs everywhere")
     try:
