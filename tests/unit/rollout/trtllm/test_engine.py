@@ -9,7 +9,7 @@ from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import RolloutConfig
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.trtllm.release import refuse_release
-from tests.tiny import SAMPLE_RATE, tiny_audio_llm
+from support.tiny import SAMPLE_RATE, tiny_audio_llm
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
