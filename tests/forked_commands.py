@@ -1,7 +1,7 @@
 """Commands of examples/ in processes of their own that need not import anything first.
 
 A command takes ten seconds to import torch, Megatron and NeMo, and often one to do its work. So it runs in a fork of
-the process that the ranks of `tests.ranks` are forks of, as `python examples/NAME ...` would run it: the
+the process that the ranks of `support.ranks` are forks of, as `python examples/NAME ...` would run it: the
 script itself as `__main__`, with its arguments, directory, environment, exit status, and a process id for signals.
 Tests of what happens to the interpreter start a real one.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from tests import ranks
+from support import ranks
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

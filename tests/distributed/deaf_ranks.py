@@ -14,8 +14,8 @@ from nemo_mapo.rows import Completion
 from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
 from nemo_mapo.types import RolloutBatch
-from tests.layouts import GROUP_SIZE, NUM_PROMPTS, ROWS, Layout, build
-from tests.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
+from support.layouts import GROUP_SIZE, NUM_PROMPTS, ROWS, Layout, build
+from support.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
 
 
 def deaf_passes(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.rollout.vllm.weights import served_weights
 from nemo_mapo.training.checkpoint import load_checkpoint
-from tests.layouts import Layout, build
+from support.layouts import Layout, build
 
 
 @dataclass(frozen=True)

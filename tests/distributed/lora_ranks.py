@@ -9,8 +9,8 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import adapters_off, is_adapter, merged_state_dict
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
-from tests.layouts import Layout, build, dense_config, relative
-from tests.tiny import TinyAudioLLM, tiny_batch, tiny_tokenizer
+from support.layouts import Layout, build, dense_config, relative
+from support.tiny import TinyAudioLLM, tiny_batch, tiny_tokenizer
 
 
 def save_fresh(layout: Layout, base: ModelConfig, folder: str) -> None:

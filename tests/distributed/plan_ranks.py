@@ -39,8 +39,8 @@ from nemo_mapo.training.plan_activations import (
     stage_bytes,
 )
 from nemo_mapo.training.signals import MicroBatching, token_signals
-from tests.layouts import GROUP_SIZE, build, hard_groups
-from tests.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
+from support.layouts import GROUP_SIZE, build, hard_groups
+from support.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -11,7 +11,7 @@ from nemo_mapo.models.hf.convert import ORIGINAL
 from nemo_mapo.models.hf.models import read_model
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.training.checkpoint import write_checkpoint
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 
 def in_layout(

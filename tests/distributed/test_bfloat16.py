@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.layouts import Layout, dense_config, one_step, relative, whole_gradients, write_start
-from tests.ranks import run_on_ranks
+from support.layouts import Layout, dense_config, one_step, relative, whole_gradients, write_start
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

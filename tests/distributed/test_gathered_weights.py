@@ -9,9 +9,9 @@ from distributed.gather_ranks import Gathered, gathered, served, unsharded_state
 
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig, NemoPerceptionConfig
-from tests.layouts import Layout, dense_config, moe_config, write_start
-from tests.ranks import run_on_ranks
-from tests.tiny import SAMPLE_RATE, tiny_tokenizer
+from support.layouts import Layout, dense_config, moe_config, write_start
+from support.ranks import run_on_ranks
+from support.tiny import SAMPLE_RATE, tiny_tokenizer
 
 pytestmark = pytest.mark.distributed
 

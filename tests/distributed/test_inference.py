@@ -9,8 +9,8 @@ from distributed.deaf_ranks import deaf_passes
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.rows import Completion
 from nemo_mapo.types import RolloutBatch
-from tests.layouts import Layout, dense_config, generate, reference_signals, write_start
-from tests.ranks import run_on_ranks
+from support.layouts import Layout, dense_config, generate, reference_signals, write_start
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.types import RolloutBatch
-from tests.layouts import (
+from support.layouts import (
     OBJECTIVE,
     Layout,
     Outcome,
@@ -21,7 +21,7 @@ from tests.layouts import (
     whole_gradients,
     write_start,
 )
-from tests.ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

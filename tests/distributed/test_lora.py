@@ -12,7 +12,7 @@ from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.lora import is_adapter
 from nemo_mapo.types import RolloutBatch
-from tests.layouts import (
+from support.layouts import (
     Layout,
     Outcome,
     dense_config,
@@ -23,7 +23,7 @@ from tests.layouts import (
     whole_gradients,
     write_start,
 )
-from tests.ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -21,9 +21,9 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.plan import PlanConfig
 from nemo_mapo.training.plan import StaticMemory, as_table, too_large
 from nemo_mapo.training.plan_activations import SharedPrompts, kv_cache_bytes
-from tests.layouts import dense_config, moe_config
-from tests.ranks import run_on_ranks
-from tests.tiny import tiny_tokenizer
+from support.layouts import dense_config, moe_config
+from support.ranks import run_on_ranks
+from support.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.distributed
 

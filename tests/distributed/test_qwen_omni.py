@@ -22,7 +22,7 @@ from integration.qwen_omni_tiny import (
 
 from nemo_mapo.models.hf.convert import export_hf, import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
-from tests.ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -6,8 +6,8 @@ import pytest
 
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.types import RolloutBatch
-from tests.layouts import Layout, dense_config, moe_config, relative_figure, train, write_start
-from tests.ranks import run_on_ranks
+from support.layouts import Layout, dense_config, moe_config, relative_figure, train, write_start
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -3,7 +3,7 @@
 import pytest
 from distributed.tars_ranks import cosines_or_reason
 
-from tests.ranks import run_on_ranks
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 NOBODY = -1

@@ -5,8 +5,8 @@ import torch
 from distributed.trtllm_ranks import generate
 
 from nemo_mapo.config.run import SamplingConfig
-from tests.layouts import Layout, dense_config, write_start
-from tests.ranks import run_on_ranks
+from support.layouts import Layout, dense_config, write_start
+from support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.distributed
 

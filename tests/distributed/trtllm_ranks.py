@@ -7,9 +7,9 @@ from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rows import Completion
-from tests.layouts import Layout, build_actor
-from tests.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
-from tests.trtllm_runtime import MegatronRuntime
+from support.layouts import Layout, build_actor
+from support.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
+from support.trtllm_runtime import MegatronRuntime
 
 GROUP = 3
 PROMPTS = 4

@@ -19,7 +19,7 @@ from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rollout.trtllm.engine import TensorRTEngine
 from nemo_mapo.rows import Completion, Prompt, Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from tests.tiny import (
+from support.tiny import (
     AUDIO,
     PAD,
     SAMPLE_RATE,

@@ -7,7 +7,7 @@ import torch
 from integration.qwen_omni_tiny import SPREAD, VOCAB_SIZE, TinyHf
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 MAX_POSITIONS = 1024
 SHAPE: dict[str, Any] = {

@@ -35,7 +35,7 @@ from nemo_mapo.rows import Prompt
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import load_checkpoint, load_part
 from nemo_mapo.types import AudioBatch
-from tests.tiny import CONTROL_TOKENS, tiny_tokenizer
+from support.tiny import CONTROL_TOKENS, tiny_tokenizer
 
 Family = Literal["qwen2_5_omni", "qwen3_omni_moe"]
 FAMILIES: tuple[Family, ...] = ("qwen2_5_omni", "qwen3_omni_moe")

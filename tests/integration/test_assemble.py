@@ -31,8 +31,8 @@ from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
 from nemo_mapo.rows import Prompt
 from nemo_mapo.training.assemble import assemble
 from nemo_mapo.types import AudioBatch
+from support.trtllm_runtime import MegatronRuntime
 from tests.integration.tiny_run import metrics, write_tiny_corpus
-from tests.trtllm_runtime import MegatronRuntime
 
 pytestmark = pytest.mark.integration
 

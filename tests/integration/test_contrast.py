@@ -8,7 +8,7 @@ from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.training.contrast import audio_contrast
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from tests.tiny import TinyAudioLLM, tiny_audio_llm, tiny_rows
+from support.tiny import TinyAudioLLM, tiny_audio_llm, tiny_rows
 
 pytestmark = pytest.mark.integration
 

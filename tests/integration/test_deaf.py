@@ -14,7 +14,7 @@ from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Prompt, Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from tests.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_prompts, tiny_rows
+from support.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_prompts, tiny_rows
 
 pytestmark = pytest.mark.integration
 

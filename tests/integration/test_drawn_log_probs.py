@@ -9,7 +9,7 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from tests.tiny import PAD, tiny_audio_llm, tiny_prompts
+from support.tiny import PAD, tiny_audio_llm, tiny_prompts
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,7 @@ from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.sampling import sampling_distribution
 from nemo_mapo.rows import Completion, Prompt, Row
-from tests.tiny import CONTROL_TOKENS, SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_prompts
+from support.tiny import CONTROL_TOKENS, SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_prompts
 
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 FREE = SamplingConfig(temperature=1.0, max_new_tokens=20)

@@ -29,7 +29,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.convert import CHECKPOINT, export_hf, import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.listening import attention_rows, listen
 from nemo_mapo.training.signals import token_signals
-from tests.tiny import tiny_audio_llm, tiny_rows
+from support.tiny import tiny_audio_llm, tiny_rows
 
 pytestmark = pytest.mark.integration
 

@@ -41,7 +41,7 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Prompt
 from nemo_mapo.training.checkpoint import write_checkpoint
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ from nemo_mapo.config.load import ConfigError, load
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.models.hf.convert import import_hf
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from support.ranks import run_on_ranks
 from tests.integration.tiny_run import ROOT
-from tests.ranks import run_on_ranks
 
 pytestmark = pytest.mark.integration
 

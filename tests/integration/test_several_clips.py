@@ -9,8 +9,8 @@ from lhotse import CutSet
 from nemo_mapo.data.manifests import load_cuts
 from nemo_mapo.data.sequences import select_rows, token_batch
 from nemo_mapo.rows import training_rows
+from support.tiny import tiny_audio_llm, tiny_groups
 from tests.integration.tiny_run import metrics, train, write_tiny_corpus
-from tests.tiny import tiny_audio_llm, tiny_groups
 
 pytestmark = pytest.mark.integration
 

@@ -18,10 +18,10 @@ from nemo_mapo.rollout.trtllm.calls import TrtllmEngine
 from nemo_mapo.rollout.trtllm.scoring import restriction
 from nemo_mapo.rows import Completion, Prompt, Row
 from nemo_mapo.training.trainer import MapoTrainer
+from support.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompts
+from support.trtllm_runtime import MegatronRuntime
 from tests.integration.tiny_run import metrics, write_tiny_corpus
 from tests.integration.trainers import fit, trainer_of
-from tests.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_prompts
-from tests.trtllm_runtime import MegatronRuntime
 
 pytestmark = pytest.mark.integration
 

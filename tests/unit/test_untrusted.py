@@ -25,7 +25,7 @@ from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models import nemo_files
 from nemo_mapo.models.untrusted import checkpoint_reader
 from nemo_mapo.training.checkpoint import has_adapters, load_checkpoint, read_checkpoint, write_checkpoint
-from tests.tiny import tiny_audio_llm
+from support.tiny import tiny_audio_llm
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.rows import Row
 from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from support.tiny import tiny_tokenizer
 from tests.integration.qwen_omni_tiny import (
     HOP,
     SAMPLE_RATE,
@@ -34,7 +35,6 @@ from tests.integration.qwen_omni_tiny import (
     row,
     save_tiny,
 )
-from tests.tiny import tiny_tokenizer
 from tests.vllm.serving import PYTHON, named_tensors, rollout_config
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

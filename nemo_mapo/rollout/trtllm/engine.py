@@ -1,4 +1,4 @@
-"""The TensorRT-LLM engine itself, kept thin: a Megatron decoder stands in for it in tests (tests/trtllm_runtime.py).
+"""The TensorRT-LLM engine itself, kept thin: tests put a Megatron decoder in its place (support/trtllm_runtime.py).
 
 Megatron-core's TRTLLMHelper converts the weights and builds the engine, because NeMo's own exporter, on which
 NeMo-Aligner's GPTGenerateTRTLLM is based, cannot build one with a prompt table. Loading, refitting and unloading are

@@ -23,7 +23,7 @@ from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.data.dataset import PromptDataset, build_dataloader
 from nemo_mapo.data.manifests import validate_manifest
 from nemo_mapo.types import Wording
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "data" / "lhotse_manifests"

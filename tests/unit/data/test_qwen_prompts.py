@@ -14,7 +14,7 @@ from nemo_mapo.data.prompts import encode_prompt, shown_prompt, without_audio
 from nemo_mapo.data.tokenizer import SPECIAL_TOKENS, SpecialTokens
 from nemo_mapo.rows import Prompt
 from nemo_mapo.types import Example, Wording
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
 SPANS = [(start, audio, end) for name, (_, _, audio, start, end) in SPECIAL_TOKENS.items() if name.startswith("qwen")]

@@ -14,7 +14,7 @@ from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import Wording
-from tests.tiny import tiny_model_config
+from support.tiny import tiny_model_config
 
 STAGE = WarmStartStageConfig(target="reasoning", steps=1, batch_size=10)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_mapo.types import AudioBatch
-from tests.tiny import tiny_audio_llm, tiny_batch
+from support.tiny import tiny_audio_llm, tiny_batch
 
 TOLERANCE = 1e-5
 

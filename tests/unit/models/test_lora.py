@@ -17,8 +17,8 @@ from nemo_mapo.config.adapters import FreezeConfig, LoraConfig
 from nemo_mapo.config.model import NemoPerceptionConfig
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import LoraLinear, adapters_off, add_lora, freeze, is_adapter, merged_state_dict
-from tests.layouts import build, dense_config, moe_config
-from tests.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_model_config
+from support.layouts import build, dense_config, moe_config
+from support.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_model_config
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 ATTENTION = LoraConfig(rank=3, targets=("linear_qkv", "linear_proj"))

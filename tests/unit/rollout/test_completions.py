@@ -8,7 +8,7 @@ import torch
 
 from nemo_mapo.rollout.completions import BadAnswer, Drawn, check_completions, completed
 from nemo_mapo.rows import Prompt
-from tests.tiny import tiny_audio_llm
+from support.tiny import tiny_audio_llm
 
 PROMPT = Prompt(id="a", token_ids=torch.tensor([12]))
 WHOLE = Drawn(token_ids=(9, 1), sampling_log_probs=(-0.5, -1.0), stopped=True)

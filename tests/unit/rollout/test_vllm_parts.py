@@ -13,8 +13,8 @@ from nemo_mapo.config.rollout import VllmConfig
 from nemo_mapo.rollout.vllm.build import served
 from nemo_mapo.rollout.vllm.model_directory import hears
 from nemo_mapo.rollout.vllm.requests import PromptEmbeddings
+from support.tiny import tiny_audio_llm, tiny_prompts
 from tests.integration.trainers import config_of
-from tests.tiny import tiny_audio_llm, tiny_prompts
 
 
 def test_an_encoder_with_a_projector_of_ours_is_not_one_that_vllm_knows():

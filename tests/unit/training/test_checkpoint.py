@@ -14,7 +14,7 @@ from nemo_mapo.training.finished_run import find_checkpoint
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.prompts import check_counts
 from nemo_mapo.training.room import NoRoomLeft, no_room_in
-from tests.tiny import tiny_audio_llm, tiny_batch
+from support.tiny import tiny_audio_llm, tiny_batch
 
 OPTIM = OptimizerConfig(lr=1e-2, weight_decay=0.1)
 

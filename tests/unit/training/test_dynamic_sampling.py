@@ -22,8 +22,8 @@ from nemo_mapo.training.dynamic_sampling import RefillingPromptStream, refill
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.signals import token_signals
 from nemo_mapo.types import Wording
+from support.tiny import tiny_audio_llm, tiny_groups, tiny_problems
 from tests.integration.tiny_run import ROOT
-from tests.tiny import tiny_audio_llm, tiny_groups, tiny_problems
 
 GROUP = 2
 BATCH, CLIPS = 4, 16

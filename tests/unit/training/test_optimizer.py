@@ -15,7 +15,7 @@ from nemo_mapo.training.optimizer import (
     trainable_parameters,
     wrap_data_parallel,
 )
-from tests.tiny import tiny_audio_llm, tiny_batch
+from support.tiny import tiny_audio_llm, tiny_batch
 
 OPTIM = OptimizerConfig(lr=1e-2, weight_decay=0.1)
 

@@ -10,7 +10,7 @@ from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.lora import add_lora
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, token_signals
-from tests.tiny import tiny_audio_llm, tiny_rows
+from support.tiny import tiny_audio_llm, tiny_rows
 
 PAD = 0
 

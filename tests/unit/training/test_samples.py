@@ -18,7 +18,7 @@ from nemo_mapo.training.samples import TABLE, SampleWriter
 from nemo_mapo.training.scoring import ScoredRollouts
 from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.types import RolloutBatch
-from tests.tiny import tiny_audio_llm, tiny_groups, with_texts
+from support.tiny import tiny_audio_llm, tiny_groups, with_texts
 
 TEXTS = ("<think> a | b\nso </think> deep", "<b>low</b>", "third", "fourth")
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)

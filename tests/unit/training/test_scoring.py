@@ -20,7 +20,7 @@ from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
 from nemo_mapo.training.signals import MicroBatching, TokenSignals
-from tests.tiny import tiny_audio_llm, tiny_groups, with_texts
+from support.tiny import tiny_audio_llm, tiny_groups, with_texts
 
 PLAIN = ObjectiveConfig(mask="none", eta=0.0, log_grounding=False)
 

@@ -14,7 +14,7 @@ from nemo_mapo.data.sequences import (
 from nemo_mapo.rows import Prompt
 from nemo_mapo.training.signals import MicroBatching, token_signals, token_signals_in_parts
 from nemo_mapo.types import AudioBatch, TokenBatch
-from tests.tiny import tiny_audio_llm, tiny_rows
+from support.tiny import tiny_audio_llm, tiny_rows
 
 PAD = 0
 

@@ -9,8 +9,8 @@ from nemo_mapo.rows import training_rows
 from nemo_mapo.training.packing import pack_shared_rows
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.types import AudioBatch, TokenBatch
-from tests.layouts import hard_groups
-from tests.tiny import TinyAudioLLM, tiny_audio_llm
+from support.layouts import hard_groups
+from support.tiny import TinyAudioLLM, tiny_audio_llm
 
 PAD = 0
 SHARED = MicroBatching(rows=8, shared_prompts=True)

@@ -25,8 +25,8 @@ from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.sources import OneAhead, Requests, RolloutSource, Sampler, StepGroups, Synchronous
 from nemo_mapo.types import Wording
+from support.tiny import SAMPLE_RATE, tiny_audio_llm, tiny_model_config
 from tests.integration.tiny_run import ROOT
-from tests.tiny import SAMPLE_RATE, tiny_audio_llm, tiny_model_config
 
 BATCH, GROUP, STEPS = 2, 2, 3
 SAMPLING = SamplingConfig(max_new_tokens=3)

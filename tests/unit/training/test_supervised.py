@@ -9,7 +9,7 @@ from nemo_mapo.training.optimizer import gradient_of, trainable_parameters, wrap
 from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import mean_negative_log_likelihood, supervised_gradient
 from nemo_mapo.types import TokenBatch
-from tests.tiny import tiny_audio_llm, tiny_rows
+from support.tiny import tiny_audio_llm, tiny_rows
 
 WHOLE = MicroBatching(rows=4)
 

@@ -8,7 +8,7 @@ from nemo_mapo.config.data import TargetConfig
 from nemo_mapo.rewards.templates import split_completion
 from nemo_mapo.training.targets import TargetRows, target_text
 from nemo_mapo.types import Example
-from tests.tiny import tiny_audio_llm, tiny_problems
+from support.tiny import tiny_audio_llm, tiny_problems
 
 BARE = Example(id="a", question="what is it?", choices=("low", "high"), answer="low", task="tone")
 REASONED = replace(BARE, reasoning="I hear a hum.", caption="a hum")

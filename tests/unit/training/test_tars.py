@@ -19,7 +19,7 @@ from nemo_mapo.rows import completions_of, training_rows
 from nemo_mapo.training.signals import MicroBatching, token_signals
 from nemo_mapo.training.tars import alignment, with_text_twins
 from nemo_mapo.types import Wording
-from tests.tiny import tiny_audio_llm, tiny_problems, with_texts
+from support.tiny import tiny_audio_llm, tiny_problems, with_texts
 
 WORDING = Wording(instruction="first last")
 

@@ -13,7 +13,7 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.evaluation.benchmarks.prompts import BenchmarkPrompts, shown_choices
 from nemo_mapo.rollout.checks import refuse_long
 from nemo_mapo.types import Wording
-from tests.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer
 from tests.unit.evaluation.benchmarks.published import loaded, mmau_pro_record, mmau_record
 
 RATE = 8000

@@ -17,7 +17,7 @@ from nemo_mapo.evaluation.grounding.causal import (
 )
 from nemo_mapo.rows import Row
 from nemo_mapo.training.signals import MicroBatching
-from tests.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompts
+from support.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompts
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import RolloutConfig
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.trtllm.release import refuse_nemo, refuse_release
-from tests.tiny import SAMPLE_RATE, tiny_audio_llm
+from support.tiny import SAMPLE_RATE, tiny_audio_llm
 
 WITHOUT_EXPORT = r"NeMo \d\S* is installed, which has no nemo\.export.*NeMo 2\.3 of constraints\.txt"
 

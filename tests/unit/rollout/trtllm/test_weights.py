@@ -19,7 +19,7 @@ from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora
 from nemo_mapo.rollout.trtllm.weights import exported_weights, placed_weights
 from nemo_mapo.types import AudioBatch
-from tests.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_model_config
+from support.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_audio_llm, tiny_model_config
 
 
 @pytest.fixture(params=[True, False], ids=["tied head", "untied head"])

@@ -33,7 +33,7 @@ from nemo_mapo.training.optimizer import (
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, TokenSignals
 from nemo_mapo.types import RolloutBatch
-from tests.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
+from support.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
 
 NUM_PROMPTS, GROUP_SIZE = 4, 2
 ROWS = NUM_PROMPTS * GROUP_SIZE
