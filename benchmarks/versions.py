@@ -75,7 +75,10 @@ def folder(case: ElementTree.Element) -> str:
 def outcomes(cases: Iterable[ElementTree.Element]) -> str:
     """How many tests passed, failed and were left out."""
     counted = Counter(map(outcome, cases))
-    return ", ".join(f"{counted[kind]:,} {kind}" for kind in ("passed", "failed", "skipped") if counted[kind]) or "none"
+    return (
+        ", ".join(f"{counted[kind]:,} {kind}" for kind in ("passed", "failed", "skipped") if counted[kind])
+        or "not in the reports"
+    )
 
 
 def row(title: str, cells: list[str]) -> str:

@@ -17,9 +17,9 @@ def test_the_table_says_by_folder_what_each_set_passed_and_names_what_failed(tmp
     (tmp_path / ".venv-next.second.xml").write_text(REPORT.format(folder="integration", end="passed"))
     lines = table(tmp_path)
     assert "| `tests/unit` | 1 passed, 1 failed, 1 skipped | 2 passed, 1 failed, 2 skipped |\n" in lines
-    assert "| `tests/integration` | none | 1 passed |\n" in lines
+    assert "| `tests/integration` | not in the reports | 1 passed |\n" in lines
     assert "- `test_error` of tests.unit.test_three\n" in lines and "- 2 x needs a GPU\n" in lines
     assert all(
         any(line.startswith(f"\nFailed in `{constraints}`") for line in lines) for constraints, _ in SETS.values()
     )
-    assert outcomes([]) == "none"
+    assert outcomes([]) == "not in the reports"
