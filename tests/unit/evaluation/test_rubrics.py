@@ -146,7 +146,7 @@ def test_a_rating_that_cannot_be_had_is_never_made_up(serve, items_file, prompt)
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [(prediction("q9", "dog"), "no item of the benchmark"), (prediction("q1", None), "'answer_prediction' is None"),
+    [(prediction("q9", "dog"), "not an item of the benchmark"), (prediction("q1", None), "'answer_prediction' is None"),
      (prediction("q1", None, None), "no record has")],
 )  # fmt: skip
 def test_predictions_that_cannot_be_scored_are_refused(items_file, tmp_path, line, said) -> None:

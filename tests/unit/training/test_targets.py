@@ -51,9 +51,9 @@ def test_texts_of_the_manifest_are_filled_in_as_they_are():
     ("changes", "config", "said"),
     [
         ({}, TargetConfig(from_answer=None), "neither 'reasoning' nor 'caption'"),
-        ({"reasoning": "<think> hm.</think> high"}, CONFIG, "no completion in the tags of rewards.template=think"),
+        ({"reasoning": "<think> hm.</think> high"}, CONFIG, "not a completion in the tags of rewards.template=think"),
         ({"reasoning": "<think> not closed"}, CONFIG, "put only the reasoning into 'reasoning'"),
-        ({"reasoning": "..."}, CONFIG, "no completion in the tags"),
+        ({"reasoning": "..."}, CONFIG, "not a completion in the tags"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_by_name(changes, config, said):
