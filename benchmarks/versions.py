@@ -1,8 +1,8 @@
 """Run the tests in each set of versions and write the table of docs/versions.md.
 
 `python benchmarks/versions.py` runs what `make test` runs, in .venv and .venv-next (half an hour each on two cores);
-`--reports DIR` takes the JUnit files that are there (`.venv.xml` or several, `.venv.unit.xml`; `.venv-next.xml`), which
-may be of a part of the tests.
+`--reports DIR` runs nothing and takes the JUnit files that are there (`.venv.xml` or several, `.venv.unit.xml`;
+`.venv-next.xml`), which may be of a part of the tests.
 """
 
 import argparse
@@ -22,19 +22,24 @@ BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
 def main() -> None:
-    """Run what has no report yet, then write the table."""
+    """Run the tests unless there are reports, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reports", type=Path, default=Path(tempfile.mkdtemp()), help="folder of JUnit files")
+    parser.add_argument("--reports", type=Path, help="folder of JUnit files")
     parser.add_argument("tests", nargs="*", default=["-m", "not slow"], help="arguments of pytest")
     arguments = parser.parse_args()
-    for name in SETS:
-        if not reports_of(name, arguments.reports):
-            command = [str(ROOT / name / "bin" / "python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
-            report = f"--junitxml={arguments.reports / f'{name}.xml'}"
-            subprocess.run([*command, *arguments.tests, report], cwd=ROOT, check=False)
+    reports = arguments.reports or run(arguments.tests)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "".join(table(arguments.reports)) + END + after)
+    PAGE.write_text(before + BEGIN + "".join(table(reports)) + END + after)
+
+
+def run(tests: list[str]) -> Path:
+    """Run the tests in each environment; returns the folder of their reports."""
+    reports = Path(tempfile.mkdtemp())
+    for name in SETS:
+        command = [str(ROOT / name / "bin" / "python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
+        subprocess.run([*command, *tests, f"--junitxml={reports / f'{name}.xml'}"], cwd=ROOT, check=False)
+    return reports
 
 
 def reports_of(name: str, reports: Path) -> list[Path]:
@@ -61,15 +66,21 @@ def table(reports: Path) -> list[str]:
     for name, found in cases.items():
         failed = [f"- `{case.get('name')}` of {case.get('classname')}\n" for case in found if outcome(case) == "failed"]
         lines += [f"\nFailed in `{SETS[name][0]}`:\n\n", *failed] if failed else []
-        reasons = Counter(skip.get("message", "") for case in found for skip in case.iter("skipped"))
+        reasons = Counter(reason(skip) for case in found for skip in case.iter("skipped"))
         lines += [f"\nLeft out in `{SETS[name][0]}`:\n\n"] if reasons else []
         lines += [f"- {count} x {reason}\n" for reason, count in sorted(reasons.items())]
     return lines
 
 
 def folder(case: ElementTree.Element) -> str:
-    """The folder of tests that a test belongs to, such as tests/unit; collection errors have no class."""
-    return "/".join(case.get("classname", "").split(".")[:2])
+    """The folder of tests that a test belongs to, such as tests/unit; a file that is left out has only a name."""
+    return "/".join((case.get("classname") or case.get("name", "")).split(".")[:2])
+
+
+def reason(skip: ElementTree.Element) -> str:
+    """Why a test was left out; for a file the text has it, after its line."""
+    _, of_a_file, said = (skip.text or "").rstrip("')").partition("Skipped: ")
+    return said if of_a_file and skip.get("message") == "collection skipped" else skip.get("message", "")
 
 
 def outcomes(cases: Iterable[ElementTree.Element]) -> str:

@@ -227,14 +227,14 @@ def hf_windows(hf: TinyHf, clip: Tensor) -> list[Tensor]:
     features, mask = hf_features(hf, [clip])
     whole = features[0, :, : int(mask.sum())]
     return [
-        audio_tower(hf)(window, feature_lens=torch.tensor([window.shape[1]])).last_hidden_state
+        tower(hf.thinker, "audio_tower")(window, feature_lens=torch.tensor([window.shape[1]])).last_hidden_state
         for window in whole.split(100 * WINDOW_SECONDS, dim=1)
     ]
 
 
-def audio_tower(hf: TinyHf) -> torch.nn.Module:
-    """The thinker's audio encoder: of the thinker itself in transformers 4, of its model in 5."""
-    return getattr(hf.thinker, "audio_tower", None) or hf.thinker.model.audio_tower
+def tower(thinker: PreTrainedModel, name: Literal["audio_tower", "visual"]) -> torch.nn.Module:
+    """One of a thinker's encoders: of the thinker itself in transformers 4, of its model in 5."""
+    return getattr(thinker if hasattr(thinker, name) else thinker.model, name)
 
 
 def _whole_model(family: Family, special: SpecialTokens, text: dict[str, Any]) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from integration.parts_tiny import RATE, load_policy, save_chat_model, save_whisper
-from integration.qwen_omni_tiny import audio_tower, save_tiny
+from integration.qwen_omni_tiny import save_tiny, tower
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -147,7 +147,7 @@ def test_the_encoder_of_a_qwen_omni_model_is_taken_with_its_weights(tmp_path: Pa
     encoder = read_any_encoder(hf.directory, projector="linear", stack=2)
     perception = build_perception(encoder.perception, 48, RATE)
     load_weights(perception, encoder)
-    theirs = audio_tower(hf).state_dict()
+    theirs = tower(hf.thinker, "audio_tower").state_dict()
     own = perception.module.state_dict()
     assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
     clip = torch.randn(1, 24123)
