@@ -638,6 +638,13 @@ FAULTS = (
         tests=("tests/integration/test_hf_decoders.py", "-k", "logits"),
     ),
     Fault(
+        name="LoRA: adapters of a start are merged with another alpha",
+        file="nemo_mapo/training/policies.py",
+        right="add_lora(adapted.language_model, adapters, seed=config.seed)",
+        wrong="add_lora(adapted.language_model, LoraConfig(rank=adapters.rank), seed=config.seed)",
+        tests=("tests/integration/test_sft.py", "-k", "any_checkpoint_with_adapters"),
+    ),
+    Fault(
         name="LoRA: each rank's experts start with the adapters of the first ones",
         file="nemo_mapo/models/lora.py",
         right="{first + int(expert[1])} {target}",
