@@ -638,10 +638,17 @@ FAULTS = (
         tests=("tests/integration/test_hf_decoders.py", "-k", "logits"),
     ),
     Fault(
+        name="LoRA: a model without adapters takes a checkpoint's base without a word",
+        file="nemo_mapo/training/checkpoint.py",
+        right="named_parameters()) and has_adapters(path):",
+        wrong="named_parameters()) and not path:",
+        tests=("tests/integration/test_evaluate.py", "-k", "with_adapters"),
+    ),
+    Fault(
         name="LoRA: adapters of a start are merged with another alpha",
         file="nemo_mapo/training/policies.py",
-        right="add_lora(adapted.language_model, adapters, seed=config.seed)",
-        wrong="add_lora(adapted.language_model, LoraConfig(rank=adapters.rank), seed=config.seed)",
+        right="add_lora(adapted.language_model, adapters, seed=0)",
+        wrong="add_lora(adapted.language_model, LoraConfig(rank=adapters.rank), seed=0)",
         tests=("tests/integration/test_sft.py", "-k", "any_checkpoint_with_adapters"),
     ),
     Fault(

@@ -18,6 +18,7 @@ from nemo_mapo.config.exp_manager import CheckpointCallbackConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.files import UNFINISHED, flush
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.lora import is_adapter
 from nemo_mapo.models.untrusted import checkpoint_reader, refuse_code
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.ranks import gather
@@ -238,9 +239,8 @@ def _damage_on_any_rank(path: Path) -> str:
 
 
 def has_adapters(path: Path) -> bool:
-    """Whether a checkpoint holds LoRA adapters; a model without them would silently load only its base."""
-    read_checkpoint(path)
-    return any(key.endswith(".lora_a") for key in checkpoint_reader(path).read_metadata().state_dict_metadata)
+    """Whether a checkpoint holds LoRA adapters; ValueError as `checkpoint_reader`."""
+    return any(is_adapter(key) for key in checkpoint_reader(path).read_metadata().state_dict_metadata)
 
 
 def load_part(path: Path, model: AudioLLM, part: Literal["perception", "language_model"]) -> None:
@@ -271,11 +271,14 @@ def load_checkpoint(
         undamaged: the checksums have been compared already (`CheckpointStore.newest_undamaged`).
 
     Raises:
-        ValueError: as `read_checkpoint` and `refuse_damage`.
+        ValueError: as `read_checkpoint` and `refuse_damage`; or the checkpoint has adapters and the model has none.
     """
     if not undamaged:
         refuse_damage(path)
     checkpoint = read_checkpoint(path)
+    if not any(is_adapter(name) for name, _ in model.named_parameters()) and has_adapters(path):
+        # Megatron reads what the model asks for, and would leave them out without a word.
+        raise ValueError(f"{path} holds LoRA adapters, which the model that it is loaded into has not")
     sharded: dict[str, Any] = {"model": model.sharded_state_dict()}
     if optimizer is not None:
         sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], loading=True)

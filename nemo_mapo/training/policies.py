@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,16 +43,12 @@ WarmStarter = Callable[[AudioLLM, RunConfig, PreTrainedTokenizerBase], None]
 def load_start_weights(
     policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTokenizerBase, warm_starter: WarmStarter
 ) -> None:
-    """Load the start weights into a fresh policy: a checkpoint, or the warm start (trained if it is not cached).
-
-    A checkpoint of a run with adapters is merged. That takes the memory of a second policy for the moment.
-    """
+    """Load the start weights into a fresh policy: a checkpoint, or the warm start (trained if it is not cached)."""
     start = config.pretrained_checkpoint.restore_from_path
     encoder = config.model.restored_encoder
-    adapters = None if start is None else adapters_of_start(Path(start))
     if encoder is not None:
         if start is not None:
-            if adapters is not None:
+            if adapters_of_start(Path(start)) is not None:
                 raise ValueError(
                     f"pretrained_checkpoint.restore_from_path={start} holds LoRA adapters, which are not merged if "
                     "model.perception.restore_from_path replaces the encoder: start from RUN/merged of an SFT run"
@@ -60,17 +57,35 @@ def load_start_weights(
         if policy.pre_process:
             assert isinstance(policy.perception, NemoPerception)
             load_encoder(policy.perception, Path(encoder))
-    elif start is not None and adapters is not None:
-        adapted = build_policy(config, tokenizer)
-        add_lora(adapted.language_model, adapters, seed=config.seed)
-        load_checkpoint(Path(start), adapted)
-        _merge_into(policy, adapted)
     elif start is not None:
-        load_checkpoint(Path(start), policy)
+        load_merged(Path(start), policy, partial(build_policy, config, tokenizer))
     elif config.warm_start is not None:
         warm_starter(policy, config, tokenizer)
     else:
         logger.warning("model.from_scratch=true: training starts from random weights")
+
+
+def load_merged(checkpoint: Path, policy: AudioLLM, build: Callable[[], AudioLLM]) -> None:
+    """Load a checkpoint of any run into a policy without adapters; those that it holds are merged.
+
+        load_merged(Path("runs/sft/checkpoints/best"), policy, partial(build_policy, config, tokenizer))
+
+    Args:
+        checkpoint: `RUN/checkpoints/step_N` or `best`, `RUN/merged`, or what an importer wrote.
+        policy: takes the weights.
+        build: makes another such policy, which takes the adapters for the moment, if there are any.
+
+    Raises:
+        ValueError: as `load_checkpoint` and `adapters_of_start`.
+    """
+    adapters = adapters_of_start(checkpoint)
+    if adapters is None:
+        load_checkpoint(checkpoint, policy)
+        return
+    adapted = build()
+    add_lora(adapted.language_model, adapters, seed=0)
+    load_checkpoint(checkpoint, adapted)
+    _merge_into(policy, adapted)
 
 
 def adapters_of_start(start: Path) -> LoraConfig | None:

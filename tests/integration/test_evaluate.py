@@ -5,17 +5,23 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
+import yaml
 
 from forked_commands import run as run_command
+from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.compose import compose
 from nemo_mapo.config.evaluation import EvaluationConfig
 from nemo_mapo.config.load import load
+from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.evaluation.benchmarks.run import checkpoint_engine, evaluate
+from nemo_mapo.models.lora import add_lora, merged_state_dict
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import write_checkpoint
+from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
+from nemo_mapo.training.run_directory import recorded_config
 from tests.integration.tiny_run import ROOT
 
 pytestmark = pytest.mark.integration
@@ -39,6 +45,17 @@ MODEL = [
 
 def evaluation_config(overrides):
     return load(compose(ROOT / "conf" / "evaluate.yaml", overrides), EvaluationConfig)
+
+
+def random_policy(place):
+    config, tokenizer = evaluation_config(overrides(place, "unused")), build_tokenizer()
+    return build_audio_llm(
+        config.model,
+        vocab_size=len(tokenizer),
+        special=SpecialTokens.from_tokenizer(tokenizer),
+        sample_rate=config.data.sample_rate,
+        seed=5,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +85,9 @@ def place(tmp_path_factory):
     (path / "mmau.json").write_text(json.dumps(records))
     withheld = [{**record, "answer": ""} for record in records]
     (path / "withheld.json").write_text(json.dumps(withheld))
-    config = evaluation_config(overrides(path, "unused"))
     install_cpu_host()
     initialize_parallel()
-    model = build_audio_llm(
-        config.model,
-        vocab_size=len(tokenizer),
-        special=SpecialTokens.from_tokenizer(tokenizer),
-        sample_rate=config.data.sample_rate,
-        seed=5,
-    )
+    model = random_policy(path)
     write_checkpoint(path / "checkpoint", model)
     return path
 
@@ -137,6 +147,27 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(place, uninterr
 
 def test_the_batch_size_does_not_change_the_answers(place, uninterrupted):
     assert predictions(evaluated(place, "batches", "rollout.batch_size=2")) == predictions(uninterrupted)
+
+
+def test_a_checkpoint_with_adapters_is_evaluated_with_them(place, tmp_path):
+    adapted, checkpoint = random_policy(place), tmp_path / "checkpoints" / "step_000001"
+    add_lora(adapted.language_model, LoraConfig(rank=2, alpha=6.0), seed=0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if name.endswith("lora_b"):
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    checkpoint.parent.mkdir()
+    write_checkpoint(checkpoint, adapted)
+    run = load(compose(ROOT / "conf" / "train_mapo.yaml", ["model.lora={rank: 2, alpha: 6}"]), RunConfig)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recorded_config(run)))
+    asked = f"pretrained_checkpoint.restore_from_path={checkpoint}"
+    engine = checkpoint_engine(evaluation_config(overrides(place, "adapted", asked)), place)
+    evaluated, wanted = engine.backend.model.language_model.state_dict(), merged_state_dict(adapted.language_model)
+    for name, value in random_policy(place).language_model.named_parameters():
+        torch.testing.assert_close(evaluated[name], wanted[name], msg=name)
+        assert torch.equal(evaluated[name], value) != ("linear_" in name and name.endswith(".weight"))
+    with pytest.raises(ValueError, match="holds LoRA adapters, which the model"):
+        load_checkpoint(checkpoint, random_policy(place))
 
 
 def test_shuffled_choices_are_shown_and_noted(place, uninterrupted):

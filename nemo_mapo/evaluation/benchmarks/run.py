@@ -27,8 +27,8 @@ from nemo_mapo.rollout.checks import refuse_long
 from nemo_mapo.rollout.factory import build_backend
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.training.build import build_audio_llm
-from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import recorded_wording
+from nemo_mapo.training.policies import load_merged
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    model = build_audio_llm(
+    build = partial(
+        build_audio_llm,
         config.model,
         vocab_size=len(tokenizer),
         special=SpecialTokens.from_tokenizer(tokenizer),
@@ -121,7 +122,8 @@ def checkpoint_engine(config: EvaluationConfig, audio_root: Path) -> Engine:
         seed=config.seed,
     )
     _warn_of_other_prompts(config, Path(checkpoint))
-    load_checkpoint(Path(checkpoint), model)
+    model = build()
+    load_merged(Path(checkpoint), model, build)
     backend = build_backend(
         config.rollout,
         config.model,
