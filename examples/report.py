@@ -10,6 +10,8 @@ from nemo_mapo.reports.summary import summary_lines
 
 POLL_SECONDS = 2
 
+_Seen = tuple[list[int], list[int]]
+
 
 def main() -> None:
     """Make the report of the run directory named on the command line."""
@@ -24,12 +26,11 @@ def main() -> None:
     try:
         if arguments.watch and arguments.run_dir.is_dir():
             _wait_for(arguments.run_dir / METRICS_FILE)
-        path = write_report(arguments.run_dir, arguments.overlay)
-        lines = summary_lines(arguments.run_dir)
-        print("\n".join(lines))
-        print(f"report        {path.resolve()}", flush=True)
+        seen = _write(arguments.run_dir, arguments.overlay)
+        print("\n".join(summary_lines(arguments.run_dir)))
+        print(f"report        {(arguments.run_dir / REPORT_FILE).resolve()}", flush=True)
         if arguments.watch:
-            _watch(arguments.run_dir, arguments.overlay)
+            _watch(arguments.run_dir, arguments.overlay, seen)
     except RunFileError as error:
         parser.exit(1, f"error: {error}\n")
     except KeyboardInterrupt:
@@ -44,15 +45,19 @@ def _wait_for(file: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _watch(run_dir: Path, overlay: list[Path]) -> None:
+def _watch(run_dir: Path, overlay: list[Path], seen: _Seen) -> None:
     """Rewrite the page whenever the run has recorded something, or has written its own page over it."""
-    seen: tuple[list[int], list[int]] | None = None
     while True:
-        recorded, page = _times(run_dir, METRICS_FILE, RUN_FILE), _times(run_dir, REPORT_FILE)
-        if (recorded, page) != seen:
-            write_report(run_dir, overlay)
-            seen = recorded, _times(run_dir, REPORT_FILE)
         time.sleep(POLL_SECONDS)
+        if seen != (_times(run_dir, METRICS_FILE, RUN_FILE), _times(run_dir, REPORT_FILE)):
+            seen = _write(run_dir, overlay)
+
+
+def _write(run_dir: Path, overlay: list[Path]) -> _Seen:
+    """Write the page; returns when what it shows, and when itself, was written."""
+    recorded = _times(run_dir, METRICS_FILE, RUN_FILE)
+    write_report(run_dir, overlay)
+    return recorded, _times(run_dir, REPORT_FILE)
 
 
 def _times(run_dir: Path, *names: str) -> list[int]:

@@ -8,8 +8,9 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, Strict
 
 LARGEST_COUNT: Final = 10**9
-MAX_SEED: Final = 2**19
 MAX_COMPLETIONS_PER_STEP: Final = 2**20
+"""Most rows of a step that can have seeds of their own."""
+MAX_SEED: Final = 2**19
 """Every row of every step of every run gets its own seed in 63 bits: 2**19 runs, 2**24 steps, 2**20 rows."""
 
 Flag = Annotated[bool, Strict()]

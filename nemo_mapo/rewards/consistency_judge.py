@@ -8,6 +8,7 @@ from nemo_mapo.rewards.judged import judge_of, yes_or_no
 from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import closed_reasoning, extract_answer
 
+# Not to be polished: other words get other verdicts, and with them other rewards.
 SYSTEM = (
     "You check whether a piece of reasoning and the answer after it belong together. You do not solve the question; "
     "whether the answer is true does not matter.\n"

@@ -14,7 +14,7 @@ from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelCon
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.sequences import response_mask, select_batch, token_batch
-from nemo_mapo.data.tokenizer import AUDIO, PAD, SpecialTokens
+from nemo_mapo.data.tokenizer import PAD, SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.lora import add_lora
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
@@ -33,7 +33,7 @@ from nemo_mapo.training.optimizer import (
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.signals import MicroBatching, TokenSignals
 from nemo_mapo.types import RolloutBatch
-from support.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_completion, tiny_problems, tiny_tokenizer
+from support.tiny import TinyAudioLLM, random_policy, tiny_completion, tiny_problems, tiny_tokenizer
 
 NUM_PROMPTS, GROUP_SIZE = 4, 2
 ROWS = NUM_PROMPTS * GROUP_SIZE
@@ -121,15 +121,7 @@ def build(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.floa
         pipeline=config.pipeline_model_parallel_size,
         expert=config.expert_model_parallel_size,
     )
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(seed)
-    model = AudioLLM(
-        config,
-        vocab_size=len(tokenizer),
-        audio_token_id=tokenizer.get_vocab()[AUDIO],
-        sample_rate=SAMPLE_RATE,
-        params_dtype=dtype,
-    )
+    model = random_policy(config, tiny_tokenizer(), seed=seed, dtype=dtype)
     if config.lora is not None:
         add_lora(model.language_model, config.lora, seed=seed)
     return model

@@ -96,15 +96,22 @@ def tiny_audio_llm(
     config = tiny_model_config(tied=tied, num_layers=num_layers, qk_layernorm=qk_layernorm)
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AudioLLM(
-            config,
-            vocab_size=len(tokenizer),
-            audio_token_id=tokenizer.get_vocab()[AUDIO],
-            sample_rate=SAMPLE_RATE,
-            params_dtype=dtype,
-        )
+        model = random_policy(config, tokenizer, seed=seed, dtype=dtype)
     return TinyAudioLLM(config=config, model=model, tokenizer=tokenizer)
+
+
+def random_policy(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int, dtype: torch.dtype
+) -> AudioLLM:
+    """An audio LLM of this config with weights drawn after `torch.manual_seed(seed)`."""
+    torch.manual_seed(seed)
+    return AudioLLM(
+        config,
+        vocab_size=len(tokenizer),
+        audio_token_id=tokenizer.get_vocab()[AUDIO],
+        sample_rate=SAMPLE_RATE,
+        params_dtype=dtype,
+    )
 
 
 def tiny_problems(
