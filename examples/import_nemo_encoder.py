@@ -11,7 +11,7 @@ quiet_upstream()
 
 import yaml  # noqa: E402
 
-from nemo_mapo.models.nemo_encoder import module_config  # noqa: E402
+from nemo_mapo.models.nemo_encoder import perception_config  # noqa: E402
 from nemo_mapo.platform import install_cpu_host  # noqa: E402
 
 
@@ -26,13 +26,15 @@ def main() -> None:
     try:
         if target.exists():
             raise ValueError(f"{target} already exists; remove it or name another directory")
-        config = {
-            "type": "nemo",
-            "restore_from_path": str(arguments.asr.absolute()),
-            "module": module_config(arguments.asr),
-        }
+        perception = perception_config(arguments.asr)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+    config = {
+        "type": "nemo",
+        "restore_from_path": str(arguments.asr.absolute()),
+        "features": perception.features,
+        "module": perception.module,
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(f"# {arguments.asr.name}; made by examples/import_nemo_encoder.py.\n{yaml.safe_dump(config)}")
     conf = arguments.output / "conf"

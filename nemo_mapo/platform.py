@@ -75,6 +75,7 @@ def install_cpu_host() -> None:
     _give_random_state_of_the_cpu()
     _let_streams_stand_still()
     _let_experts_count_on_the_cpu()
+    _recompute_without_fp8()
     _accept_new_checkpoint_writer()
     _allocate_on_the_cpu()
 
@@ -154,6 +155,14 @@ def _let_experts_count_on_the_cpu() -> None:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     dispatcher.maybe_move_tensor_to_cpu = as_counts
+
+
+def _recompute_without_fp8() -> None:
+    """Megatron-core 0.19 asks Transformer Engine, which is not there, for its FP8 state even if told `fp8=False`."""
+    from megatron.core.tensor_parallel import CheckpointWithoutOutput
+
+    if "fp8" in inspect.signature(CheckpointWithoutOutput).parameters:
+        CheckpointWithoutOutput.__init__.__defaults__ = (None,)
 
 
 def _allocate_on_the_cpu() -> None:

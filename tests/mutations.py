@@ -447,9 +447,9 @@ FAULTS = (
     ),
     Fault(
         name="pipeline parallel: layers counted from the stage's first",
-        file="nemo_mapo/attention/core.py",
-        right="(get_transformer_layer_offset(config) if staged else 0)",
-        wrong="0",
+        file="nemo_mapo/upstream/megatron.py",
+        right="        layer_number += get_transformer_layer_offset(config)\n",
+        wrong="        layer_number += 0\n",
         tests=(LAYOUTS, "-k", "pipeline and not tensor and not packed and not recompute and not experts"),
     ),
     Fault(

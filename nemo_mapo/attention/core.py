@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
 from nemo_mapo.attention.mass import Blocked, attention_with_audio_mass, attention_without_mass
 from nemo_mapo.attention.session import AttentionSession
 from nemo_mapo.attention.shared import shared_prompt_attention
+from nemo_mapo.upstream.megatron import layer_index
 
 SHARED_PROMPT_AXES = 3
 """Axes of an attention mask that holds positions; segment ids have two."""
@@ -42,13 +42,12 @@ class SDPACoreAttention(torch.nn.Module):
         *,
         session: AttentionSession,
     ) -> None:
-        """Take Megatron's arguments and the model's `session`; `layer_number` counts from 1 on each pipeline stage."""
+        """Take Megatron's arguments and the model's `session`."""
         super().__init__()
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         _refuse_unsupported(config, attn_mask_type, attention_type, dropout)
         self.session = session
-        staged = config.pipeline_model_parallel_size > 1
-        self.layer = layer_number - 1 + (get_transformer_layer_offset(config) if staged else 0)
+        self.layer = layer_index(config, layer_number)
         self.softmax_scale = softmax_scale
 
     def forward(

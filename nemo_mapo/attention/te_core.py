@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor, nn
 
 from nemo_mapo.attention.core import SDPACoreAttention
@@ -25,6 +24,7 @@ from nemo_mapo.attention.te_support import (
     mass_call_case,
     refuse_illegal,
 )
+from nemo_mapo.upstream.megatron import layer_index
 
 _DTYPES: dict[torch.dtype, Dtype] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -105,8 +105,7 @@ class TECoreAttention(nn.Module):
         self.session = session
         self.layout = layout
         self._without_fp8 = engine.without_fp8
-        staged = config.pipeline_model_parallel_size > 1
-        self.layer = layer_number - 1 + (get_transformer_layer_offset(config) if staged else 0)
+        self.layer = layer_index(config, layer_number)
         arguments: dict[str, Any] = {
             "config": config,
             "layer_number": layer_number,

@@ -1,7 +1,7 @@
 """Encoders for an audio LLM from parts: from Whisper, a Qwen Omni model or a NeMo ASR model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from nemo_mapo.config.model import (
-    NemoPerceptionConfig,
     PerceptionConfig,
     ProjectorConfig,
     QwenOmniPerceptionConfig,
@@ -17,7 +16,7 @@ from nemo_mapo.config.model import (
 )
 from nemo_mapo.models.hf.config import read_json
 from nemo_mapo.models.hf.files import ModelFiles
-from nemo_mapo.models.nemo_encoder import conformer_adapter, load_encoder, module_config
+from nemo_mapo.models.nemo_encoder import conformer_adapter, load_encoder, perception_config
 from nemo_mapo.models.perception import NemoPerception
 from nemo_mapo.models.qwen_omni.config import KINDS, read_encoder, read_features
 
@@ -132,12 +131,14 @@ def _nemo_encoder(source: Path, *, projector: str, stack: int | None) -> Encoder
             f"{source.name}: a NeMo encoder uses NeMo's own modules; give projector=linear, or adapter, which can have "
             "a stack"
         )
-    module = module_config(source)
+    perception = perception_config(source)
+    module = perception.module
     if projector == "adapter":
-        module["modality_adapter"] = conformer_adapter(module["encoder"], subsampling=stack or 1)
+        adapter = conformer_adapter(module["encoder"], subsampling=stack or 1)
+        perception = replace(perception, module={**module, "modality_adapter": adapter})
     return Encoder(
         source=source,
-        perception=NemoPerceptionConfig(module=module),
+        perception=perception,
         sample_rate=module["preprocessor"]["sample_rate"],
         prefixes=(),
     )

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from nemo_mapo.config.model import NemoPerceptionConfig
 from nemo_mapo.models.nemo_files import refuse_code
 from nemo_mapo.models.perception import NemoPerception
-from nemo_mapo.upstream.nemo import IDENTITY_ADAPTER
+from nemo_mapo.upstream.nemo import IDENTITY_ADAPTER, features_of
 
 PARTS: Final = ("preprocessor.", "encoder.")
 """Prefixes of the parts that an ASR model and the perception module have in common."""
@@ -18,11 +19,13 @@ _DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
 _ADAPTER_LAYERS: Final = 2
 
 
-def module_config(asr: Path) -> dict[str, Any]:
-    """The perception module's config with the preprocessor and encoder of an ASR model.
+def perception_config(asr: Path) -> NemoPerceptionConfig:
+    """The perception module with the preprocessor and encoder of an ASR model, and the mel features of its NeMo.
 
     Dither, dropout and skipped layers are switched off, and of several attention contexts the first is taken, as NeMo
     does in evaluation: a clip must sound the same in every pass.
+
+    perception_config(Path("asr.nemo")).features  # "nemo_2_3" if the file says nemo_version: 2.3.3
 
     Raises:
         ValueError: the file is not an ASR model of NeMo, or its encoder has no `d_model`.
@@ -35,11 +38,12 @@ def module_config(asr: Path) -> dict[str, Any]:
     preprocessor, encoder = plain["preprocessor"], plain["encoder"]
     if not encoder or "d_model" not in encoder:
         raise ValueError(f"{asr}: encoder.d_model is missing; only encoders of the Conformer family are supported")
-    return {
+    module = {
         "preprocessor": {**preprocessor, "dither": 0.0},
         "encoder": without_randomness(encoder),
         "modality_adapter": {"_target_": IDENTITY_ADAPTER, "d_model": encoder["d_model"]},
     }
+    return NemoPerceptionConfig(module=module, features=features_of(str(config.get("nemo_version", "1.0"))))
 
 
 def without_randomness(encoder: dict[str, Any]) -> dict[str, Any]:

@@ -6,22 +6,28 @@
 | what a checkpoint holds besides tensors | `common.pt` | an object among the tensors |
 | MLP in a layer's spec | `ModuleSpec` | a partial of its class |
 | logits of a forward pass with a KV cache | by default of the last position | of all positions |
+| layer number that an attention core gets | on its pipeline stage | in the whole model |
 """
 
 from pathlib import Path
 from typing import Any, Final
 
+import megatron.core
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.pipeline_parallel import p2p_communication
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from packaging.version import Version
 from torch import Tensor
 
 from nemo_mapo.processes import is_main_rank
 
 _COMMON: Final = "common.pt"
 _SENDS_BY_OBJECT: Final = "P2PCommunicator" in vars(p2p_communication)
+_NUMBERS_BY_STAGE: Final = Version(megatron.core.__version__).release < (0, 13)
 
 
 def mlp_submodules(layer: Any) -> Any:
@@ -30,13 +36,23 @@ def mlp_submodules(layer: Any) -> Any:
     return mlp.submodules if hasattr(mlp, "submodules") else mlp.keywords["submodules"]
 
 
+def layer_index(config: TransformerConfig, layer_number: int) -> int:
+    """Index in the whole model, from 0, of the layer whose attention core is built with this number.
+
+    layer_index(config, 1)  # 0 on the only stage, or the first
+    """
+    if _NUMBERS_BY_STAGE and config.pipeline_model_parallel_size > 1:
+        layer_number += get_transformer_layer_offset(config)
+    return layer_number - 1
+
+
 def receive_from_previous_stage(config: Any) -> Tensor:
     """Receive hidden states from the previous pipeline stage; never called on the first one."""
     # The shape is exchanged first (variable_seq_lengths), so the one given here does not matter.
     if _SENDS_BY_OBJECT:
-        received: Tensor = _communicator(config).recv_forward((), is_first_stage=False)
+        received: Tensor = _communicator(config).recv_forward((1,), is_first_stage=False)
     else:
-        received = p2p_communication.recv_forward((), config)
+        received = p2p_communication.recv_forward((1,), config)
     return received
 
 

@@ -19,7 +19,14 @@ _NEW: Final = "nemo.collections.speechlm2.modules.perception."
 IDENTITY_ADAPTER: Final = f"{_OLD}modality_adapters.IdentityConnectors"
 """The adapter that passes frames on unchanged; configs use this name whichever NeMo is installed."""
 NEWER_IDENTITY_ADAPTER: Final = f"{_NEW}IdentityConnector"
-_INSTALLED: Final[Features] = "nemo_2_3" if Version(nemo.__version__).release < (2, 5) else "nemo_2_5"
+
+
+def features_of(version: str) -> Features:
+    """The mel features of a release of NeMo: `features_of("2.3.3")` is "nemo_2_3"."""
+    return "nemo_2_3" if Version(version).release < (2, 5) else "nemo_2_5"
+
+
+_INSTALLED: Final = features_of(nemo.__version__)
 
 
 def perception_class() -> Any:

@@ -1,5 +1,7 @@
 """The encoder of an ASR model that NeMo has saved: in, trained with, and out again for NeMo to load."""
 
+import math
+
 import pytest
 import torch
 from integration.parts_tiny import load_policy, save_chat_model
@@ -9,7 +11,7 @@ from omegaconf import OmegaConf
 from forked_commands import run
 from nemo_mapo.config.model import NemoPerceptionConfig
 from nemo_mapo.models.encoders import load_weights, read_any_encoder
-from nemo_mapo.models.nemo_encoder import load_encoder, module_config, save_encoder
+from nemo_mapo.models.nemo_encoder import load_encoder, perception_config, save_encoder
 from nemo_mapo.models.perception import build_perception
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.assemble import assemble
@@ -78,9 +80,8 @@ def asr(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def perception(asr):
-    config = NemoPerceptionConfig(module=module_config(asr), restore_from_path=str(asr))
     torch.manual_seed(0)
-    built = build_perception(config, HIDDEN, SAMPLE_RATE)
+    built = build_perception(perception_config(asr), HIDDEN, SAMPLE_RATE)
     load_encoder(built, asr)
     return built
 
@@ -98,8 +99,9 @@ def test_an_audio_llm_from_parts_takes_it_with_its_weights(asr, perception, proj
     own, theirs = built.module.state_dict(), perception.module.state_dict()
     assert all(torch.equal(own[name], theirs[name]) for name in theirs if name.startswith("encoder."))
     frames, counts = built(clips(), torch.tensor([SAMPLES] * 2))
-    # Half of 33 is 17 in a striding convolution.
-    assert counts.tolist() == [built.num_tokens(SAMPLES)] * 2 == [{"linear": 33, "adapter": 17}[projector]] * 2
+    whole = {"nemo_2_3": 33, "nemo_2_5": 32}[encoder.perception.features]
+    # A striding convolution rounds up.
+    assert counts.tolist() == [built.num_tokens(SAMPLES)] * 2 == [math.ceil(whole / (stack or 1))] * 2
     assert frames.shape[2] == HIDDEN
     initialize_parallel()
     save_chat_model(tmp_path / "llama")
@@ -158,16 +160,14 @@ def test_another_models_encoder_is_refused_by_the_name_of_a_tensor(tmp_path, per
 def test_what_nemo_draws_at_random_in_training_is_fixed(tmp_path):
     random = {"att_context_size": [[4, 4], [2, 2]], "stochastic_depth_drop_prob": 0.3}
     EncDecCTCModel(cfg=asr_config(**random)).save_to(str(tmp_path / "random.nemo"))
-    encoder = module_config(tmp_path / "random.nemo")["encoder"]
+    config = perception_config(tmp_path / "random.nemo")
+    encoder = config.module["encoder"]
     assert encoder["att_context_size"] == [4, 4] and "stochastic_depth_drop_prob" not in encoder
-    built = build_perception(
-        NemoPerceptionConfig(module=module_config(tmp_path / "random.nemo")), HIDDEN, SAMPLE_RATE
-    ).train()
+    built = build_perception(config, HIDDEN, SAMPLE_RATE).train()
     with torch.no_grad():
         assert len({float(encoded_by_module(built.module).sum()) for _ in range(4)}) == 1
     for key, value in random.items():
-        section = module_config(tmp_path / "random.nemo")
-        section["encoder"][key] = value
+        section = {**config.module, "encoder": {**encoder, key: value}}
         with pytest.raises(ValueError, match=f"encoder.{key}"):
             build_perception(NemoPerceptionConfig(module=section), HIDDEN, SAMPLE_RATE)
 
@@ -175,9 +175,9 @@ def test_what_nemo_draws_at_random_in_training_is_fixed(tmp_path):
 def test_anything_but_an_asr_model_is_refused(tmp_path):
     (tmp_path / "text.nemo").write_text("not an archive")
     with pytest.raises(ValueError, match=r"text.nemo is not a .nemo file"):
-        module_config(tmp_path / "text.nemo")
+        perception_config(tmp_path / "text.nemo")
     with pytest.raises(ValueError, match=r"absent.nemo: no such file"):
-        module_config(tmp_path / "absent.nemo")
+        perception_config(tmp_path / "absent.nemo")
 
 
 @torch.no_grad()
