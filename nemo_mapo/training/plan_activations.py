@@ -7,6 +7,7 @@ from nemo_mapo.attention.mass import EXPLICIT_MASK_QUERIES, HEAD_WIDTH_MULTIPLE
 from nemo_mapo.attention.te_support import MASS_WIDTH
 from nemo_mapo.config.model import ConvPerceptionConfig, ModelConfig
 from nemo_mapo.training.signals import LOGIT_CHUNK_ELEMENTS
+from nemo_mapo.upstream.megatron import SWIGLU_KEEPS
 
 _FLOAT = 4
 _INDEX = 8
@@ -221,7 +222,8 @@ def _feed_forward(model: ModelConfig, batch: MicroBatch) -> int:
     total = _norm(model, batch) + _linear_input(model, batch, "linear_fc1")
     if decoder.num_moe_experts is None:
         inner = decoder.ffn_hidden_size // shards
-        return total + 3 * batch.tokens * inner * batch.width + _linear_input(model, batch, "linear_fc2", inner)
+        total += SWIGLU_KEEPS * batch.tokens * inner * batch.width
+        return total + _linear_input(model, batch, "linear_fc2", inner)
     return total + _experts(model, batch)
 
 

@@ -6,6 +6,7 @@
 | what a checkpoint holds besides tensors | `common.pt` | an object among the tensors |
 | MLP in a layer's spec | `ModuleSpec` | a partial of its class |
 | logits of a forward pass with a KV cache | by default of the last position | of all positions |
+| SwiGLU | as in the paper | adds an offset, 0 by default, and keeps the sum for the backward pass |
 | layer number that an attention core gets | on its pipeline stage | in the whole model |
 """
 
@@ -27,6 +28,8 @@ from nemo_mapo.processes import is_main_rank
 
 _COMMON: Final = "common.pt"
 _SENDS_BY_OBJECT: Final = "P2PCommunicator" in vars(p2p_communication)
+SWIGLU_KEEPS: Final = 4 if hasattr(TransformerConfig, "glu_linear_offset") else 3
+"""Tensors of the inner width that the feed-forward keeps for the backward pass."""
 _NUMBERS_BY_STAGE: Final = Version(megatron.core.__version__).release < (0, 13)
 
 
