@@ -97,7 +97,7 @@ def main() -> None:
         finished = one.run_dir.is_dir() and one.is_finished()
         found = measured(one.run_dir, None, missing_too=not arguments.table_only) if finished else None
         if one.run_dir.is_dir():
-            runs.append(EvidenceRun(task=task, variant=variant, seed=seed, measured=found))
+            runs.append(EvidenceRun(task=task, variant=variant, seed=seed, measured=found, run_dir=one.run_dir))
         if finished and task not in starts:
             start = measured(one.run_dir, START, missing_too=not arguments.table_only)
             starts |= {} if start is None else {task: start}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_mapo.reports.loading import load_run, series
 from nemo_mapo.reports.markdown import table
 from nemo_mapo.reports.theme import MISSING
 from nemo_mapo.statistics import Estimate, Range, difference_in_words, estimate, paired_difference
@@ -24,7 +25,8 @@ class EvidenceRun:
     seed: int
     measured: Path | None
     """The file that `measure_run` wrote; None if the run has not finished."""
-    seconds: float | None = None
+    run_dir: Path | None = None
+    """Where its metrics are; None leaves it out of the table of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,29 @@ MEASURES = (
 )  # fmt: skip
 
 
+def _quarter(name: str, *, last: bool = False) -> Callable[[Record], float | None]:
+    def value(metrics: Record) -> float | None:
+        values = metrics[name]
+        size = max(1, len(values) // 4)
+        return _mean(values[-size:] if last else values[:size])
+
+    return value
+
+
+def _quarters(name: str, header: str, unit: str = "", **options: Any) -> tuple[Measure, Measure]:
+    first = Measure(header=f"{header}, first quarter{unit}", value=_quarter(name), **options)
+    return first, Measure(header=f"last quarter{unit}", value=_quarter(name, last=True), **options)
+
+
+TRAINING = (
+    *_quarters("rollout/accuracy", "accuracy of rollouts", ", %"),
+    *_quarters("mapo/audio_mass_late", "late mass", factor=1.0, digits=3),
+    *_quarters("rollout/completion_tokens", "tokens", factor=1.0, within="positive", difference="real"),
+)
+"""Of a run's metrics, which are lists over its steps."""
+_OVER_STEPS = ("rollout/accuracy", "mapo/audio_mass_late", "rollout/completion_tokens")
+
+
 def evidence_markdown(runs: Sequence[EvidenceRun], starts: Mapping[str, Path]) -> str:
     """Tables by task: means over seeds, differences from GRPO with the same seed, and what they show.
 
@@ -100,30 +125,50 @@ def _task(task: str, runs: Sequence[EvidenceRun], start: Path | None) -> str:
         parts.append(admission(_read(start)))
     if not measured:
         return "\n\n".join([*parts, "No run is finished."])
+    parts += _tables(measured, MEASURES)
+    if BASELINE in measured:
+        base = measured[BASELINE]
+        lines = [line for name in measured if name != BASELINE for line in _settled(name, measured[name], base)]
+        parts.append("\n".join(f"- {line}" for line in lines))
+    trained: dict[str, dict[int, Record]] = {}
+    for run in runs:
+        if run.measured is not None and run.run_dir is not None:
+            trained.setdefault(run.variant, {})[run.seed] = _metrics(run.run_dir)
+    if trained:
+        parts.append("While they were trained:")
+        parts += _tables(trained, TRAINING)
+    if unfinished:
+        parts.append(f"Started and not finished: {', '.join(unfinished)}.")
+    return "\n\n".join(parts)
+
+
+def _tables(found: Mapping[str, Mapping[int, Record]], measures: Sequence[Measure]) -> list[str]:
+    """Levels by variant, and differences from the baseline if it is among them; without measures nobody has."""
     shown = [
         one
-        for one in MEASURES
-        if any(one.value(record) is not None for seeds in measured.values() for record in seeds.values())
+        for one in measures
+        if any(one.value(record) is not None for seeds in found.values() for record in seeds.values())
     ]
     header = ["", "seeds", *(measure.header for measure in shown)]
     rows = [
         [name, str(len(seeds)), *(_level(_values(seeds, measure), measure) for measure in shown)]
-        for name, seeds in measured.items()
+        for name, seeds in found.items()
     ]
-    parts.append(table(header, rows))
-    if BASELINE in measured:
-        others = [name for name in measured if name != BASELINE]
-        base = measured[BASELINE]
-        parts.append("Minus GRPO, same seed: mean and 95 % t-interval over the seeds.")
-        rows = [
-            [name, str(len(base.keys() & measured[name].keys())), *(_gap(measured[name], base, one) for one in shown)]
-            for name in others
-        ]
-        parts.append(table(header, rows))
-        parts.append("\n".join(f"- {line}" for name in others for line in _settled(name, measured[name], base)))
-    if unfinished:
-        parts.append(f"Started and not finished: {', '.join(unfinished)}.")
-    return "\n\n".join(parts)
+    if BASELINE not in found:
+        return [table(header, rows)]
+    base = found[BASELINE]
+    gaps = [
+        [name, str(len(base.keys() & seeds.keys())), *(_gap(seeds, base, one) for one in shown)]
+        for name, seeds in found.items()
+        if name != BASELINE
+    ]
+    return [table(header, rows), "Minus GRPO, same seed: mean and 95 % t-interval over the seeds.", table(header, gaps)]
+
+
+def _metrics(run_dir: Path) -> Record:
+    """Lists over the steps of training, by metric."""
+    records = load_run(run_dir).metrics
+    return {name: series(records, name).values.tolist() for name in _OVER_STEPS}
 
 
 def admission(record: Record) -> str:

@@ -44,6 +44,24 @@ def test_differences_are_paired_by_seed_with_their_interval(runs) -> None:
     assert "mapo, probability of the truth against GRPO" in table
 
 
+def test_the_training_is_shown_by_its_first_and_last_quarter(tmp_path) -> None:
+    found = []
+    for variant, late in (("grpo", -0.02), ("mapo", 0.02)):
+        run_dir = tmp_path / variant
+        run_dir.mkdir()
+        steps = [
+            {"step": step, "rollout/accuracy": 0.25 + 0.05 * step, "mapo/audio_mass_late": 0.3 + late * step}
+            for step in range(1, 9)
+        ]
+        (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+        path = tmp_path / f"{variant}.json"
+        path.write_text(json.dumps(record(10, 8)))
+        found.append(EvidenceRun(task="a task", variant=variant, seed=1, measured=path, run_dir=run_dir))
+    trained = evidence_markdown(found, {}).partition("While they were trained:")[2]
+    assert "| mapo | 1 | 32.5 | 62.5 | 0.330 | 0.450 |" in trained
+    assert "| mapo | 1 | +0.0 | +0.0 | +0.060 | +0.300 |" in trained and "tokens" not in trained
+
+
 def test_a_run_that_was_not_finished_is_named(runs) -> None:
     assert "Started and not finished: mapo seed 3." in evidence_markdown(runs, {})
 
