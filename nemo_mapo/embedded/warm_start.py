@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from filelock import FileLock
 from lhotse.cut import Cut
+from megatron.core import parallel_state
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -23,11 +23,13 @@ from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.dataset import load_waveform
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import completion_tokens, hide_clips, token_batch
+from nemo_mapo.data.sequences import completion_tokens, hide_clips, select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
 from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.processes import is_main_rank
+from nemo_mapo.ranks import from_main_rank
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Prompt, Row
@@ -49,7 +51,7 @@ def start_embedded(policy: AudioLLM, config: RunConfig, tokenizer: PreTrainedTok
     """Load the weights of `config.warm_start` into a run's new policy; a `WarmStarter` (training/policies.py).
 
     Raises:
-        ValueError: no such manifest, or several processes and no cached result.
+        ValueError: no such manifest, or a model sharded over processes and no cached result.
     """
     assert config.warm_start is not None
     warm_start(
@@ -74,24 +76,33 @@ def warm_start(
     """Load warm-start weights into `model`, from the cache or by training a model from `build`; return the cached file.
 
     Concurrent runs that need the same result wait for the first one to train it. The cache's key covers recipe, model,
-    manifest, vocabulary, seeds and torch's version, but neither the audio files' contents nor the number of threads.
+    manifest, vocabulary, seeds and torch's version, but neither the audio files' contents nor the number of threads and
+    data-parallel ranks.
     """
     if not Path(config.cuts_path).is_file():
         raise ValueError(f"warm_start.cuts_path={config.cuts_path}: no such manifest; ~warm_start goes without")
     path = Path(config.cache_dir) / fingerprint(config, model_config, tokenizer, wording, model_seed=config.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")) if dist.get_world_size() == 1 else contextlib.nullcontext():
-        if not path.exists():
-            if dist.get_world_size() > 1:
-                raise ValueError(
-                    f"warm_start.cache_dir={config.cache_dir} does not hold this warm start yet, and it is made by one "
-                    "process: run once with trainer.devices=1 trainer.mapo.max_steps=1, or set "
-                    "pretrained_checkpoint.restore_from_path"
-                )
+    with FileLock(path.with_suffix(".lock")) if is_main_rank() else contextlib.nullcontext():
+        if not from_main_rank(path.exists()):
+            _refuse_sharded(config, model_config)
             # Not `model`: a model must not be wrapped for data parallelism twice.
             write_checkpoint(path, _trained(build(), config, tokenizer, wording))
     load_checkpoint(path, model)
     return path
+
+
+def _refuse_sharded(config: WarmStartConfig, model_config: ModelConfig) -> None:
+    """ValueError if random weights would be drawn in another order than for the whole model, or a rank had no rows."""
+    if sharded := model_config.cut_over_ranks:
+        raise ValueError(
+            f"warm_start.cache_dir={config.cache_dir} does not hold this warm start yet, which whole models make "
+            f"(data parallelism only): run once without {', '.join(sharded)} and with trainer.mapo.max_steps=1, or set "
+            "pretrained_checkpoint.restore_from_path"
+        )
+    fewest = min(stage.batch_size for stage in config.stages)
+    if fewest < (ranks := parallel_state.get_data_parallel_world_size()):
+        raise ValueError(f"warm_start.stages: batch_size={fewest} leaves some of {ranks} processes without a row")
 
 
 def fingerprint(
@@ -130,20 +141,25 @@ def _trained(
     optimizer = MainWeightAdamW(wrapped, settings, decay_vectors=True)
     total = sum(stage.steps for stage in config.stages)
     model.train()
-    with tqdm(total=total, desc="warm start", unit="step", dynamic_ncols=True) as bar:
+    done = 0
+    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    with tqdm(total=total, desc="warm start", unit="step", dynamic_ncols=True, disable=not is_main_rank()) as bar:
         for stage in config.stages:
             for _ in range(stage.steps):
                 optimizer.zero_grad()
                 rows = maker.batch(stage)
-                metrics = supervised_gradient(
-                    wrapped, rows, MicroBatching(rows=stage.batch_size), deaf=maker.deaf(rows, stage)
-                )
-                lr = config.lr * _cosine_with_warmup(bar.n / total)
+                deaf = maker.deaf(rows, stage)
+                if ranks > 1:
+                    share = list(range(rank, stage.batch_size, ranks))
+                    rows, deaf = select_rows(rows, share), None if deaf is None else deaf.of(share)
+                metrics = supervised_gradient(wrapped, rows, MicroBatching(rows=stage.batch_size), deaf=deaf)
+                lr = config.lr * _cosine_with_warmup(done / total)
                 taken = optimizer.step(lr=lr, max_norm=_CLIP_NORM)
                 if taken.fault is not None:
-                    raise FloatingPointError(f"warm start, step {bar.n}: the gradient of {taken.fault} is not finite")
+                    raise FloatingPointError(f"warm start, step {done}: the gradient of {taken.fault} is not finite")
                 bar.set_postfix(stage=stage.target, loss=f"{metrics['train/loss']:.3f}", refresh=False)
                 bar.update()
+                done += 1
     return model
 
 
