@@ -17,6 +17,7 @@ import numpy as np
 import peers_ours
 import torch
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullLocator
 from peers_protocol import Clock, peak_mib, reset_peak
 
 from nemo_mapo.embedded.tokenizer import build_tokenizer
@@ -130,12 +131,15 @@ def draw(found: dict[str, list[tuple[float, float, float]]], path: Path) -> None
         panel.loglog(values, seconds, "o-", color="#0072b2", markersize=3)
         beside = panel.twinx()
         beside.loglog(values, mebibytes, "s--", color="#d55e00", markersize=3)
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticks(values, [f"{value:g}" for value in values], fontsize=6)
-        panel.minorticks_off()
         panel.set_xlabel(SERIES[name][0], fontsize=7)
         panel.set_title(f"s ~ x^{exponent(points, 1):.2f}, MiB ~ x^{exponent(points, 2):.2f}", fontsize=7)
         for axis in (panel.yaxis, beside.yaxis):
-            axis.set_tick_params(labelsize=6, which="both")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+            axis.set_tick_params(labelsize=6)
     panels[0].set_ylabel("seconds a step (solid)", fontsize=7, color="#0072b2")
     beside.set_ylabel("MiB of a step (dashed)", fontsize=7, color="#d55e00")
     figure.savefig(path, format="svg", metadata={"Date": None})
