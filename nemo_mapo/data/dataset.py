@@ -33,6 +33,7 @@ from nemo_mapo.data.manifests import clips_of, example_from_cut, example_id
 from nemo_mapo.data.nemo_types import nemo_items
 from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.sources import refuse_unsafe_recording
+from nemo_mapo.processes import is_main_rank
 from nemo_mapo.rows import Problem, Prompt
 from nemo_mapo.types import Example, Wording
 
@@ -260,7 +261,10 @@ def rows_of_split(dataloader: PromptLoader, *, limit: int | None = None) -> Iter
     dataset = dataloader.dataset
     assert isinstance(dataset, PromptDataset)
     cuts = islice((cut for batch in _epoch_sampler(dataloader) for cut in batch), limit)
-    for cut in tqdm(cuts, desc="measuring prompts", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
+    bar = tqdm(
+        cuts, desc="measuring prompts", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False, disable=not is_main_rank()
+    )
+    for cut in bar:
         example = example_from_cut(cut, open_ended=dataset.open_ended)
         yield example, dataset.encode(example, [clip.num_samples for clip in clips_of(cut)])
 

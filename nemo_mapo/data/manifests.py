@@ -20,6 +20,7 @@ from nemo_mapo.config.data import DatasetConfig
 from nemo_mapo.config.input_cfg import Source, sources_of
 from nemo_mapo.data.entries import Entry, UnreadableClip, check_audio, further_clips
 from nemo_mapo.data.nemo_types import entries_of
+from nemo_mapo.processes import is_main_rank
 from nemo_mapo.types import Clip, Example
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ def validate_manifest(config: DatasetConfig, *, open_ended: bool = False) -> Che
     places: dict[str, str] = {}
     unreadable = used = 0
     for source, entries in checked_entries(config):
-        for entry in tqdm(entries, desc="checking data", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False):
+        bar = tqdm(
+            entries, desc="checking data", unit="cut", delay=_BAR_DELAY_SECONDS, leave=False, disable=not is_main_rank()
+        )
+        for entry in bar:
             if entry.id in places:
                 raise ValueError(
                     f"{entry.where}: id {entry.id!r} was already used at {places[entry.id]}: "
