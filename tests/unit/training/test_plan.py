@@ -21,6 +21,7 @@ from nemo_mapo.training.plan_activations import (
     perception_bytes,
     stage_bytes,
 )
+from nemo_mapo.upstream.megatron import SWIGLU_KEEPS
 
 ROOT = Path(__file__).parents[3]
 DECODER = DecoderConfig(
@@ -52,7 +53,7 @@ def test_logits_are_kept_once_and_their_gradient_and_the_workspace_come_on_top()
 def test_a_layer_on_a_gpu_keeps_what_its_gradients_need() -> None:
     norms_and_linear_inputs = 2 * (10 * (16 * 2 + 4) + 10 * 16 * 2)
     attention = 10 * (4 + 2 * 2) * 8 * 2 + 10 * (4 + 2) * 8 * 2 + 10 * 4 * 4 + 10 * 4 * 8 * 2
-    feed_forward = 3 * 10 * 32 * 2 + 10 * 32 * 2
+    feed_forward = SWIGLU_KEEPS * 10 * 32 * 2 + 10 * 32 * 2
     assert layer_bytes(MODEL, BATCH, target=False) == norms_and_linear_inputs + attention + feed_forward
 
 
