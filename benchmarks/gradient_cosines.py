@@ -9,6 +9,7 @@ the validation split. Seconds for the embedded model; no training, no seeds of t
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from nemo_mapo.console import quiet_upstream
@@ -22,20 +23,18 @@ from torch import Tensor  # noqa: E402
 
 from nemo_mapo.config.analysis import AnalysisConfig  # noqa: E402
 from nemo_mapo.config.objective import ObjectiveConfig  # noqa: E402
-from nemo_mapo.data.sequences import response_mask, row_slices, select_rows, token_batch  # noqa: E402
-from nemo_mapo.data.tokenizer import SpecialTokens  # noqa: E402
 from nemo_mapo.embedded.warm_start import start_embedded  # noqa: E402
-from nemo_mapo.evaluation.grounding.analyse import Subject, asker  # noqa: E402
+from nemo_mapo.evaluation.grounding.analyse import Subject  # noqa: E402
 from nemo_mapo.evaluation.grounding.causal import belief_rows, completion_rows  # noqa: E402
 from nemo_mapo.evaluation.grounding.run import START, OpenedRun, open_run  # noqa: E402
+from nemo_mapo.models.layout import in_parts  # noqa: E402
 from nemo_mapo.objective.advantages import group_advantages  # noqa: E402
 from nemo_mapo.objective.masks import relevance_mask  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
-from nemo_mapo.rows import Group, completions_of, training_rows  # noqa: E402
+from nemo_mapo.rows import Group, Row, completions_of, training_rows  # noqa: E402
 from nemo_mapo.training.contrast import audio_contrast  # noqa: E402
 from nemo_mapo.training.scoring import score_groups  # noqa: E402
 from nemo_mapo.training.signals import token_signals, token_signals_in_parts  # noqa: E402
-from nemo_mapo.types import TokenBatch  # noqa: E402
 
 GROUP_SIZE = 8
 ROWS = 16
@@ -54,17 +53,18 @@ def main() -> None:
     )
     subject = asked.subject
     rollouts = _rollouts(asked)
-    sequences = token_batch(training_rows(rollouts), pad_id=SpecialTokens.from_tokenizer(subject.tokenizer).pad_id)
+    rows = training_rows(rollouts)
     rewards = torch.tensor(score_groups(rollouts, subject.rewards).total)
     advantages = group_advantages(rewards, GROUP_SIZE, use_std=True, epsilon=ObjectiveConfig().advantage_epsilon)
     truth = _truth_gradient(subject, held_out)
     print(f"{len(rewards)} completions, {int((advantages != 0).sum())} with an advantage")
     print(f"{'mask':28} {'cosine':>7} {'share of weight on ' + ' '.join(arguments.decide):>28}")
     decides = _decides(rollouts, subject, arguments.decide)
-    for name, mask in _masks(subject, sequences, decides).items():
-        gradient = _policy_gradient(subject, sequences, advantages, mask)
+    for name, mask in _masks(subject, rows, decides).items():
+        gradient = _policy_gradient(subject, rows, advantages, mask)
         cosine = torch.nn.functional.cosine_similarity(gradient, truth, dim=0)
-        print(f"{name:28} {float(cosine):7.3f} {float((mask * decides).sum() / mask.sum()):28.3f}")
+        weights = torch.cat(mask)
+        print(f"{name:28} {float(cosine):7.3f} {float((weights * torch.cat(decides)).sum() / weights.sum()):28.3f}")
 
 
 def _rollouts(asked: OpenedRun) -> list[Group]:
@@ -77,39 +77,38 @@ def _rollouts(asked: OpenedRun) -> list[Group]:
     return [problem.answered(completions) for problem, completions in zip(problems, drawn, strict=True)]
 
 
-def _masks(subject: Subject, sequences: TokenBatch, decides: Tensor) -> dict[str, Tensor]:
-    """Weights of the completion tokens, by mask."""
+def _masks(subject: Subject, rows: list[Row], decides: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Weights of every row's completion tokens, by mask."""
     batching, cfg = subject.reference.batching, ObjectiveConfig()
-    kept = response_mask(sequences.completion_lengths, decides.shape[1])
-    signals = token_signals_in_parts(subject.policy, sequences, head_reduction=None, batching=batching)
-    found = {"uniform": kept.float()}
+    signals = token_signals_in_parts(subject.policy, rows, head_reduction=None, batching=batching)
+    found = {"uniform": [torch.ones(len(row.token_ids)) for row in rows]}
     for kind in SIGNALS:
-        values = audio_contrast(subject.policy, subject.reference, sequences, signals.log_probs, kind, batching)
+        values = audio_contrast(subject.policy, subject.reference, rows, dict(enumerate(signals)), kind, batching)
         if values is None:
-            values = subject.reference.text_entropy(sequences) - signals.entropy_nats
+            entropies = subject.reference.text_entropy(rows)
+            values = [unheard - one.entropy_nats for unheard, one in zip(entropies, signals, strict=True)]
         for tau, normalize in ((cfg.tau_base, False), (cfg.tau_base, True), (0.1, False)):
             name = f"{kind}, tau {tau:g}{', normalised' if normalize else ''}"
-            found[name] = relevance_mask(values, kept, tau_base=tau, clip=cfg.mask_clip, normalize=normalize)
-    return found | {"oracle: deciding words": decides.float()}
+            masked = partial(relevance_mask, tau_base=tau, clip=cfg.mask_clip, normalize=normalize)
+            found[name] = [masked(one[None], torch.ones(1, len(one), dtype=torch.bool))[0] for one in values]
+    return found | {"oracle: deciding words": decides}
 
 
-def _decides(rollouts: list[Group], subject: Subject, words: list[str]) -> Tensor:
+def _decides(rollouts: list[Group], subject: Subject, words: list[str]) -> list[Tensor]:
     ids = [one.token_ids.tolist() for one in completions_of(rollouts)]
-    rows = [torch.tensor([subject.tokenizer.decode([token]).strip() in words for token in row]) for row in ids]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return [torch.tensor([float(subject.tokenizer.decode([token]).strip() in words) for token in row]) for row in ids]
 
 
-def _policy_gradient(subject: Subject, sequences: TokenBatch, advantages: Tensor, mask: Tensor) -> Tensor:
+def _policy_gradient(subject: Subject, rows: list[Row], advantages: Tensor, mask: list[Tensor]) -> Tensor:
     """Of -L_PG at ratio 1: mean over completions of A sum omega log pi / sum omega; the direction of a step."""
     total = _zeros(subject)
-    for rows in row_slices(len(advantages), ROWS):
-        part = select_rows(sequences, rows)
-        log_probs = token_signals(
-            subject.policy, part, head_reduction=None, batching=subject.reference.batching
-        ).log_probs
-        weights = mask[rows, : log_probs.shape[1]]
-        gains = advantages[rows] * (weights * log_probs).sum(1) / weights.sum(1).clamp(min=1e-9)
-        total += _gradient(subject, gains.sum() / len(advantages))
+    for part in in_parts(list(zip(rows, advantages, mask, strict=True)), ROWS):
+        read = _log_probs(subject, [row for row, _, _ in part])
+        gains = [
+            advantage * (weights * log_probs).sum() / weights.sum().clamp(min=1e-9)
+            for log_probs, (_, advantage, weights) in zip(read, part, strict=True)
+        ]
+        total += _gradient(subject, torch.stack(gains).sum() / len(advantages))
     return total
 
 
@@ -120,19 +119,21 @@ def _truth_gradient(subject: Subject, held_out: OpenedRun) -> Tensor:
     if not held_out.subject.completions:
         raise SystemExit("the test manifest gives no 'completions' by choice: use data=synthetic_prior_shift")
     given, template = held_out.subject.completions, subject.rewards.template
-    rows = belief_rows(asker(subject)(problems), given, template, tokenizer)
+    rows = belief_rows(subject.ask(problems), given, template, tokenizer)
     prompts = [problem.prompt for problem in problems]
-    sequences = token_batch(completion_rows(prompts, rows), pad_id=SpecialTokens.from_tokenizer(tokenizer).pad_id)
+    learned = completion_rows(prompts, rows)
     question, right = torch.tensor(rows.question), torch.tensor(rows.truth)
     total = _zeros(subject)
     for asked in range(len(prompts)):
         own = (question == asked).nonzero().flatten().tolist()
-        part = select_rows(sequences, own)
-        log_probs = token_signals(
-            subject.policy, part, head_reduction=None, batching=subject.reference.batching
-        ).log_probs
-        total += _gradient(subject, log_probs.sum(1).softmax(0)[right[own]].sum() / len(prompts))
+        totals = torch.stack([one.sum() for one in _log_probs(subject, [learned[number] for number in own])])
+        total += _gradient(subject, totals.softmax(0)[right[own]].sum() / len(prompts))
     return total
+
+
+def _log_probs(subject: Subject, rows: list[Row]) -> list[Tensor]:
+    signals = token_signals(subject.policy, rows, head_reduction=None, batching=subject.reference.batching)
+    return [one.log_probs for one in signals]
 
 
 def _parameters(subject: Subject) -> list[Tensor]:

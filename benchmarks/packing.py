@@ -13,17 +13,16 @@ import torch
 
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.data.sequences import response_mask
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Prompt, ScoredRow
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import AudioBatch, RolloutBatch, TokenBatch
 
 PROMPT, MEDIAN, SIGMA, LIMIT = 64, 150, 0.7, 440
 """Tokens of a prompt, median and spread (of the logarithm) of completions, and where they are cut."""
@@ -39,7 +38,7 @@ def main() -> None:
     initialize_parallel()
     actor, special = build_actor(MicroBatching(rows=arguments.micro_batch_size))
     batch = draw_batch(arguments.rows, special)
-    lengths = batch.sequences.prompt_lengths + batch.sequences.completion_lengths
+    lengths = torch.tensor(list(map(len, batch)))
     ways = {
         "padded": MicroBatching(rows=arguments.micro_batch_size),
         "packed": MicroBatching(rows=arguments.micro_batch_size, packed_tokens=arguments.packed_tokens),
@@ -53,7 +52,7 @@ def main() -> None:
     print(f"{arguments.rows} rows, {int(lengths.min())} to {int(lengths.max())} tokens, mean {mean:.0f}")
     print(f"{'':<8}{'micro-batches':>14}{'tokens':>9}{'seconds':>9}")
     for name, batching in ways.items():
-        parts = len(batching.split(batch.sequences))
+        parts = len(batching.split(batch))
         print(f"{name:<8}{parts:>14}{tokens[name]:>9}{statistics.median(seconds[name]):>9.2f}")
     faster = statistics.median(a / b for a, b in zip(seconds["padded"][1:], seconds["packed"][1:], strict=True))
     fewer = tokens["padded"] / tokens["packed"]
@@ -78,43 +77,38 @@ def build_actor(batching: MicroBatching) -> tuple[MapoActor, SpecialTokens]:
     return MapoActor(wrap_data_parallel(policy), backend, reference, ObjectiveConfig(eta=0.1), batching), special
 
 
-def draw_batch(rows: int, special: SpecialTokens) -> RolloutBatch:
+def draw_batch(rows: int, special: SpecialTokens) -> list[ScoredRow]:
     """Random words without audio: what is timed does not depend on them."""
     generator = torch.Generator().manual_seed(0)
     drawn = MEDIAN * torch.exp(SIGMA * torch.randn(rows, generator=generator))
     completion_lengths = drawn.round().long().clamp(min=8, max=LIMIT)
-    width = PROMPT + int(completion_lengths.max())
-    mask = response_mask(completion_lengths, width - PROMPT)
-    zeros = torch.zeros(mask.shape)
-    words = torch.randint(20, 200, (rows, width), generator=generator)
+    words = torch.randint(20, 200, (rows, PROMPT + int(completion_lengths.max())), generator=generator)
     words[words == special.audio_id] = 21
-    return RolloutBatch(
-        sequences=TokenBatch(
-            tokens=words,
-            prompt_lengths=torch.full((rows,), PROMPT),
-            completion_lengths=completion_lengths,
-            audio=AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64)),
-            audio_row=torch.full((rows,), -1),
-        ),
-        response_mask=mask,
-        old_log_probs=zeros - 6.0,
-        ref_log_probs=zeros - 6.0,
-        text_ref_entropy_nats=zeros + 5.0,
-        pos_gate=mask,
-        advantages=torch.randn(rows, generator=generator),
-        accuracy_rewards=torch.zeros(rows),
-        finished=torch.ones(rows, dtype=torch.bool),
-    )
+    advantages = torch.randn(rows, generator=generator)
+    return [
+        ScoredRow(
+            prompt=Prompt(id=str(number), token_ids=words[number, :PROMPT]),
+            token_ids=words[number, PROMPT : PROMPT + length],
+            old_log_probs=torch.full((length,), -6.0),
+            ref_log_probs=torch.full((length,), -6.0),
+            text_ref_entropy_nats=torch.full((length,), 5.0),
+            pos_gate=torch.ones(length, dtype=torch.bool),
+            advantages=advantages[number],
+            accuracy_rewards=torch.tensor(0.0),
+            finished=torch.tensor(True),
+        )
+        for number, length in enumerate(completion_lengths.tolist())
+    ]
 
 
-def computed_tokens(lengths: torch.Tensor, batching: MicroBatching, batch: RolloutBatch) -> int:
+def computed_tokens(lengths: torch.Tensor, batching: MicroBatching, batch: list[ScoredRow]) -> int:
     """Positions that go through the model: rows times the longest of a micro-batch, or the tokens themselves."""
     if batching.packed_tokens is not None:
         return int(lengths.sum())
-    return sum(len(lengths[rows]) * int(lengths[rows].max()) for rows in batching.split(batch.sequences))
+    return sum(len(lengths[rows]) * int(lengths[rows].max()) for rows in batching.split(batch))
 
 
-def step(actor: MapoActor, batching: MicroBatching, batch: RolloutBatch) -> float:
+def step(actor: MapoActor, batching: MicroBatching, batch: list[ScoredRow]) -> float:
     """Seconds of forward and backward over the batch."""
     actor.batching = batching
     actor.wrapped.zero_grad_buffer()

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nemo_mapo.config.run import RolloutConfig, SamplingConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -29,7 +31,6 @@ from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import build_optimizer, wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
-from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import Example
 
 SAMPLE_RATE = 16000
@@ -122,10 +123,11 @@ class Step:
         scored = self.scorer(groups, self.actor, untimed)
         self.actor.finish_inference()
         # Rewards of a random policy are all equal: their gradient would be 0, which costs no less, but looks so.
-        scored.batch.advantages.copy_(torch.randn(rows))
+        drawn_rows = [
+            replace(row, advantages=advantage) for row, advantage in zip(scored.rows, torch.randn(rows), strict=True)
+        ]
         self.optimizer.zero_grad()
-        ((_, batch),) = scored.in_steps(1)
-        self.actor.training_pass(batch)
+        self.actor.training_pass(drawn_rows)
         self.optimizer.step(lr=self.learning_rate, max_norm=1.0)
 
 

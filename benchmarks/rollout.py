@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.rollout import VllmConfig
 from nemo_mapo.config.run import RolloutConfig, SamplingConfig
-from nemo_mapo.data.sequences import left_padded
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.weights import WeightMap
+from nemo_mapo.models.layout import left_padded
 from nemo_mapo.models.tensors import policy_tensors
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout

@@ -15,17 +15,16 @@ import torch
 
 from nemo_mapo.config.model import DecoderConfig, ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.data.sequences import response_mask, shared_row
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
+from nemo_mapo.rows import Prompt, ScoredRow
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import AudioBatch, RolloutBatch, TokenBatch
 
 SAMPLE_RATE = 16000
 QUESTION = 30
@@ -93,8 +92,8 @@ def compare(actor: MapoActor, shape: Shape, special: SpecialTokens, *, pairs: in
     seconds = [(step(actor, shared, batch), step(actor, rows, batch)) for _ in range(pairs + 1)][1:]
     ratios = sorted(ours / theirs for ours, theirs in seconds)
     ratio = statistics.median(ratios)
-    separate = int((batch.sequences.prompt_lengths + batch.sequences.completion_lengths).sum())
-    read = len(shared_row(batch.sequences).positions)
+    separate = sum(map(len, batch))
+    read = shared.lay_out(batch, actor.policy).tokens.shape[1]
     ours, theirs = (statistics.median(column) for column in zip(*seconds, strict=True))
     name = f"({shape.prompt}, {shape.completion}, {shape.group})"
     print(
@@ -103,19 +102,19 @@ def compare(actor: MapoActor, shape: Shape, special: SpecialTokens, *, pairs: in
     return ratio
 
 
-def step(actor: MapoActor, batching: MicroBatching, batch: RolloutBatch) -> float:
+def step(actor: MapoActor, batching: MicroBatching, batch: list[ScoredRow]) -> float:
     """Seconds of the passes without gradient and of one optimiser step's gradient."""
     actor.batching = actor.reference.batching = batching
     actor.wrapped.zero_grad_buffer()
     started = time.perf_counter()
-    actor.get_inference_signals(batch.sequences)
-    actor.get_init_policy_logprobs(batch.sequences)
-    actor.reference.text_entropy(batch.sequences)
+    actor.get_inference_signals(batch)
+    actor.get_init_policy_logprobs(batch)
+    actor.reference.text_entropy(batch)
     actor.get_loss_and_metrics(batch, forward_only=False)
     return time.perf_counter() - started
 
 
-def draw_batch(actor: MapoActor, shape: Shape, special: SpecialTokens) -> RolloutBatch:
+def draw_batch(actor: MapoActor, shape: Shape, special: SpecialTokens) -> list[ScoredRow]:
     """Random words over noise: what is timed does not depend on them."""
     generator = torch.Generator().manual_seed(0)
     rows = shape.prompts * shape.group
@@ -123,32 +122,27 @@ def draw_batch(actor: MapoActor, shape: Shape, special: SpecialTokens) -> Rollou
     words = torch.randint(FIRST_WORD, 200, (rows, shape.prompt + shape.completion), generator=generator)
     marks = (special.audio_id, special.audio_start_id, special.audio_end_id)
     words[torch.isin(words, torch.tensor(marks))] = FIRST_WORD
-    prompts = words[:: shape.group, : shape.prompt].clone()
-    prompts[:, 1 : shape.prompt - QUESTION + 1] = special.audio_id
-    words[:, : shape.prompt] = prompts.repeat_interleave(shape.group, dim=0)
-    lengths = torch.full((rows,), shape.completion)
-    mask = response_mask(lengths, shape.completion)
-    zeros = torch.zeros(mask.shape)
-    return RolloutBatch(
-        sequences=TokenBatch(
-            tokens=words,
-            prompt_lengths=torch.full((rows,), shape.prompt),
-            completion_lengths=lengths,
-            audio=AudioBatch(
-                waveforms=torch.randn(shape.prompts, samples, generator=generator) * 0.1,
-                lengths=torch.full((shape.prompts,), samples),
-            ),
-            audio_row=torch.arange(shape.prompts).repeat_interleave(shape.group),
-        ),
-        response_mask=mask,
-        old_log_probs=zeros - 6.0,
-        ref_log_probs=zeros - 6.0,
-        text_ref_entropy_nats=zeros + 5.0,
-        pos_gate=mask,
-        advantages=torch.randn(rows, generator=generator),
-        accuracy_rewards=torch.zeros(rows),
-        finished=torch.ones(rows, dtype=torch.bool),
-    )
+    words[:, 1 : shape.prompt - QUESTION + 1] = special.audio_id
+    clips = torch.randn(shape.prompts, samples, generator=generator) * 0.1
+    prompts = [
+        Prompt(id=str(number), token_ids=words[number * shape.group, : shape.prompt], clips=(clip,))
+        for number, clip in enumerate(clips)
+    ]
+    advantages = torch.randn(rows, generator=generator)
+    return [
+        ScoredRow(
+            prompt=prompts[number // shape.group],
+            token_ids=words[number, shape.prompt :],
+            old_log_probs=torch.full((shape.completion,), -6.0),
+            ref_log_probs=torch.full((shape.completion,), -6.0),
+            text_ref_entropy_nats=torch.full((shape.completion,), 5.0),
+            pos_gate=torch.ones(shape.completion, dtype=torch.bool),
+            advantages=advantages[number],
+            accuracy_rewards=torch.tensor(0.0),
+            finished=torch.tensor(True),
+        )
+        for number in range(rows)
+    ]
 
 
 def clip_samples(actor: MapoActor, tokens: int) -> int:

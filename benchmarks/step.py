@@ -20,6 +20,7 @@ from nemo_mapo.data.prompts import encode_prompt
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, plan_split
 from nemo_mapo.embedded.tokenizer import build_tokenizer
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import hide_cuda_devices, initialize_parallel, install_cpu_host
 from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -29,7 +30,6 @@ from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import RolloutScorer
-from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.types import Wording
 
 SAMPLE_RATE = 16000

@@ -23,6 +23,7 @@ from nemo_mapo.data.tokenizer import SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.warm_start import start_embedded
 from nemo_mapo.evaluation.evaluate import Evaluation, Evaluator, test_records, test_summary, waveforms
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import initialize_parallel, install_cpu_host, on_cpu_host
 from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.processes import is_main_rank, lead_processes
@@ -49,7 +50,6 @@ from nemo_mapo.training.room import no_room_in
 from nemo_mapo.training.run_directory import RunDirectory, commit, open_run_directory, this_command
 from nemo_mapo.training.samples import SampleWriter
 from nemo_mapo.training.scoring import RolloutScorer
-from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.start_check import check_prefill, check_start_fits
 from nemo_mapo.training.trainer import MapoTrainer
 
@@ -298,7 +298,6 @@ class Assembly:
             self._dataloader(split),
             rewards=self.config.rewards,
             sampling=self.config.rollout.sampling,
-            special=self.special,
             reference=self.reference,
             detailed=detailed,
         )

@@ -9,7 +9,7 @@ from nemo_mapo.evaluation.evaluate import test_summary
 from nemo_mapo.launch import Assembly, experiment_loggers, run, splits_of
 from nemo_mapo.platform import on_cpu_host
 from nemo_mapo.ranks import any_rank
-from nemo_mapo.rows import Problem
+from nemo_mapo.rows import Problem, Row
 from nemo_mapo.training.checkpoint import CheckpointStore, write_checkpoint
 from nemo_mapo.training.early_signs import warn_below_chance
 from nemo_mapo.training.loop import TrainingLoop
@@ -19,7 +19,6 @@ from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.sft import SftTrainer, check_targets
 from nemo_mapo.training.supervised import mean_negative_log_likelihood
 from nemo_mapo.training.targets import TargetRows
-from nemo_mapo.types import TokenBatch
 
 MERGED = "merged"
 """Subdirectory in which a run with adapters leaves its last policy, merged, as a checkpoint to start from."""
@@ -67,7 +66,7 @@ class SupervisedAssembly(Assembly):
     def _loss(self, batches: Sequence[list[Problem]]) -> float:
         was_training = self.policy.training
         self.policy.eval()
-        rows: list[TokenBatch] = [self._targets(problems) for problems in batches]
+        rows: list[list[Row]] = [self._targets(problems) for problems in batches]
         loss = mean_negative_log_likelihood(self.policy, rows, self.batching)
         self.policy.train(was_training)
         return loss

@@ -5,17 +5,18 @@
     group = problem.answered(completions)
     rows = training_rows([group])  # what the policy reads, completion after completion
 
-Only `nemo_mapo.data.sequences` and the engines batch them.
+Only the model's door, `nemo_mapo.models.layout`, and the engines batch them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nemo_mapo.types import Example
+from nemo_mapo.types import Example, Remembered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +36,13 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def is_same(self, other: "Prompt") -> bool:
+        """Whether a model reads the same: equal tokens, and the same clips."""
+        if self is other:
+            return True
+        heard, others = list(map(id, self.clips)), list(map(id, other.clips))
+        return heard == others and torch.equal(self.token_ids, other.token_ids)
 
     def silenced(self) -> "Prompt":
         """Every clip replaced by silence of its length."""
@@ -105,6 +113,30 @@ class Row:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.token_ids)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredRow(Row, Remembered):
+    """A row with everything that an optimiser step needs to know of it besides what the policy says now."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenSignals:
+    """What one pass of a model says of each token of a completion, read at the position that predicts it."""
+
+    log_probs: Float[Tensor, " time"]
+    """log pi(y_t), nats."""
+    entropy_nats: Float[Tensor, " time"]
+    """H(pi)."""
+    audio_mass: Float[Tensor, " time"] | None = None
+    """a_t; None if it was not asked for."""
+    drawn_log_probs: Float[Tensor, " time"] | None = None
+    """log mu under the distribution that an engine draws from; None if it was not asked for."""
+
+    def detached(self) -> "TokenSignals":
+        """The same without gradient."""
+        found: dict[str, Any] = {name: value if value is None else value.detach() for name, value in vars(self).items()}
+        return TokenSignals(**found)
 
 
 def training_rows(groups: Sequence[Group]) -> list[Row]:

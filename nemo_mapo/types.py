@@ -1,8 +1,8 @@
 """Types passed between the packages of nemo-mapo: every arrow in a diagram of a training step is one of these."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,84 +60,49 @@ class AudioBatch:
     lengths: Int[Tensor, " audio"]
     """Valid samples of each row (int64)."""
 
-    def select(self, rows: Int[Tensor, " selected"]) -> "AudioBatch":
-        """Keep `rows`, in that order."""
-        return AudioBatch(waveforms=self.waveforms[rows], lengths=self.lengths[rows])
-
     def to(self, device: torch.device) -> "AudioBatch":
         """Copy to `device`."""
         return AudioBatch(waveforms=self.waveforms.to(device), lengths=self.lengths.to(device))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenBatch:
-    """Prompt + completion rows as the model reads them, in training layout (right-padded, without gaps)."""
-
-    tokens: Int[Tensor, "batch sequence"]
-    prompt_lengths: Int[Tensor, " batch"]
-    completion_lengths: Int[Tensor, " batch"]
-    audio: AudioBatch
-    audio_row: Int[Tensor, "batch *clips"]
-
-    def to(self, device: torch.device) -> "TokenBatch":
-        """Copy to `device`."""
-        return TokenBatch(**{name: value.to(device) for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Remembered:
     """Signals that scoring computes for completions and the objective reads; each is declared here, once.
 
-    One row per completion; time indexes its tokens (t = 0 is y_1), each read at the position that predicts it.
+    Of a single row (`rows.ScoredRow`) or of a padded batch of them (`ObjectiveInputs`). Time indexes the tokens of the
+    completion (t = 0 is y_1), each read at the position that predicts it.
     """
 
-    response_mask: Bool[Tensor, "batch time"]
-    old_log_probs: Float[Tensor, "batch time"] | None
+    old_log_probs: Float[Tensor, "*batch time"] | None
     """log pi_old(y_t), nats; None if no update lies in between, so that pi_old is the policy being trained."""
-    ref_log_probs: Float[Tensor, "batch time"]
-    text_ref_entropy_nats: Float[Tensor, "batch time"] | None
+    ref_log_probs: Float[Tensor, "*batch time"]
+    text_ref_entropy_nats: Float[Tensor, "*batch time"] | None
     """H(pi_textref); None is allowed only with mask = none, eta = 0 and log_grounding off."""
-    pos_gate: Bool[Tensor, "batch time"]
-    advantages: Float[Tensor, " batch"]
-    accuracy_rewards: Float[Tensor, " batch"]
-    finished: Bool[Tensor, " batch"]
+    pos_gate: Bool[Tensor, "*batch time"]
+    advantages: Float[Tensor, "*batch"]
+    accuracy_rewards: Float[Tensor, "*batch"]
+    finished: Bool[Tensor, "*batch"]
     """False if the completion was truncated at the length limit (overlong)."""
-    behaviour_log_probs: Float[Tensor, "batch time"] | None = None
+    behaviour_log_probs: Float[Tensor, "*batch time"] | None = None
     """log mu(y_t) under the distribution sampled from, nats; None is allowed only without `behaviour_clip`."""
-    audio_signal: Float[Tensor, "batch time"] | None = None
+    audio_signal: Float[Tensor, "*batch time"] | None = None
     """What both masks read instead of delta h; None is allowed only with `signal` = delta_entropy."""
-    text_only_log_probs: Float[Tensor, "batch time"] | None = None
+    text_only_log_probs: Float[Tensor, "*batch time"] | None = None
     """log pi_old(y_t) without the audio, nats; None is allowed only without VPPO's mask and PAPO's term."""
 
-    def each(self) -> dict[str, Tensor | None]:
-        """Every signal by name, without the other fields of a subclass."""
-        return {signal.name: vars(self)[signal.name] for signal in fields(Remembered)}
 
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutBatch(Remembered):
-    """Everything an optimiser step needs."""
-
-    sequences: TokenBatch
-
-    def to(self, device: torch.device) -> "RolloutBatch":
-        """Copy to `device`."""
-        moved: dict[str, Any] = {
-            name: None if value is None else value.to(device) for name, value in vars(self).items()
-        }
-        return RolloutBatch(**moved)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ObjectiveInputs(Remembered):
     """Inputs of the MAPO loss for one micro-batch: the remembered signals, and what the policy says now."""
 
-    old_log_probs: Float[Tensor, "batch time"]
-    log_probs: Float[Tensor, "batch time"]
+    response_mask: Bool[Tensor, "*batch time"]
+    """True on the tokens that were generated."""
+    old_log_probs: Float[Tensor, "*batch time"]
+    log_probs: Float[Tensor, "*batch time"]
     """log pi_theta(y_t), differentiable."""
-    entropy_nats: Float[Tensor, "batch time"]
+    entropy_nats: Float[Tensor, "*batch time"]
     """H(pi_theta), detached."""
-    audio_mass: Float[Tensor, "batch time"] | None
+    audio_mass: Float[Tensor, "*batch time"] | None
     """a_t, differentiable; None when nothing was captured (allowed with eta = 0 only)."""
     global_sequences: int
     """Completions in the whole optimiser step, over micro-batches and data-parallel ranks (denominator)."""

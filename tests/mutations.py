@@ -206,10 +206,10 @@ FAULTS = (
     ),
     Fault(
         name="rows: signals of packed rows stand in the order of the packs",
-        file="nemo_mapo/data/sequences.py",
-        right="        whole[..., rows, : values.shape[-1]] = values\n",
-        wrong="        whole[..., : values.shape[-2], : values.shape[-1]] = values\n",
-        tests=("tests/unit/training/test_sequences.py", "-k", "order_of_the_batch"),
+        file="nemo_mapo/models/layout.py",
+        right="    return [found[number] for number in range(len(found))]\n",
+        wrong="    return list(found.values())\n",
+        tests=("tests/unit/models/test_layout.py", "-k", "order_of_the_rows"),
     ),
     Fault(
         name="checkpoints: a flipped bit is loaded",
@@ -311,10 +311,10 @@ FAULTS = (
     ),
     Fault(
         name="rows: every prompt of a batch hears the first clip",
-        file="nemo_mapo/data/sequences.py",
+        file="nemo_mapo/models/layout.py",
         right="number = {name: row for row, name in enumerate(clips)}",
         wrong="number = {name: 0 for row, name in enumerate(clips)}",
-        tests=("tests/unit/training/test_sequences.py",),
+        tests=("tests/unit/models/test_layout.py",),
     ),
     Fault(
         name="1 policy gradient: the all-reduce over vocabulary shards counted again in the backward pass",
@@ -363,10 +363,10 @@ FAULTS = (
     ),
     Fault(
         name="5 signals read at the token instead of the position that predicts it",
-        file="nemo_mapo/data/sequences.py",
-        right="first = sequences.prompt_lengths[:, None] - 1",
-        wrong="first = sequences.prompt_lengths[:, None]",
-        tests=("tests/unit/training/test_sequences.py",),
+        file="nemo_mapo/models/layout.py",
+        right="first=start + len(row.prompt) - 1,",
+        wrong="first=start + len(row.prompt),",
+        tests=("tests/unit/models/test_layout.py",),
     ),
     Fault(
         name="6 eta = 0 cannot run without a mass",
@@ -413,15 +413,15 @@ FAULTS = (
     Fault(
         name="data parallel: denominators of this rank's rows",
         file="nemo_mapo/training/actor.py",
-        right="global_sequences = sum(gather_over_data_parallel(len(batch.advantages)))",
-        wrong="global_sequences = len(batch.advantages)",
+        right="global_sequences = sum(gather_over_data_parallel(len(rows)))",
+        wrong="global_sequences = len(rows)",
         tests=(LAYOUTS, "-k", "data and not tensor and not experts and not packed"),
     ),
     Fault(
         name="first step: log pi_old follows the gradient",
-        file="nemo_mapo/training/actor.py",
-        right='remembered["old_log_probs"] = signals.log_probs.detach()',
-        wrong='remembered["old_log_probs"] = signals.log_probs',
+        file="nemo_mapo/models/layout.py",
+        right='remembered["old_log_probs"] = log_probs.detach()',
+        wrong='remembered["old_log_probs"] = log_probs',
         tests=(LAYOUTS, "-k", "without_an_old_policy_pass and padded"),
     ),
     Fault(
@@ -551,14 +551,14 @@ FAULTS = (
         file="nemo_mapo/attention/session.py",
         right="rotations[self._positions]",
         wrong="rotations[: len(self._positions)]",
-        tests=("tests/unit/training/test_shared_prompts.py",),
+        tests=("tests/unit/models/test_shared_prompts.py",),
     ),
     Fault(
         name="shared prompts: a completion is read one position late",
-        file="nemo_mapo/data/sequences.py",
-        right="        first = prompt - 1 if shares[row] else 0\n",
-        wrong="        first = prompt if shares[row] else 0\n",
-        tests=("tests/unit/training/test_shared_prompts.py",),
+        file="nemo_mapo/models/layout.py",
+        right="first=end + last - first, tokens",
+        wrong="first=end + last - first + 1, tokens",
+        tests=("tests/unit/models/test_shared_prompts.py",),
     ),
     Fault(
         name="shared prompts: completions give the prompt no gradient",

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,22 +23,22 @@ from nemo_mapo.config.warm_start import WarmStartConfig, WarmStartStageConfig
 from nemo_mapo.data.dataset import load_waveform
 from nemo_mapo.data.manifests import example_from_cut, load_cuts
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import completion_tokens, hide_clips, select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
 from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.ranks import from_main_rank
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Prompt, Row
 from nemo_mapo.training.checkpoint import load_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import MainWeightAdamW, cosine, wrap_data_parallel
 from nemo_mapo.training.policies import build_policy
-from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import supervised_gradient
-from nemo_mapo.types import TokenBatch, Wording
+from nemo_mapo.training.targets import hide_clips
+from nemo_mapo.types import Wording
 
 _RECIPE_VERSION = 3
 """Increase it whenever the recipe below changes, so that cached results of the old one are not used."""
@@ -142,17 +142,19 @@ def _trained(
     total = sum(stage.steps for stage in config.stages)
     model.train()
     done = 0
-    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    share = slice(parallel_state.get_data_parallel_rank(), None, parallel_state.get_data_parallel_world_size())
     with tqdm(total=total, desc="warm start", unit="step", dynamic_ncols=True, disable=not is_main_rank()) as bar:
         for stage in config.stages:
             for _ in range(stage.steps):
                 optimizer.zero_grad()
                 rows = maker.batch(stage)
                 deaf = maker.deaf(rows, stage)
-                if ranks > 1:
-                    share = list(range(rank, stage.batch_size, ranks))
-                    rows, deaf = select_rows(rows, share), None if deaf is None else deaf.of(share)
-                metrics = supervised_gradient(wrapped, rows, MicroBatching(rows=stage.batch_size), deaf=deaf)
+                metrics = supervised_gradient(
+                    wrapped,
+                    rows[share],
+                    MicroBatching(rows=stage.batch_size),
+                    deaf=None if deaf is None else deaf.of(share),
+                )
                 lr = config.lr * _cosine_with_warmup(done / total)
                 taken = optimizer.step(lr=lr, max_norm=_CLIP_NORM)
                 if taken.fault is not None:
@@ -188,23 +190,23 @@ class _BatchMaker:
         self.special = SpecialTokens.from_tokenizer(tokenizer)
         self.rng = np.random.default_rng(config.seed)
 
-    def batch(self, stage: WarmStartStageConfig) -> TokenBatch:
+    def batch(self, stage: WarmStartStageConfig) -> list[Row]:
         """Rows of one step: the first without audio, as in the text-only reference, the next with a silent clip."""
         chosen = self.rng.choice(len(self.cuts), size=stage.batch_size, replace=False)
-        sequences = token_batch([self._row(self.cuts[index], stage) for index in chosen], pad_id=self.special.pad_id)
-        rows = torch.arange(stage.batch_size)
-        text_only = round(stage.batch_size * self.config.text_only_share)
-        silent = text_only + round(stage.batch_size * self.config.silent_clip_share)
-        return hide_clips(
-            sequences, self.special, text_only=rows < text_only, silent=(rows >= text_only) & (rows < silent)
-        )
+        rows = [self._row(self.cuts[index], stage) for index in chosen]
+        hidden = hide_clips(rows, range(stage.batch_size), stage.batch_size, self.config, self.special)
+        # A clip that no placeholder stands for is encoded too: the last bits depend on which are encoded together.
+        return [
+            replace(row, prompt=replace(row.prompt, clips=row.prompt.clips or whole.prompt.clips))
+            for row, whole in zip(hidden, rows, strict=True)
+        ]
 
-    def deaf(self, rows: TokenBatch, stage: WarmStartStageConfig) -> DeafTokens | None:
+    def deaf(self, rows: Sequence[Row], stage: WarmStartStageConfig) -> DeafTokens | None:
         """The deaf tokens of a step: in its last rows, everything up to the end of the first sentence."""
         count = round(stage.batch_size * stage.only_late_share)
         if count == 0:
             return None
-        parts = after_text([tokens.tolist() for tokens in completion_tokens(rows)], self.tokenizer, ".")
+        parts = after_text([row.token_ids.tolist() for row in rows], self.tokenizer, ".")
         hearing = torch.arange(stage.batch_size) < stage.batch_size - count
         deaf = parts.deaf(ONLY_LATE, ())
         return replace(deaf, end=deaf.end.masked_fill(hearing, 0), text_rows=~hearing)

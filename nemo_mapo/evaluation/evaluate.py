@@ -6,25 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_mapo.attention.session import HeadReduction
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import response_mask, token_batch
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.profile import PositionProfile
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.ranks import data_parallel_share, gather_over_data_parallel, shares_experts
 from nemo_mapo.rewards.templates import reasoning_words, split_completion
 from nemo_mapo.rollout.protocol import RolloutBackend
-from nemo_mapo.rows import Group, Problem, Prompt, completions_of, training_rows
+from nemo_mapo.rows import Group, Problem, Prompt, Row, TokenSignals, completions_of, training_rows
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.samples import sample_record
 from nemo_mapo.training.scoring import score_groups
-from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
-from nemo_mapo.types import TokenBatch
+from nemo_mapo.training.signals import token_signals_in_parts
 
 SHOWN = 2
 """Questions of each batch whose completions are kept to be read and heard."""
@@ -120,7 +118,6 @@ class Evaluator:
         *,
         rewards: RewardsConfig,
         sampling: SamplingConfig,
-        special: SpecialTokens,
         reference: FrozenReference,
         detailed: bool = False,
     ) -> None:
@@ -131,7 +128,6 @@ class Evaluator:
         self.detailed = detailed
         self.rewards = rewards
         self.sampling = sampling.greedy
-        self.special = special
         self.reference = reference
 
     @torch.no_grad()
@@ -194,24 +190,23 @@ class Evaluator:
         silent = [replace(problem, prompt=problem.prompt.silenced()) for problem in problems]
         deaf = answered_once(silent, backend, self.sampling)
         found.silent += score_groups(deaf, self.rewards.accuracy_only).accuracy
-        self._add_profile(found.profile, policy, token_batch(training_rows(groups), pad_id=self.special.pad_id))
+        self._add_profile(found.profile, policy, training_rows(groups))
 
-    def _add_profile(self, profile: PositionProfile, policy: AudioLLM, sequences: TokenBatch) -> None:
-        signals = self._signals(policy, sequences, "max")
-        text_entropy = self.reference.text_entropy(sequences)
-        curves = {
-            "audio_mass_max": _captured(signals),
-            "delta_h_nats": text_entropy - signals.entropy_nats,
-            "text_entropy_nats": text_entropy,
-            "policy_entropy_nats": signals.entropy_nats,
-        }
-        if self.detailed:
-            curves["audio_mass_mean"] = _captured(self._signals(policy, sequences, "mean"))
-        profile.add(response_mask(sequences.completion_lengths, text_entropy.shape[1]), curves)
+    def _add_profile(self, profile: PositionProfile, policy: AudioLLM, rows: Sequence[Row]) -> None:
+        by_row = self._signals(policy, rows, "max")
+        entropies = self.reference.text_entropy(rows)
+        means = self._signals(policy, rows, "mean") if self.detailed else None
+        for number, (signals, text_entropy) in enumerate(zip(by_row, entropies, strict=True)):
+            curves = {
+                "audio_mass_max": captured(signals),
+                "delta_h_nats": text_entropy - signals.entropy_nats,
+                "text_entropy_nats": text_entropy,
+                "policy_entropy_nats": signals.entropy_nats,
+            }
+            profile.add(curves if means is None else curves | {"audio_mass_mean": captured(means[number])})
 
-    def _signals(self, policy: AudioLLM, sequences: TokenBatch, reduction: HeadReduction) -> TokenSignals:
-        batching = self.reference.batching
-        return token_signals_in_parts(policy, sequences, head_reduction=reduction, batching=batching)
+    def _signals(self, policy: AudioLLM, rows: Sequence[Row], reduction: HeadReduction) -> list[TokenSignals]:
+        return token_signals_in_parts(policy, rows, head_reduction=reduction, batching=self.reference.batching)
 
 
 def test_summary(before: Evaluation | None, after: Evaluation) -> dict[str, float]:
@@ -248,7 +243,8 @@ def test_records(step: int, before: Evaluation, after: Evaluation) -> list[dict[
     ]  # fmt: skip
 
 
-def _captured(signals: TokenSignals) -> Tensor:
+def captured(signals: TokenSignals) -> Float[Tensor, " time"]:
+    """The audio mass of a pass that was asked for it."""
     assert signals.audio_mass is not None
     return signals.audio_mass
 

@@ -1,10 +1,10 @@
 """Signals along completions of unequal length, by relative position (the curves of the paper's Fig. 2)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from nemo_mapo.objective.temporal import part_of_token
@@ -23,15 +23,16 @@ class PositionProfile:
         self.third_counts = torch.zeros(3, dtype=torch.float64)
         self.third_mass = torch.zeros(3, dtype=torch.float64)
 
-    def add(self, mask: Bool[Tensor, "batch time"], signals: dict[str, Float[Tensor, "batch time"]]) -> None:
-        """Count the tokens that `mask` keeps."""
-        bins, thirds = (part_of_token(mask, parts)[mask] for parts in (NUM_BINS, 3))
+    def add(self, signals: Mapping[str, Float[Tensor, "_"]]) -> None:
+        """Count the tokens of a completion, by the signals of each of them."""
+        written = torch.ones_like(signals["audio_mass_max"], dtype=torch.bool)
+        bins, thirds = (part_of_token(written, parts) for parts in (NUM_BINS, 3))
         self.third_counts.index_add_(0, thirds, torch.ones_like(thirds, dtype=torch.float64))
-        self.third_mass.index_add_(0, thirds, signals["audio_mass_max"][mask].double())
+        self.third_mass.index_add_(0, thirds, signals["audio_mass_max"].double())
         self.count.index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
         for name, values in signals.items():
             total = self.sums.setdefault(name, torch.zeros(NUM_BINS, dtype=torch.float64))
-            total.index_add_(0, bins, values[mask].double())
+            total.index_add_(0, bins, values.double())
 
     @classmethod
     def merged(cls, parts: Iterable["PositionProfile"]) -> "PositionProfile":

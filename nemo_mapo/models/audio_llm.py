@@ -69,6 +69,11 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         self.vocab_start = parallel_state.get_tensor_model_parallel_rank() * (padded // shards)
 
     @property
+    def fill_id(self) -> int:
+        """What stands in padding, which is never read: any token that does not stand for audio."""
+        return 0 if self.audio_token_id != 0 else 1
+
+    @property
     def device(self) -> torch.device:
         """Device of this rank's weights."""
         device: torch.device = next(self.parameters()).device
@@ -212,13 +217,11 @@ class AudioLLM(MegatronModule):  # type: ignore[misc]
         missing = -tokens.shape[1] % self.config.tensor_model_parallel_size if self.config.sequence_parallel else 0
         if missing == 0:
             return tokens, packed_lengths, positions
-        # Id 0 is as good as any, unless it stands for audio.
-        fill = 0 if self.audio_token_id != 0 else 1
         if packed_lengths is not None:
             packed_lengths = torch.cat([packed_lengths, packed_lengths.new_tensor([missing])])
         if positions is not None:
             positions = torch.cat([positions, torch.arange(missing, device=positions.device)])
-        return F.pad(tokens, (0, missing), value=fill), packed_lengths, positions
+        return F.pad(tokens, (0, missing), value=self.fill_id), packed_lengths, positions
 
     def _embed(
         self,

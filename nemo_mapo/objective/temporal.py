@@ -17,13 +17,13 @@ def temporal_weight(
     return relative.pow(kappa).masked_fill(~response_mask, 0.0)
 
 
-def part_of_token(response_mask: Bool[Tensor, "batch time"], parts: int) -> Int[Tensor, "batch time"]:
+def part_of_token(response_mask: Bool[Tensor, "*batch time"], parts: int) -> Int[Tensor, "*batch time"]:
     """Which of `parts` equal parts of its completion each token is in, from 0, by its middle (2 t - 1) / (2 T)."""
     lengths = response_mask.sum(-1, keepdim=True).clamp(min=1)
     # Integer arithmetic, so that borders are exact.
     return (2 * token_positions(response_mask) - 1) * parts // (2 * lengths)
 
 
-def token_positions(response_mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+def token_positions(response_mask: Bool[Tensor, "*batch time"]) -> Int[Tensor, "*batch time"]:
     """1 for a row's first completion token, T for its last; padding repeats its predecessor."""
     return response_mask.cumsum(-1)

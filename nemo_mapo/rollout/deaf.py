@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nemo_mapo.attention.session import Deafness
-from nemo_mapo.data.sequences import SEQUENCE_SEGMENT, left_padded
+from nemo_mapo.models.layout import SEQUENCE_SEGMENT, left_padded
 from nemo_mapo.rows import Prompt
 
 

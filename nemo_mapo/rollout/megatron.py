@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from nemo_mapo.attention.session import Deafness
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import whole_text
-from nemo_mapo.data.sequences import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_batch, audio_of, left_padded
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import PADDING_SEGMENT, SEQUENCE_SEGMENT, audio_batch, audio_of, left_padded
 from nemo_mapo.models.pipeline import evaluation_mode, forward_all_stages, from_last_stage, whole_sequences
 from nemo_mapo.ranks import any_expert_rank
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible

@@ -56,13 +56,12 @@ class Drawing:
 
 def drawn_log_probs(
     model: AudioLLM,
-    logits: Float[Tensor, "row sequence shard"],
+    logits: Sequence[Float[Tensor, "_ shard"]],
     completions: Sequence[Int[Tensor, "_"]],
-    places: Sequence[tuple[int, int]],
     drawing: Drawing,
 ) -> list[Float[Tensor, "_"]]:
-    """`Drawing.log_probs` of completions whose first tokens are predicted at `places` (row, position)."""
+    """`Drawing.log_probs` of completions, each with the logits that predict its tokens (`ModelInputs.by_row`)."""
     return [
-        drawing.log_probs(model.whole_vocabulary(logits[row, start : start + len(tokens)]), tokens)
-        for tokens, (row, start) in zip(completions, places, strict=True)
+        drawing.log_probs(model.whole_vocabulary(predicting), tokens)
+        for predicting, tokens in zip(logits, completions, strict=True)
     ]

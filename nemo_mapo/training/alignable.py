@@ -7,9 +7,8 @@ from torch import Tensor
 
 from nemo_mapo.aligner import AlignableGenerativeInterface
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.rows import Completion, Prompt
+from nemo_mapo.rows import Completion, Prompt, Row, ScoredRow
 from nemo_mapo.training.actor import MapoActor
-from nemo_mapo.types import RolloutBatch, TokenBatch
 
 
 class AlignableMapo(AlignableGenerativeInterface):  # type: ignore[misc]
@@ -36,11 +35,11 @@ class AlignableMapo(AlignableGenerativeInterface):  # type: ignore[misc]
         """Training mode; an engine in this process makes room."""
         self.actor.finish_inference()
 
-    def get_init_policy_logprobs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
-        """log pi_ref of each completion token, nats."""
-        return self.actor.get_init_policy_logprobs(sequences)
+    def get_init_policy_logprobs(self, rows: Sequence[Row]) -> list[Float[Tensor, "_"]]:
+        """log pi_ref of each completion token, nats, by row."""
+        return self.actor.get_init_policy_logprobs(rows)
 
-    def get_loss_and_metrics(self, batch: RolloutBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
+    def get_loss_and_metrics(self, batch: Sequence[ScoredRow], forward_only: bool) -> tuple[float, dict[str, float]]:
         """Loss of one optimiser step, its gradient in Megatron's buffers unless `forward_only`."""
         return self.actor.get_loss_and_metrics(batch, forward_only)
 

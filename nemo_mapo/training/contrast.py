@@ -1,32 +1,31 @@
 """How the audio changes the distribution of each completion token, beyond its entropy (`objective.signal`; ours)."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nemo_mapo.config.objective import Signal
-from nemo_mapo.data.sequences import Rows, by_completion, response_mask, rows_together, select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.pipeline import forward_all_stages, from_last_stage
+from nemo_mapo.models.layout import MicroBatching, in_row_order, known_to_all_stages
+from nemo_mapo.models.pipeline import forward_all_stages
 from nemo_mapo.objective.divergence import divergence
+from nemo_mapo.rows import Row, TokenSignals
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS, MicroBatching, ModelInputs
-from nemo_mapo.types import TokenBatch
+from nemo_mapo.training.signals import FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS
 
 
 @torch.no_grad()
 def audio_contrast(
     policy: AudioLLM,
     reference: FrozenReference,
-    sequences: TokenBatch,
-    log_probs: Float[Tensor, "batch time"],
+    rows: Sequence[Row],
+    signals: Mapping[int, TokenSignals],
     kind: Signal,
     batching: MicroBatching,
-) -> Float[Tensor, "batch time"] | None:
+) -> list[Float[Tensor, "_"]] | None:
     """The signal of every completion token, which takes the place of delta h in both masks; None for delta_entropy.
 
     log_ratio: log pi(y_t | x) - log pi_textref(y_t | x_text), the pointwise information that the audio gives about the
@@ -36,57 +35,38 @@ def audio_contrast(
     Args:
         policy: pi; with several pipeline stages all of them run and all get the result.
         reference: pi_textref.
-        sequences: the rows.
-        log_probs: log pi of their completion tokens.
+        rows: prompts and completions.
+        signals: what pi says of the rows, by number; read for log_ratio only.
         kind: `objective.signal`.
         batching: how rows go through both models.
     """
     if kind == "delta_entropy":
         return None
     if kind == "log_ratio":
-        ratio: Tensor = log_probs - reference.text_log_probs(sequences)
-        return ratio.masked_fill(~response_mask(sequences.completion_lengths, ratio.shape[1]), 0.0)
-
-    def of_part(rows: Rows) -> Tensor:
-        part = select_rows(sequences, rows).to(policy.device)
-        return _divergences(policy, reference, part, kind, batching).cpu()
-
-    return rows_together(((rows, of_part(rows)) for rows in batching.split(sequences)), len(log_probs))
+        unheard = reference.text_log_probs(rows)
+        return [signals[number].log_probs - log_probs for number, log_probs in enumerate(unheard)]
+    parts = batching.split(rows)
+    read = (_divergences(policy, reference, [rows[number] for number in part], kind, batching) for part in parts)
+    return in_row_order(parts, read)
 
 
 def _divergences(
-    policy: AudioLLM, reference: FrozenReference, part: TokenBatch, kind: Signal, batching: MicroBatching
-) -> Float[Tensor, "batch time"]:
+    policy: AudioLLM, reference: FrozenReference, rows: Sequence[Row], kind: Signal, batching: MicroBatching
+) -> list[Float[Tensor, "_"]]:
     assert kind == "kl" or kind == "jsd"
-    heard = _completion_logits(partial(forward_all_stages, policy), part, batching)
+    heard = _logits(policy, rows, batching)
     with reference.start_policy() as model:
-        unheard = _completion_logits(partial(forward_all_stages, model), reference.text_rows(part), batching)
-    values = None
+        unheard = _logits(model, reference.text_rows(rows), batching)
+    found = None
     if heard is not None and unheard is not None:
-        chunk = max(FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS[heard.device.type] // heard.shape[-1])
-        found = divergence(heard, unheard, kind=kind, chunk_size=chunk, process_group=policy.tensor_group)
-        values = by_completion(found[0], part.completion_lengths)
-    shape = (len(part.prompt_lengths), int(part.completion_lengths.max()))
-    return from_last_stage(values, shape, torch.zeros(0, device=policy.device))
+        chunk = max(FEWEST_ROWS, LOGIT_CHUNK_ELEMENTS[heard[0].device.type] // heard[0].shape[-1])
+        of_row = partial(divergence, kind=kind, chunk_size=chunk, process_group=policy.tensor_group)
+        found = [of_row(one[None], other[None])[0] for one, other in zip(heard, unheard, strict=True)]
+    return known_to_all_stages(found, rows, policy)
 
 
-def _completion_logits(
-    model: Callable[..., Any], part: TokenBatch, batching: MicroBatching
-) -> Float[Tensor, "1 read vocab"] | None:
-    """Logits that predict the completion tokens, completion after completion; None on all stages but the last."""
-    inputs = batching.lay_out(part)
-    output = inputs.call(model, None)
-    if output is None or inputs.read_at is not None:
-        return None if output is None else output.logits
-    logits: Tensor = output.logits
-    return logits.flatten(0, 1)[_predicting(inputs, part)][None]
-
-
-def _predicting(inputs: ModelInputs, part: TokenBatch) -> Tensor:
-    """Places of the predicting positions in the flattened rows."""
-    written = response_mask(part.completion_lengths, int(part.completion_lengths.max()))
-    starts = torch.arange(len(written), device=written.device) * inputs.tokens.shape[1]
-    if inputs.packed_lengths is not None:
-        starts = inputs.packed_lengths.cumsum(0) - inputs.packed_lengths
-    first = starts + part.prompt_lengths - 1
-    return (first[:, None] + torch.arange(written.shape[1], device=written.device))[written]
+def _logits(model: AudioLLM, rows: Sequence[Row], batching: MicroBatching) -> list[Float[Tensor, "_ vocab"]] | None:
+    """Logits that predict the completion tokens of each row; None on all stages but the last."""
+    inputs = batching.lay_out(rows, model)
+    output = inputs.call(partial(forward_all_stages, model), None)
+    return None if output is None else inputs.by_row(output.logits)

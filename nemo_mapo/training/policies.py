@@ -12,6 +12,7 @@ from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.models.lora import add_lora, freeze, merged_state_dict
 from nemo_mapo.models.nemo_encoder import load_encoder
 from nemo_mapo.models.perception import NemoPerception
@@ -19,7 +20,6 @@ from nemo_mapo.training.build import build_audio_llm
 from nemo_mapo.training.checkpoint import followed, has_adapters, load_checkpoint, load_part, read_checkpoint
 from nemo_mapo.training.finished_run import read_run_config
 from nemo_mapo.training.references import FrozenReference, OwnReference
-from nemo_mapo.training.signals import MicroBatching
 
 logger = logging.getLogger(__name__)
 

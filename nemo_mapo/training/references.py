@@ -1,19 +1,21 @@
 """The start policy, serving both references with one set of weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nemo_mapo.data.sequences import drop_audio, without_audio
+from nemo_mapo.data.prompts import without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.models.lora import adapters_off, is_adapter
 from nemo_mapo.ranks import device
-from nemo_mapo.training.signals import MicroBatching, TokenSignals, token_signals_in_parts
-from nemo_mapo.types import TokenBatch
+from nemo_mapo.rows import Row, TokenSignals
+from nemo_mapo.training.signals import token_signals_in_parts
 
 
 class FrozenReference:
@@ -78,30 +80,34 @@ class FrozenReference:
             if self._uses == 0:
                 self.model.to("cpu")
 
-    def log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
+    def log_probs(self, rows: Sequence[Row]) -> list[Float[Tensor, "_"]]:
         """log pi_ref of each completion token given text and audio, nats."""
-        return self._signals(sequences).log_probs
+        return [one.log_probs for one in self._signals(rows)]
 
-    def text_entropy(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
+    def text_entropy(self, rows: Sequence[Row]) -> list[Float[Tensor, "_"]]:
         """H(pi_textref) in nats at each completion token, over the full vocabulary at temperature 1.
 
         The audio span and its markers are dropped and completions move forward with their prompts, so that not even
         the clip's length is seen; with `keep_placeholders` the positions stay, without audio behind them.
         """
-        return self._signals(self.text_rows(sequences)).entropy_nats
+        return [one.entropy_nats for one in self._signals(self.text_rows(rows))]
 
-    def text_log_probs(self, sequences: TokenBatch) -> Float[Tensor, "batch time"]:
+    def text_log_probs(self, rows: Sequence[Row]) -> list[Float[Tensor, "_"]]:
         """log pi_textref of each completion token in nats, read as `text_entropy` is."""
-        return self._signals(self.text_rows(sequences)).log_probs
+        return [one.log_probs for one in self._signals(self.text_rows(rows))]
 
-    def text_rows(self, sequences: TokenBatch) -> TokenBatch:
+    def text_rows(self, rows: Sequence[Row]) -> list[Row]:
         """The rows as the text-only reference reads them."""
-        text_only = without_audio(sequences)
-        return text_only if self.keep_placeholders else drop_audio(text_only, self.special)
+        return [
+            replace(
+                row, prompt=row.prompt.unheard() if self.keep_placeholders else without_audio(row.prompt, self.special)
+            )
+            for row in rows
+        ]
 
-    def _signals(self, sequences: TokenBatch) -> TokenSignals:
+    def _signals(self, rows: Sequence[Row]) -> list[TokenSignals]:
         with self.start_policy() as model:
-            return token_signals_in_parts(model, sequences, head_reduction=None, batching=self.batching)
+            return token_signals_in_parts(model, rows, head_reduction=None, batching=self.batching)
 
 
 class OwnReference(FrozenReference):

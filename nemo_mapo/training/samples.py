@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.aligner import CustomLoggerWrapper
 from nemo_mapo.config.objective import ObjectiveConfig
+from nemo_mapo.models.layout import objective_inputs
 from nemo_mapo.objective.weights import token_weights
-from nemo_mapo.rows import Completion, Group, Prompt
-from nemo_mapo.training.actor import objective_inputs
+from nemo_mapo.rows import Completion, Group, Prompt, ScoredRow, TokenSignals
 from nemo_mapo.training.records import JsonLines
 from nemo_mapo.training.scoring import ScoredRollouts
 
@@ -45,9 +45,8 @@ class SampleWriter:
         self._table = [_table_row(step, row, group, scored) for row in range(len(group))]
         totals = scored.rewards.total[: len(group)]
         rows = sorted({totals.index(max(totals)), totals.index(min(totals))})
-        arrays = self._token_arrays(scored)
         self.keep_clip(step, group.prompt)
-        self.file.append(self._record(step, row, group, scored, arrays) for row in rows)
+        self.file.append(self._record(step, row, group, scored) for row in rows)
 
     def log_table(self, logger: CustomLoggerWrapper, step: int) -> None:
         """Show the last group to every logger that has tables (W&B) or texts (TensorBoard)."""
@@ -57,38 +56,25 @@ class SampleWriter:
             if isinstance(each, TensorBoardLogger):
                 each.experiment.add_text(TABLE, _markdown(columns, data), step)
 
-    def _token_arrays(self, scored: ScoredRollouts) -> dict[str, Float[Tensor, "batch time"]]:
-        batch, signals = scored.batch, scored.signals
-        inputs = objective_inputs(
-            signals,
-            batch,
-            global_sequences=len(batch.advantages),
-            global_tokens=int(batch.sequences.completion_lengths.sum()),
-        )
-        arrays: dict[str, Float[Tensor, "batch time"]] = {}
-        if batch.text_ref_entropy_nats is not None:
-            arrays["omega"], arrays["nu"] = token_weights(inputs, self.objective)
-            arrays["delta_h_nats"] = batch.text_ref_entropy_nats - signals.entropy_nats
+    def _per_token(self, row: ScoredRow, signals: TokenSignals) -> dict[str, Float[Tensor, "_"]]:
+        found: dict[str, Float[Tensor, "_"]] = {}
+        if row.text_ref_entropy_nats is not None:
+            inputs = objective_inputs([row], [signals], global_sequences=1, global_tokens=len(row.token_ids))
+            (found["omega"],), (found["nu"],) = token_weights(inputs, self.objective)
+            found["delta_h_nats"] = row.text_ref_entropy_nats - signals.entropy_nats
         if signals.audio_mass is not None:
-            arrays["audio_mass"] = signals.audio_mass
-        return arrays
+            found["audio_mass"] = signals.audio_mass
+        return found
 
-    def _record(
-        self,
-        step: int,
-        row: int,
-        group: Group,
-        scored: ScoredRollouts,
-        arrays: dict[str, Float[Tensor, "batch time"]],
-    ) -> dict[str, Any]:
+    def _record(self, step: int, row: int, group: Group, scored: ScoredRollouts) -> dict[str, Any]:
         completion = group.completions[row]
-        per_token = {name: _rounded(values[row, : len(completion)]) for name, values in arrays.items()}
+        per_token = self._per_token(scored.rows[row], scored.signals[row])
         return {
             **sample_record(step, "train", group, completion, scored.rewards.row(row)),
-            "advantage": round(float(scored.batch.advantages[row]), _DIGITS),
+            "advantage": round(float(scored.rows[row].advantages), _DIGITS),
             "weight_version": completion.weight_version,
             "tokens": [self.tokenizer.decode([token]) for token in completion.token_ids.tolist()],
-            **per_token,
+            **{name: _rounded(values) for name, values in per_token.items()},
         }
 
 
@@ -114,7 +100,7 @@ def _table_row(step: int, row: int, group: Group, scored: ScoredRollouts) -> dic
     record = sample_record(step, "train", group, group.completions[row], scored.rewards.row(row))
     rewards = {f"reward_{name}": value for name, value in record["reward"].items()}
     named = {name: record[name] for name in ("step", "id", "question", "answer", "text")}
-    return {**named, **rewards, "advantage": round(float(scored.batch.advantages[row]), _DIGITS)}
+    return {**named, **rewards, "advantage": round(float(scored.rows[row].advantages), _DIGITS)}
 
 
 def _markdown(columns: list[str], data: list[list[Any]]) -> str:

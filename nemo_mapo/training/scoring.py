@@ -1,7 +1,7 @@
 """Turns sampled completions into a training batch: rewards, advantages, references, gate."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import RolloutConfig, RunConfig
 from nemo_mapo.data.prompts import prefill
-from nemo_mapo.data.sequences import padded, response_mask, row_slices, select_batch, select_rows, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.layout import in_parts
 from nemo_mapo.objective.advantages import group_advantages, soft_overlong_penalty
 from nemo_mapo.objective.decoupled import batch_scale, decoupled_advantages
 from nemo_mapo.objective.dependency import audio_dependency, completion_scales
@@ -29,13 +29,12 @@ from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rewards.protocol import RewardSample
 from nemo_mapo.rewards.templates import reasoning_words
 from nemo_mapo.rollout.scoring import Drawing
-from nemo_mapo.rows import Completion, Group, completions_of, training_rows
+from nemo_mapo.rows import Completion, Group, Row, ScoredRow, TokenSignals, completions_of, training_rows
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.contrast import audio_contrast
 from nemo_mapo.training.references import OwnReference
-from nemo_mapo.training.signals import TokenSignals
 from nemo_mapo.training.tars import Alignment, alignment
-from nemo_mapo.types import Maximum, RolloutBatch, TokenBatch
+from nemo_mapo.types import Maximum
 
 Timer = Callable[[str], AbstractContextManager[None]]
 """Times a named section: `with timer("rollout"): ...`."""
@@ -43,20 +42,24 @@ Timer = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRollouts:
-    """A batch ready for the objective, with what log and sample page show about it."""
+    """Rows ready for the objective, with what log and sample page show about them."""
 
-    batch: RolloutBatch
+    rows: list[ScoredRow]
     rewards: RewardTable
-    signals: TokenSignals
-    """The policy's signals at rollout time; 0 on rows of the first optimiser step that nothing asked for sooner, until
-    the training pass puts in what it reads (`batch.old_log_probs` are these very log-probs)."""
+    signals: dict[int, TokenSignals]
+    """The policy's signals at rollout time by row; those of the first optimiser step come with its training pass,
+    unless something asked for them sooner."""
     metrics: dict[str, float]
 
-    def in_steps(self, count: int) -> list[tuple[slice, RolloutBatch]]:
-        """Rows and batch of each of `count` optimiser steps; in the first, pi_old is the policy that is trained."""
-        total = len(self.batch.advantages)
-        (rows, first), *later = [(rows, select_batch(self.batch, rows)) for rows in row_slices(total, total // count)]
-        return [(rows, replace(first, old_log_probs=None)), *later]
+    def in_steps(self, count: int) -> list[list[ScoredRow]]:
+        """The rows of each of `count` optimiser steps."""
+        return in_parts(self.rows, len(self.rows) // count)
+
+    def first_step_read(self, signals: Sequence[TokenSignals]) -> None:
+        """Take the signals that the first training pass read of its rows; log mu stays as it was read before."""
+        for row, now in enumerate(signals):
+            before = self.signals.get(row)
+            self.signals[row] = now if before is None else replace(now, drawn_log_probs=before.drawn_log_probs)
 
 
 class RolloutScorer:
@@ -108,59 +111,59 @@ class RolloutScorer:
         self, groups: Sequence[Group], actor: MapoActor, timer: Timer, known: RewardTable | None = None
     ) -> ScoredRollouts:
         """Compute rewards (if not `known`), advantages, gate, log pi_old, log pi_ref and text-reference entropies."""
-        wanted, completions, group_size = self.objective.uses_text_reference, completions_of(groups), len(groups[0])
+        wanted, group_size = self.objective.uses_text_reference, len(groups[0])
         gate_future = self._gate_worker.submit(self._gate if wanted else _open_gate, groups)
-        sequences = token_batch(training_rows(groups), pad_id=self.special.pad_id)
+        rows, completions = training_rows(groups), completions_of(groups)
+        first_step = range(len(rows) // self.optimizer_steps)
         with timer("reference"):
-            signals = self._read_before_training(sequences, completions, actor)
-            ref_log_probs = actor.get_init_policy_logprobs(sequences)
-            text_entropy = actor.reference.text_entropy(sequences) if wanted else None
-            signal = self._signal(sequences, signals, actor) if wanted else None
+            signals = self._read_before_training(rows, completions, actor)
+            ref_log_probs = actor.get_init_policy_logprobs(rows)
+            text_entropy = actor.reference.text_entropy(rows) if wanted else None
+            signal = self._signal(rows, signals, actor) if wanted else None
             text_only = None
             if self.objective.compares_without_audio:
                 own = OwnReference(actor.policy, self.special, batching=actor.batching)
-                text_only = own.text_log_probs(sequences)
+                text_only = own.text_log_probs(rows)
         with timer("rewards"):
             penalty = self._overlong_penalty(groups)
             unpenalised = score_groups(groups, self.rewards) if known is None else known
-            aligned = self._alignment(groups, sequences, unpenalised, actor)
+            aligned = self._alignment(groups, unpenalised, actor)
             totals = torch.tensor(unpenalised.total) + penalty + aligned.reward
             table = RewardTable(by_reward=unpenalised.by_reward, total=totals.tolist())
         if self.rewards.asks_judge:
             self._refuse_too_few_verdicts(table)
         gate, gate_metrics = gate_future.result()
-        kept = response_mask(sequences.completion_lengths, signals.log_probs.shape[1])
-        scales = self._scales(signals.log_probs, text_only, kept)
-        batch = RolloutBatch(
-            sequences=sequences,
-            response_mask=kept,
-            old_log_probs=signals.log_probs,
-            ref_log_probs=ref_log_probs,
-            text_ref_entropy_nats=text_entropy,
-            pos_gate=gate,
-            advantages=self._advantages(totals, table, group_size) * scales,
-            accuracy_rewards=torch.tensor(table.accuracy),
-            finished=torch.tensor([one.stopped for one in completions]),
-            behaviour_log_probs=(
-                None
-                if self.objective.behaviour_clip is None
-                else padded([one.sampling_log_probs for one in completions])
-            ),
-            text_only_log_probs=text_only,
-            audio_signal=signal,
-        )
+        advantages = self._advantages(totals, table, group_size) * self._scales(signals, text_only, len(rows))
+        scored = [
+            ScoredRow(
+                prompt=row.prompt,
+                token_ids=row.token_ids,
+                # In the first step pi_old is the policy that is trained.
+                old_log_probs=None if number in first_step else signals[number].log_probs,
+                ref_log_probs=ref_log_probs[number],
+                text_ref_entropy_nats=None if text_entropy is None else text_entropy[number],
+                pos_gate=gate[number],
+                advantages=advantages[number],
+                accuracy_rewards=torch.tensor(table.accuracy[number]),
+                finished=torch.tensor(one.stopped),
+                behaviour_log_probs=None if self.objective.behaviour_clip is None else one.sampling_log_probs,
+                text_only_log_probs=None if text_only is None else text_only[number],
+                audio_signal=None if signal is None else signal[number],
+            )
+            for number, (row, one) in enumerate(zip(rows, completions, strict=True))
+        ]
         metrics = rollout_metrics(groups, table) | gate_metrics | aligned.metrics
         metrics["rollout/equal_reward_groups"] = float(_equal_groups(totals, group_size).float().mean())
         if self.objective.overlong_buffer > 0:
             metrics["rollout/overlong_penalty"] = float(penalty.mean())
         if self.rewards.asks_judge:
             metrics["rollout/verdicts_missing"] = table.missing_share
-        return ScoredRollouts(batch=batch, rewards=table, signals=signals, metrics=metrics)
+        return ScoredRollouts(rows=scored, rewards=table, signals=signals, metrics=metrics)
 
     def _read_before_training(
-        self, sequences: TokenBatch, completions: Sequence[Completion], actor: MapoActor
-    ) -> TokenSignals:
-        """The policy's signals for rows that are trained on after an update; 0 for the first optimiser step.
+        self, rows: Sequence[Row], completions: Sequence[Completion], actor: MapoActor
+    ) -> dict[int, TokenSignals]:
+        """The policy's signals for rows that are trained on after an update: those behind the first optimiser step.
 
         That step runs its rows with the same policy anyway (docs/decisions/0018). All rows are scored if the objective
         needs log pi of the batch earlier, or if the engine cannot report log pi and log mu has to be compared.
@@ -170,26 +173,20 @@ class RolloutScorer:
             drawing = Drawing.of(self.rollout.sampling, self.tokenizer, actor.policy.vocab_size)
         sooner = self.objective.signal == "log_ratio" or self.objective.vppo_scale_floor is not None
         first = 0 if sooner or drawing is not None else len(completions) // self.optimizer_steps
-        signals = TokenSignals.unread(sequences, mass=actor.captures_audio_mass, drawn=drawing is not None)
-        if first < len(completions):
-            later = slice(first, len(completions))
-            signals.put(later, actor.get_inference_signals(select_rows(sequences, later), drawing).stacked())
-        return signals
+        return dict(enumerate(actor.get_inference_signals(rows[first:], drawing), first))
 
-    def _signal(self, sequences: TokenBatch, signals: TokenSignals, actor: MapoActor) -> Tensor | None:
-        kind, log_probs = self.objective.signal, signals.log_probs
-        return audio_contrast(actor.policy, actor.reference, sequences, log_probs, kind, actor.batching)
+    def _signal(
+        self, rows: Sequence[Row], signals: Mapping[int, TokenSignals], actor: MapoActor
+    ) -> list[Float[Tensor, "_"]] | None:
+        kind = self.objective.signal
+        return audio_contrast(actor.policy, actor.reference, rows, signals, kind, actor.batching)
 
-    def _alignment(
-        self, groups: Sequence[Group], sequences: TokenBatch, table: RewardTable, actor: MapoActor
-    ) -> Alignment:
+    def _alignment(self, groups: Sequence[Group], table: RewardTable, actor: MapoActor) -> Alignment:
         config = self.rewards.tars
         if config is None:
             return Alignment(reward=torch.zeros(len(table.total)), metrics={})
         embedder = OpenAIClient(self.rewards.judge) if config.behaviour > 0 else None
-        return alignment(
-            groups, sequences, table.accuracy, actor.policy, config, batching=actor.batching, embedder=embedder
-        )
+        return alignment(groups, table.accuracy, actor.policy, config, batching=actor.batching, embedder=embedder)
 
     def _advantages(self, totals: Float[Tensor, " batch"], table: RewardTable, group_size: int) -> Tensor:
         cfg = self.objective
@@ -201,11 +198,18 @@ class RolloutScorer:
         mean_square = sum(squares) / len(squares)
         return advantages / batch_scale(mean_square, epsilon=cfg.advantage_epsilon)
 
-    def _scales(self, old: Tensor, text_only: Tensor | None, kept: Bool[Tensor, "batch time"]) -> Tensor:
+    def _scales(
+        self, signals: Mapping[int, TokenSignals], text_only: Sequence[Tensor] | None, completions: int
+    ) -> Float[Tensor, " batch"]:
         """VPPO's factors of the advantages, over the whole rollout batch; 1 without them."""
         if text_only is None or self.objective.vppo_scale_floor is None:
-            return torch.ones(len(kept))
-        means = audio_dependency(old, text_only, kept).sum(-1) / kept.sum(-1).clamp(min=1)
+            return torch.ones(completions)
+        old = [signals[number].log_probs[None] for number in range(completions)]
+        dependencies = [
+            audio_dependency(heard, unheard[None], torch.ones_like(heard, dtype=torch.bool))
+            for heard, unheard in zip(old, text_only, strict=True)
+        ]
+        means = torch.stack([dependency.mean() for dependency in dependencies])
         of_all = gather_over_data_parallel(means.tolist())
         everywhere = torch.tensor([value for rank in of_all for value in rank], dtype=torch.float64)
         floor = self.objective.vppo_scale_floor
@@ -221,7 +225,7 @@ class RolloutScorer:
                 f"{self.rewards.judge.base_url} are missing, more than rewards.max_missing_share={limit} allows"
             )
 
-    def _gate(self, groups: Sequence[Group]) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
+    def _gate(self, groups: Sequence[Group]) -> tuple[list[Bool[Tensor, "_"]], dict[str, float]]:
         started = time.perf_counter()
         # What the prompt has begun belongs to the first sentence.
         begun = [
@@ -231,7 +235,7 @@ class RolloutScorer:
         whole, fallbacks = gate_batch(
             ids, self.tokenizer, self.objective.pos_tags, self.tagger, words=self.objective.gate_words
         )
-        gate = padded([torch.tensor(row[len(start) :]) for row, start in zip(whole, begun, strict=True)])
+        gate = [torch.tensor(row[len(start) :]) for row, start in zip(whole, begun, strict=True)]
         metrics = {f"mapo/gate_fallback_{reason}": count / len(ids) for reason, count in fallbacks.items()}
         metrics["mapo/gate_tagger_is_perceptron"] = float(self.tagger.name == PERCEPTRON_PACKAGE)
         metrics["mapo/gate_fallbacks"] = sum(fallbacks.values()) / len(ids)
@@ -272,27 +276,27 @@ def rollout_metrics(groups: Sequence[Group], table: RewardTable) -> dict[str, fl
     return metrics | {f"rollout/{name}": _mean(values) for name, values in there.items() if values}
 
 
-def agreement(
-    signals: TokenSignals, completions: Sequence[Completion], response_mask: Bool[Tensor, "batch time"]
-) -> dict[str, float]:
+def agreement(signals: Mapping[int, TokenSignals], completions: Sequence[Completion]) -> dict[str, float]:
     """Agreement of the log-probs of engine and training, under the model's distribution or the one sampled from.
 
     Tokens at the edge of top-k or top-p that training could not have sampled are counted separately.
     """
-    ours, theirs = signals.log_probs, [one.log_probs for one in completions if one.log_probs is not None]
+    both = [signals[row] for row in range(len(completions))]
+    theirs = [one.log_probs for one in completions if one.log_probs is not None]
     metrics: dict[str, float] = {}
-    if len(theirs) < len(completions):
-        assert signals.drawn_log_probs is not None
-        ours, theirs = signals.drawn_log_probs, [one.sampling_log_probs for one in completions]
-        outside = response_mask & ours.isneginf()
-        metrics["rollout/log_prob_outside"] = float(outside.sum() / response_mask.sum())
-        response_mask = response_mask & ~outside
-    stated = padded(theirs).masked_fill(~response_mask, 0.0)
-    ours = ours.masked_fill(~response_mask, 0.0)
-    gaps = (ours - stated).abs()
+    if len(theirs) == len(completions):
+        ours, stated = torch.cat([one.log_probs for one in both]), torch.cat(theirs)
+        outside = torch.zeros_like(ours, dtype=torch.bool)
+    else:
+        ours = torch.cat([one.drawn_log_probs for one in both if one.drawn_log_probs is not None])
+        stated = torch.cat([one.sampling_log_probs for one in completions])
+        outside = ours.isneginf()
+        metrics["rollout/log_prob_outside"] = float(outside.sum() / len(outside))
+    gaps = (ours - stated).abs().masked_fill(outside, 0.0)
+    means = [of_completion.mean() for of_completion in gaps.split(list(map(len, completions)))]
     metrics["rollout/log_prob_gap"] = Maximum(gaps.max())
-    metrics["rollout/log_prob_mismatch"] = float((gaps.sum(1) / torch.tensor([len(one) for one in completions])).mean())
-    metrics["rollout/log_prob_correlation"] = _correlation(ours[response_mask], stated[response_mask])
+    metrics["rollout/log_prob_mismatch"] = float(torch.stack(means).mean())
+    metrics["rollout/log_prob_correlation"] = _correlation(ours[~outside], stated[~outside])
     return metrics
 
 
@@ -303,10 +307,9 @@ def _correlation(one: Float[Tensor, " token"], other: Float[Tensor, " token"]) -
     return float(one @ other) / scale if scale > 0 else float(torch.equal(one, other))
 
 
-def _open_gate(groups: Sequence[Group]) -> tuple[Bool[Tensor, "batch time"], dict[str, float]]:
+def _open_gate(groups: Sequence[Group]) -> tuple[list[Bool[Tensor, "_"]], dict[str, float]]:
     """All tokens, for an objective without a gate."""
-    lengths = [len(one) for one in completions_of(groups)]
-    return torch.ones(len(lengths), max(lengths), dtype=torch.bool), {}
+    return [torch.ones(len(one), dtype=torch.bool) for one in completions_of(groups)], {}
 
 
 def _equal_groups(totals: Float[Tensor, " batch"], group_size: int) -> Bool[Tensor, " group"]:

@@ -7,15 +7,14 @@ from megatron.core.distributed import DistributedDataParallel
 from nemo_mapo.aligner import CustomLoggerWrapper, Timer
 from nemo_mapo.config.run import RunConfig
 from nemo_mapo.data.dataset import PromptLoader, rows_of_split
-from nemo_mapo.data.sequences import row_slices, select_rows
+from nemo_mapo.models.layout import MicroBatching, in_parts
 from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.training.checkpoint import CheckpointStore
 from nemo_mapo.training.loop import TrainingLoop, Validator
 from nemo_mapo.training.optimizer import PolicyOptimizer
 from nemo_mapo.training.prompts import PromptStream
-from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.supervised import supervised_gradient
-from nemo_mapo.training.targets import TargetRows
+from nemo_mapo.training.targets import TargetRows, hide_clips
 from nemo_mapo.types import reduced
 
 
@@ -47,15 +46,15 @@ class SftTrainer(TrainingLoop):
         started = time.perf_counter()
         with self.timer("data"):
             places = data_parallel_prompts(self.prompts.batch_size, self.config.steps_per_generation)
-            sequences = self.targets(next(self.prompts))
-            sequences = self.targets.with_hidden_clips(sequences, places, self.prompts.batch_size)
+            rows = self.targets(next(self.prompts))
+            rows = hide_clips(rows, places, self.prompts.batch_size, self.targets.config, self.targets.special)
         history: list[dict[str, float]] = []
         self.policy.train()
         rows_per_step = len(places) // self.config.steps_per_generation
         with self.timer("train"):
-            for rows in row_slices(len(places), rows_per_step):
+            for part in in_parts(rows, rows_per_step):
                 self.optimizer.zero_grad()
-                metrics = supervised_gradient(self.wrapped, select_rows(sequences, rows), self.batching)
+                metrics = supervised_gradient(self.wrapped, part, self.batching)
                 history.append(metrics | self.update(metrics["train/loss"]))
             self.optimizer.zero_grad()
         self.step += 1

@@ -1,18 +1,19 @@
 """Targets of supervised training, from the fields of a manifest."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.data import TARGET_FIELDS, TargetConfig
+from nemo_mapo.config.warm_start import WarmStartConfig
 from nemo_mapo.data.plain_text import control_tokens_in
-from nemo_mapo.data.prompts import prefill
-from nemo_mapo.data.sequences import hide_clips, token_batch
+from nemo_mapo.data.prompts import prefill, without_audio
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.rewards.templates import Template, has_tags, join_completion, opening_tag, split_completion
-from nemo_mapo.rows import Problem, Row
-from nemo_mapo.types import Example, TokenBatch
+from nemo_mapo.rows import Problem, Prompt, Row
+from nemo_mapo.types import Example
 
 
 def target_text(example: Example, config: TargetConfig, template: Template) -> str:
@@ -70,13 +71,12 @@ class TargetRows:
         self.tokenizer = tokenizer
         self.special = SpecialTokens.from_tokenizer(tokenizer)
 
-    def __call__(self, problems: Sequence[Problem]) -> TokenBatch:
+    def __call__(self, problems: Sequence[Problem]) -> list[Row]:
         """Prompt + target rows, in the order of the problems; the end-of-turn token is learned too."""
-        return token_batch([self._row(problem) for problem in problems], pad_id=self.special.pad_id)
-
-    def _row(self, problem: Problem) -> Row:
-        target = self.ids(problem.example, problem.prompt.token_ids.tolist())
-        return Row(prompt=problem.prompt, token_ids=torch.tensor(target))
+        return [
+            Row(prompt=prompt, token_ids=torch.tensor(self.ids(example, prompt.token_ids.tolist())))
+            for prompt, example in ((problem.prompt, problem.example) for problem in problems)
+        ]
 
     def ids(self, example: Example, prompt: Sequence[int]) -> list[int]:
         """Target of one example after `prompt`; a reasoning tag that the prompt already opens is not opened again."""
@@ -90,11 +90,29 @@ class TargetRows:
             )
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.special.end_id]
 
-    def with_hidden_clips(self, sequences: TokenBatch, places: Sequence[int], batch_size: int) -> TokenBatch:
-        """The shares of a batch of `batch_size` that have no clip, or a silent one; `places` are this rank's rows."""
-        text_only = round(batch_size * self.config.text_only_share)
-        silent = text_only + round(batch_size * self.config.silent_clip_share)
-        place = torch.tensor(places)
-        return hide_clips(
-            sequences, self.special, text_only=place < text_only, silent=(place >= text_only) & (place < silent)
-        )
+
+def hide_clips(
+    rows: Sequence[Row],
+    places: Sequence[int],
+    batch_size: int,
+    shares: TargetConfig | WarmStartConfig,
+    special: SpecialTokens,
+) -> list[Row]:
+    """A batch's first rows without audio, as the text-only reference reads them, the next with silence for their clips.
+
+    Args:
+        rows: this rank's.
+        places: where they stand in the batch.
+        batch_size: rows of the batch.
+        shares: how many are without audio, and how many silent.
+        special: the tokenizer's special tokens.
+    """
+    text_only = round(batch_size * shares.text_only_share)
+    hearing = text_only + round(batch_size * shares.silent_clip_share)
+
+    def heard(prompt: Prompt, place: int) -> Prompt:
+        if place < text_only:
+            return without_audio(prompt, special)
+        return prompt.silenced() if place < hearing else prompt
+
+    return [replace(row, prompt=heard(row.prompt, place)) for row, place in zip(rows, places, strict=True)]

@@ -15,15 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.rewards import TarsConfig
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hidden_states import pooled_hidden_states
+from nemo_mapo.models.layout import MicroBatching, in_parts
 from nemo_mapo.ranks import any_rank
 from nemo_mapo.rewards.judge import EmbeddingModel, JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
-from nemo_mapo.rows import Group, Problem, Prompt, completions_of
-from nemo_mapo.training.signals import MicroBatching
-from nemo_mapo.types import Example, TokenBatch, Wording
+from nemo_mapo.rows import Group, Problem, Prompt, Row, completions_of, training_rows
+from nemo_mapo.types import Example, Wording
 
 MODALITIES = 2
 """Groups of a prompt: speech, then text."""
@@ -65,7 +64,6 @@ def _text_twin(problem: Problem, tokenizer: PreTrainedTokenizerBase, wording: Wo
 
 def alignment(
     groups: Sequence[Group],
-    sequences: TokenBatch,
     accuracy: Sequence[float],
     policy: AudioLLM,
     config: TarsConfig,
@@ -96,7 +94,7 @@ def alignment(
     }
     # The layers' experts may be sharded over ranks: none can make this pass alone.
     if config.representation > 0 and any_rank(bool(speech)):
-        states = _states(policy, sequences, batching)
+        states = _states(policy, training_rows(groups), batching)
         cosines = torch.cosine_similarity(states[speech], states[reference], dim=-1).mean(-1)
         reward[speech] += config.representation * cosines
         if speech:
@@ -129,21 +127,19 @@ def _pairs(groups: Sequence[Group], accuracy: Sequence[float]) -> tuple[list[int
 
 
 @torch.no_grad()
-def _states(policy: AudioLLM, sequences: TokenBatch, batching: MicroBatching) -> Float[Tensor, "batch layer hidden"]:
+def _states(policy: AudioLLM, rows: Sequence[Row], batching: MicroBatching) -> Float[Tensor, "batch layer hidden"]:
     """Mean hidden state of every layer over the completion's tokens, row by row."""
-    states: Tensor | None = None
-    for rows in MicroBatching(rows=batching.rows).split(sequences):
-        part = select_rows(sequences, rows).to(policy.device)
-        place = torch.arange(part.tokens.shape[1], device=policy.device)
-        end = part.prompt_lengths + part.completion_lengths
-        written = (place >= part.prompt_lengths[:, None]) & (place < end[:, None])
+    found = []
+    for part in in_parts(rows, batching.rows):
+        inputs = MicroBatching(rows=batching.rows).lay_out(part, policy)
+        written = torch.zeros_like(inputs.tokens, dtype=torch.bool)
+        for span in inputs.spans:
+            # From y_1 on, which stands behind the position that predicts it.
+            written.view(-1)[span.first + 1 : span.first + 1 + span.tokens] = True
         with pooled_hidden_states(policy, written) as pooled:
-            policy(part.tokens, part.audio, part.audio_row)
-        found = torch.stack(pooled, dim=1).cpu()
-        states = torch.zeros(len(sequences.prompt_lengths), *found.shape[1:]) if states is None else states
-        states[rows] = found
-    assert states is not None
-    return states
+            inputs.call(policy, None)
+        found.append(torch.stack(pooled, dim=1).cpu())
+    return torch.cat(found)
 
 
 def _text_cosines(

@@ -82,7 +82,7 @@ class MapoTrainer(TrainingLoop):
         self.consumed_samples += drawn.sampled
         if is_main_rank():
             self.samples.write_training(self.step, drawn.groups[0], scored)
-        agreed = agreement(scored.signals, completions_of(drawn.groups), scored.batch.response_mask)
+        agreed = agreement(scored.signals, completions_of(drawn.groups))
         metrics |= reduced(gather_over_data_parallel(scored.metrics | agreed)) | self.timings() | drawn.metrics
         metrics["timing/step_seconds"] = time.perf_counter() - started
         # Generation ahead takes as long as the step, of which the trainer waits only a small part.
@@ -123,11 +123,11 @@ class MapoTrainer(TrainingLoop):
             FloatingPointError: naming a bad tensor, after `max_skipped_steps` steps in a row that were not finite.
         """
         history: list[dict[str, float]] = []
-        for number, (rows, batch) in enumerate(scored.in_steps(self.config.steps_per_generation)):
+        for number, rows in enumerate(scored.in_steps(self.config.steps_per_generation)):
             self.optimizer.zero_grad()
-            passed = self.actor.training_pass(batch)
+            passed = self.actor.training_pass(rows)
             if number == 0:
-                scored.signals.put(rows, passed.signals.stacked())
+                scored.first_step_read(passed.signals)
             history.append(passed.metrics | self.update(passed.loss))
         self.optimizer.zero_grad()
         return reduced(history)

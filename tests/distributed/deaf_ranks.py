@@ -7,26 +7,25 @@ from torch import Tensor
 
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import padded
+from nemo_mapo.models.layout import MicroBatching, padded
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.rows import Completion
+from nemo_mapo.rows import Completion, ScoredRow
 from nemo_mapo.training.checkpoint import load_checkpoint
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from nemo_mapo.types import RolloutBatch
+from nemo_mapo.training.signals import token_signals_in_parts
 from support.layouts import GROUP_SIZE, NUM_PROMPTS, ROWS, Layout, build
 from support.tiny import TinyAudioLLM, tiny_prompts, tiny_tokenizer
 
 
-def deaf_passes(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """On every rank: log-probs of the batch with deaf tokens, completions drawn with them, and drawn without."""
+def deaf_passes(layout: Layout, base: ModelConfig, start: str, rows: list[ScoredRow]) -> tuple[Tensor, Tensor, Tensor]:
+    """On every rank: log-probs of the rows with deaf tokens, completions drawn with them, and drawn without."""
     config = layout.config(base)
     model = build(config, seed=99)
     load_checkpoint(Path(start), model)
     first = torch.arange(ROWS) % 3
     deaf = DeafTokens(first=first, end=first + 4, prompt_text=True)
     batching = MicroBatching.of(config)
-    log_probs = token_signals_in_parts(model, batch.sequences, head_reduction=None, batching=batching, deaf=deaf)
+    signals = token_signals_in_parts(model, rows, head_reduction=None, batching=batching, deaf=deaf)
     tokenizer = tiny_tokenizer()
     prompts = tiny_prompts(TinyAudioLLM(config=config, model=model, tokenizer=tokenizer), num_prompts=NUM_PROMPTS)
     backend = MegatronRollout(model, tokenizer, batch_size=ROWS)
@@ -34,7 +33,7 @@ def deaf_passes(layout: Layout, base: ModelConfig, start: str, batch: RolloutBat
     by_prompt = deaf.of(slice(0, NUM_PROMPTS))
     drawn = backend.generate(prompts, greedy, group_size=GROUP_SIZE, seeds=seeds, deaf=by_prompt)
     heard = backend.generate(prompts, greedy, group_size=GROUP_SIZE, seeds=seeds)
-    return log_probs.log_probs, _tokens(drawn), _tokens(heard)
+    return torch.cat([one.log_probs for one in signals]), _tokens(drawn), _tokens(heard)
 
 
 def _tokens(drawn: list[list[Completion]]) -> Tensor:

@@ -15,9 +15,8 @@ from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.plan import PlanConfig
 from nemo_mapo.config.run import RunConfig
-from nemo_mapo.data.sequences import token_batch
-from nemo_mapo.data.tokenizer import PAD
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import PADDED_ROWS, MicroBatching
 from nemo_mapo.models.lora import freeze
 from nemo_mapo.platform import install_cpu_host
 from nemo_mapo.rows import Prompt, Row, training_rows
@@ -38,7 +37,7 @@ from nemo_mapo.training.plan_activations import (
     perception_bytes,
     stage_bytes,
 )
-from nemo_mapo.training.signals import MicroBatching, token_signals
+from nemo_mapo.training.signals import token_signals
 from support.layouts import GROUP_SIZE, build, hard_groups
 from support.tiny import SAMPLE_RATE, TinyAudioLLM, tiny_tokenizer
 
@@ -132,17 +131,18 @@ def activations(model: ModelConfig, precision: str) -> tuple[int, int]:
     policy = build(model, dtype=DTYPES[precision])
     freeze(policy, model.resolved_freeze)
     tiny = TinyAudioLLM(config=model, model=policy, tokenizer=tiny_tokenizer())
-    sequences = token_batch(training_rows(hard_groups(tiny)), pad_id=tiny.token_id(PAD))
+    rows = training_rows(hard_groups(tiny))
     with saved_tensors(policy) as saved:
-        token_signals(policy, sequences, head_reduction="max")
-    rows, longest = sequences.tokens.shape
+        token_signals(policy, rows, head_reduction="max")
+    inputs = PADDED_ROWS.lay_out(rows, policy)
+    longest = inputs.tokens.shape[1]
     longest += -longest % model.tensor_model_parallel_size if model.sequence_parallel else 0
     batch = micro_batch(
         policy,
         precision,
-        tokens=rows * longest,
-        clips=len(sequences.audio.lengths),
-        audio_seconds=sequences.audio.waveforms.shape[1] / SAMPLE_RATE,
+        tokens=len(rows) * longest,
+        clips=len(inputs.audio.lengths),
+        audio_seconds=inputs.audio.waveforms.shape[1] / SAMPLE_RATE,
     )
     return saved.num_bytes, planned_bytes(model, batch)
 
@@ -162,7 +162,7 @@ def shared_activations(model: ModelConfig, precision: str, shared: SharedPrompts
         rows += [Row(prompt=prompt, token_ids=words)] * (shared.completions // shared.groups)
     batching = MicroBatching(rows=len(rows), shared_prompts=True)
     with saved_tensors(policy) as saved:
-        token_signals(policy, token_batch(rows, pad_id=0), head_reduction="max", batching=batching)
+        token_signals(policy, rows, head_reduction="max", batching=batching)
     batch = micro_batch(
         policy,
         precision,

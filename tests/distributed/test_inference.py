@@ -7,8 +7,7 @@ import torch
 from distributed.deaf_ranks import deaf_passes
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.rows import Completion
-from nemo_mapo.types import RolloutBatch
+from nemo_mapo.rows import Completion, ScoredRow
 from support.layouts import Layout, dense_config, generate, reference_signals, write_start
 from support.ranks import run_on_ranks
 
@@ -29,14 +28,14 @@ SAMPLING = [SamplingConfig(temperature=0.0, max_new_tokens=12), SamplingConfig(t
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RolloutBatch]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[ScoredRow]]:
     path = str(tmp_path_factory.mktemp("inference") / "start")
     (batch,) = run_on_ranks(write_start, 1, path, dense_config())
     return path, batch
 
 
 @pytest.fixture(scope="module")
-def plain_rollouts(start: tuple[str, RolloutBatch]) -> list[list[list[Completion]]]:
+def plain_rollouts(start: tuple[str, list[ScoredRow]]) -> list[list[list[Completion]]]:
     return [run_on_ranks(generate, 1, Layout(), dense_config(), start[0], sampling)[0] for sampling in SAMPLING]
 
 
@@ -54,7 +53,7 @@ def test_completions_and_their_log_probs_are_those_of_the_plain_run(start, plain
     [*LAYOUTS, Layout(name="packed", model={"packed_tokens": 70})],
     ids=lambda layout: layout.name,
 )
-def test_reference_passes_are_those_of_the_plain_run(start: tuple[str, RolloutBatch], layout: Layout) -> None:
+def test_reference_passes_are_those_of_the_plain_run(start: tuple[str, list[ScoredRow]], layout: Layout) -> None:
     path, batch = start
     (plain,) = run_on_ranks(reference_signals, 1, Layout(), dense_config(), path, batch)
     for signals in run_on_ranks(reference_signals, layout.ranks, layout, dense_config(), path, batch):
@@ -62,7 +61,7 @@ def test_reference_passes_are_those_of_the_plain_run(start: tuple[str, RolloutBa
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_deaf_tokens_are_deaf_on_all_ranks(start: tuple[str, RolloutBatch]) -> None:
+def test_deaf_tokens_are_deaf_on_all_ranks(start: tuple[str, list[ScoredRow]]) -> None:
     path, batch = start
     (plain,) = run_on_ranks(deaf_passes, 1, Layout(), dense_config(), path, batch)
     for log_probs, drawn, heard in run_on_ranks(deaf_passes, 4, LAYOUTS[-1], dense_config(), path, batch):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig
-from nemo_mapo.types import RolloutBatch
+from nemo_mapo.rows import ScoredRow
 from support.layouts import (
     OBJECTIVE,
     Layout,
@@ -125,7 +125,7 @@ class Start:
 
     config: ModelConfig
     path: str
-    batch: RolloutBatch
+    batch: list[ScoredRow]
     plain: Outcome
     gradients: dict[str, Tensor]
 
@@ -138,7 +138,7 @@ def prepare(folder: Path, config: ModelConfig, plain: Layout) -> Start:
 
 
 def outcome_of(
-    folder: Path, layout: Layout, config: ModelConfig, path: str, batch: RolloutBatch
+    folder: Path, layout: Layout, config: ModelConfig, path: str, batch: list[ScoredRow]
 ) -> tuple[list[Outcome], dict[str, Tensor]]:
     saved = str(folder / layout.name.replace(" ", "_"))
     outcomes = run_on_ranks(one_step, layout.ranks, layout, config, path, saved, batch)

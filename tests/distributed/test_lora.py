@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_mapo.config.adapters import LoraConfig
 from nemo_mapo.config.model import ModelConfig
 from nemo_mapo.models.lora import is_adapter
-from nemo_mapo.types import RolloutBatch
+from nemo_mapo.rows import ScoredRow
 from support.layouts import (
     Layout,
     Outcome,
@@ -44,14 +44,14 @@ PIPELINE_2 = Layout(name="pipeline 2", ranks=2, model={"pipeline_model_parallel_
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RolloutBatch]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[ScoredRow]]:
     path = str(tmp_path_factory.mktemp("lora") / "start")
     (batch,) = run_on_ranks(write_start, 1, path, CONFIG)
     return path, batch
 
 
 def step(
-    folder: Path, layout: Layout, start: tuple[str, RolloutBatch], config: ModelConfig = CONFIG
+    folder: Path, layout: Layout, start: tuple[str, list[ScoredRow]], config: ModelConfig = CONFIG
 ) -> tuple[list[Outcome], dict[str, Tensor]]:
     saved = str(folder / "gradients")
     outcomes = run_on_ranks(one_step, layout.ranks, layout, config, start[0], saved, start[1])
@@ -61,7 +61,7 @@ def step(
 
 @pytest.fixture(scope="module")
 def plain(
-    start: tuple[str, RolloutBatch], tmp_path_factory: pytest.TempPathFactory
+    start: tuple[str, list[ScoredRow]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Outcome, dict[str, Tensor]]:
     (outcome,), gradients = step(tmp_path_factory.mktemp("plain"), Layout(), start)
     return outcome, gradients
@@ -95,7 +95,7 @@ EXPERT_2 = Layout(name="expert 2", ranks=2, model={"expert_model_parallel_size":
 
 
 @pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, RolloutBatch], Outcome, dict[str, Tensor]]:
+def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, list[ScoredRow]], Outcome, dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("experts")
     (batch,) = run_on_ranks(write_start, 1, str(folder / "start"), EXPERTS)
     start = (str(folder / "start"), batch)
@@ -154,6 +154,6 @@ def test_fresh_adapters_are_the_same_in_every_layout(fresh, layout, tmp_path) ->
     assert_equal(adapters_in(str(tmp_path / "split")), fresh)
 
 
-def test_what_two_ranks_save_one_process_loads(start: tuple[str, RolloutBatch], tmp_path: Path) -> None:
+def test_what_two_ranks_save_one_process_loads(start: tuple[str, list[ScoredRow]], tmp_path: Path) -> None:
     run_on_ranks(save_again, 2, TENSOR_2, CONFIG, start[0], str(tmp_path / "again"))
     assert_equal(adapters_in(str(tmp_path / "again")), adapters_in(start[0]))

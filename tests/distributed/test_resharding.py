@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_mapo.config.model import ModelConfig
-from nemo_mapo.types import RolloutBatch
+from nemo_mapo.rows import ScoredRow
 from support.layouts import Layout, dense_config, moe_config, relative_figure, train, write_start
 from support.ranks import run_on_ranks
 
@@ -31,7 +31,7 @@ class Course:
         self.config = config
         self.folder = folder
         start = str(folder / "start")
-        self.batch: RolloutBatch
+        self.batch: list[ScoredRow]
         (self.batch,) = run_on_ranks(write_start, 1, start, config)
         self.expected = self.run(PLAIN, start, 2 * STEPS, "whole")
         self.written = self.run(writer, start, STEPS, "half")

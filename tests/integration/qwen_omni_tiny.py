@@ -23,12 +23,12 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from nemo_mapo.data.sequences import audio_of, padded
 from nemo_mapo.data.tokenizer import AUDIO, AUDIO_END, AUDIO_START, SPECIAL_TOKENS, USER, SpecialTokens
 from nemo_mapo.embedded.tokenizer import build_tokenizer
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.convert import CHECKPOINT, ORIGINAL
 from nemo_mapo.models.hf.models import read_model
+from nemo_mapo.models.layout import audio_of, padded
 from nemo_mapo.models.pipeline import forward_all_stages
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rows import Prompt

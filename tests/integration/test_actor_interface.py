@@ -51,10 +51,10 @@ def test_nemo_aligners_interface_gives_what_the_actor_does(corpus: Path, tmp_pat
     drawn, expected = (one.infer([groups[0].prompt], sampling, **asked)[0] for one in (aligned, actor))
     assert [one.text for one in drawn] == [one.text for one in expected]
     scored = trainer.scorer(groups, actor, trainer.timer)
-    sequences = scored.batch.sequences
-    assert torch.equal(aligned.get_init_policy_logprobs(sequences), actor.get_init_policy_logprobs(sequences))
+    both = [one.get_init_policy_logprobs(scored.rows) for one in (aligned, actor)]
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
     aligned.finish_inference()
     aligned.prepare_for_training()
     assert actor.policy.training
-    passed = [one.get_loss_and_metrics(scored.batch, True) for one in (aligned, actor)]
+    passed = [one.get_loss_and_metrics(scored.rows, True) for one in (aligned, actor)]
     assert passed[0] == passed[1] and "train/loss" in passed[0][1]

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.layout import MicroBatching, audio_batch, audio_of
+from nemo_mapo.rows import Row
 from nemo_mapo.training.contrast import audio_contrast
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.training.signals import token_signals_in_parts
 from support.tiny import TinyAudioLLM, tiny_audio_llm, tiny_rows
 
 pytestmark = pytest.mark.integration
@@ -25,25 +26,23 @@ def tiny() -> TinyAudioLLM:
 
 
 @torch.no_grad()
-def slow(tiny: TinyAudioLLM, other: TinyAudioLLM, sequences, kind: str) -> torch.Tensor:
+def slow(tiny: TinyAudioLLM, other: TinyAudioLLM, rows: list[Row], kind: str) -> list[torch.Tensor]:
     """Row by row, softmaxes written out; the text-only row by dropping the audio span by hand."""
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
     audio = (special.audio_id, special.audio_start_id, special.audio_end_id)
-    found = torch.zeros(len(sequences.tokens), int(sequences.completion_lengths.max()))
-    for row, (prompt, length) in enumerate(
-        zip(sequences.prompt_lengths.tolist(), sequences.completion_lengths.tolist(), strict=True)
-    ):
-        tokens = sequences.tokens[row, : prompt + length]
+    found = []
+    for row in rows:
+        tokens, length = torch.cat([row.prompt.token_ids, row.token_ids]), len(row.token_ids)
         text = torch.tensor([token for token in tokens.tolist() if token not in audio])
-        heard = tiny.model(tokens[None], sequences.audio, sequences.audio_row[row : row + 1]).logits
-        none = torch.full((1,), -1)
-        unheard = other.model(text[None], sequences.audio, none).logits
+        heard = tiny.model(tokens[None], audio_of([row.prompt])[0], torch.zeros(1, dtype=torch.int64)).logits
+        unheard = other.model(text[None], audio_batch([]), torch.full((1,), -1)).logits
         p, q = (logits[0, -length - 1 : -1].log_softmax(-1) for logits in (heard, unheard))
         drawn = tokens[-length:, None]
-        found[row, :length] = {
+        by_kind = {
             "kl": (p.exp() * (p - q)).nansum(-1),
             "log_ratio": (p.gather(1, drawn) - q.gather(1, drawn))[:, 0],
-        }[kind]
+        }
+        found.append(by_kind[kind])
     return found
 
 
@@ -52,11 +51,11 @@ def slow(tiny: TinyAudioLLM, other: TinyAudioLLM, sequences, kind: str) -> torch
 def test_the_contrast_is_that_of_rows_read_alone(tiny: TinyAudioLLM, layout: str, kind: str) -> None:
     start = tiny_audio_llm(seed=1)
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
-    sequences = token_batch(tiny_rows(tiny, num_prompts=2, group_size=3), pad_id=special.pad_id)
+    rows = tiny_rows(tiny, num_prompts=2, group_size=3)
     batching = LAYOUTS[layout]
     tiny.model.eval()
     reference = FrozenReference(start.model, special, keep_placeholders=False, batching=batching)
-    log_probs = token_signals_in_parts(tiny.model, sequences, head_reduction=None, batching=batching).log_probs
-    found = audio_contrast(tiny.model, reference, sequences, log_probs, kind, batching)
-    torch.testing.assert_close(found, slow(tiny, start, sequences, kind), atol=1e-4, rtol=1e-4)
-    assert audio_contrast(tiny.model, reference, sequences, log_probs, "delta_entropy", batching) is None
+    signals = dict(enumerate(token_signals_in_parts(tiny.model, rows, head_reduction=None, batching=batching)))
+    found = audio_contrast(tiny.model, reference, rows, signals, kind, batching)
+    torch.testing.assert_close(found, slow(tiny, start, rows, kind), atol=1e-4, rtol=1e-4)
+    assert audio_contrast(tiny.model, reference, rows, signals, "delta_entropy", batching) is None

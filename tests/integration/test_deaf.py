@@ -8,12 +8,11 @@ from torch import Tensor
 
 from nemo_mapo.attention.session import Deafness
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import token_batch
-from nemo_mapo.data.tokenizer import SpecialTokens
+from nemo_mapo.models.layout import PADDED_ROWS, MicroBatching
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import Prompt, Row
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.training.signals import token_signals_in_parts
 from support.tiny import CONTROL_TOKENS, TinyAudioLLM, tiny_audio_llm, tiny_batch, tiny_prompts, tiny_rows
 
 pytestmark = pytest.mark.integration
@@ -40,7 +39,7 @@ def prompts(tiny: TinyAudioLLM) -> list[Prompt]:
 @torch.no_grad()
 def slow_logits(tiny: TinyAudioLLM, asked: Row, row: int, deaf: DeafTokens) -> Tensor:
     """One row alone, its deaf positions written out by hand; `row` is its number in `deaf`."""
-    alone, prompt = token_batch([asked], pad_id=0), asked.prompt.token_ids
+    alone, prompt = PADDED_ROWS.lay_out([asked], tiny.model), asked.prompt.token_ids
     queries = torch.zeros_like(alone.tokens, dtype=torch.bool)
     for number in range(len(asked.token_ids)):
         queries[0, len(prompt) - 1 + number] = bool(deaf.first[row] <= number < deaf.end[row])
@@ -87,18 +86,17 @@ def rows_of_groups(tiny: TinyAudioLLM) -> tuple[list[Row], DeafTokens]:
 )
 def test_deaf_log_probs_are_those_of_rows_read_alone(tiny, batching, prompt_text) -> None:
     rows, deaf = rows_of_groups(tiny)
-    sequences = token_batch(rows, pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
     deaf = replace(deaf, prompt_text=prompt_text)
-    found = token_signals_in_parts(tiny.model, sequences, head_reduction="max", batching=batching, deaf=deaf)
-    heard = token_signals_in_parts(tiny.model, sequences, head_reduction="max", batching=batching)
-    assert found.audio_mass is not None and heard.audio_mass is not None
+    found = token_signals_in_parts(tiny.model, rows, head_reduction="max", batching=batching, deaf=deaf)
+    heard = token_signals_in_parts(tiny.model, rows, head_reduction="max", batching=batching)
     for row, asked in enumerate(rows):
         length = len(asked.token_ids)
         logits = slow_logits(tiny, asked, row, deaf)
         log_probs = logits.log_softmax(-1).gather(1, asked.token_ids[:, None])[:, 0]
-        torch.testing.assert_close(found.log_probs[row, :length], log_probs, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found[row].log_probs, log_probs, atol=2e-5, rtol=1e-4)
         silent = (deaf.first[row] <= torch.arange(length)) & (torch.arange(length) < deaf.end[row])
-        assert not found.audio_mass[row, :length][silent].any() and heard.audio_mass[row, :length].min() > 0
+        deaf_mass, mass = found[row].audio_mass, heard[row].audio_mass
+        assert deaf_mass is not None and not deaf_mass[silent].any() and mass is not None and mass.min() > 0
 
 
 def test_deaf_tokens_with_gradient_and_recompute_are_refused(tiny) -> None:

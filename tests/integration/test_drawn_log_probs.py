@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import padded, token_batch
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rows import Row
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
-from support.tiny import PAD, tiny_audio_llm, tiny_prompts
+from nemo_mapo.training.signals import token_signals_in_parts
+from support.tiny import tiny_audio_llm, tiny_prompts
 
 pytestmark = pytest.mark.integration
 
@@ -39,11 +39,10 @@ def test_they_are_those_of_the_sampler(name: str, layout: str) -> None:
     ]
     signals = token_signals_in_parts(
         tiny.model,
-        token_batch(rows, pad_id=tiny.token_id(PAD)),
+        rows,
         head_reduction=None,
         batching=LAYOUTS[layout],
         drawing=Drawing.of(sampling, tiny.tokenizer, tiny.model.vocab_size),
     )
-    assert signals.drawn_log_probs is not None
-    expected = padded([one.sampling_log_probs for completions in drawn for one in completions])
-    torch.testing.assert_close(signals.drawn_log_probs, expected, rtol=1e-4, atol=1e-5)
+    expected = [one.sampling_log_probs for completions in drawn for one in completions]
+    torch.testing.assert_close([one.drawn_log_probs for one in signals], expected, rtol=1e-4, atol=1e-5)

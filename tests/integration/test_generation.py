@@ -9,8 +9,8 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import audio_batch, audio_of, token_batch
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import PADDED_ROWS, audio_batch, audio_of
 from nemo_mapo.objective.logprobs import log_probs_and_entropy
 from nemo_mapo.rollout.kv_cache import SlotCache
 from nemo_mapo.rollout.megatron import MegatronRollout
@@ -70,7 +70,7 @@ def training_logits(
     tiny: TinyAudioLLM, prompt: Prompt, completion: Int[Tensor, " time"]
 ) -> Float[Tensor, "time vocab"]:
     """Logits that predict each token of one completion, from the training forward over the row alone."""
-    row = token_batch([Row(prompt=prompt, token_ids=completion)], pad_id=0)
+    row = PADDED_ROWS.lay_out([Row(prompt=prompt, token_ids=completion)], tiny.model)
     tiny.model.train()
     logits = tiny.model(row.tokens, row.audio, row.audio_row).logits[0].detach()
     return logits[len(prompt) - 1 : -1]
@@ -337,11 +337,11 @@ def test_the_model_trains_after_generating_and_keeps_the_mode_of_every_part() ->
 
     # As long as the cache was: Megatron keeps one rotary table per length.
     rows = [Row(prompt=prompt, token_ids=one.token_ids) for prompt, one in zip(prompts, completions, strict=True)]
-    sequences = token_batch(rows, pad_id=0)
-    time = sequences.tokens.shape[1]
+    inputs = PADDED_ROWS.lay_out(rows, tiny.model)
+    time = inputs.tokens.shape[1]
     assert time == len(prompts[0]) + GREEDY.max_new_tokens
     assert not tiny.model.language_model.rotary_pos_emb(time, packed_seq=False).is_inference()
-    tiny.model(sequences.tokens, sequences.audio, sequences.audio_row).logits.sum().backward()
+    inputs.call(tiny.model, None).logits.sum().backward()
     gradients = [parameter.grad for parameter in tiny.model.language_model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert not any(field.is_inference() for one in completions for field in (one.token_ids, one.log_probs))

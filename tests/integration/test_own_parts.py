@@ -178,10 +178,13 @@ def test_a_custom_decoder_family_computes_what_transformers_does(tmp_path, packa
 
 SIGNAL = {
     "types.py": (
-        '    text_only_log_probs: Float[Tensor, "batch time"] | None = None\n',
-        '    surprise: Float[Tensor, "batch time"] | None = None\n',
+        '    text_only_log_probs: Float[Tensor, "*batch time"] | None = None\n',
+        '    surprise: Float[Tensor, "*batch time"] | None = None\n',
     ),
-    "training/scoring.py": ("            audio_signal=signal,\n", "            surprise=-signals.log_probs,\n"),
+    "training/scoring.py": (
+        "                audio_signal=None if signal is None else signal[number],\n",
+        "                surprise=-ref_log_probs[number],\n",
+    ),
     "objective/metrics.py": (
         '        "train/entropy_nats": _mean(inputs.entropy_nats, kept),\n',
         '        "train/surprise": _mean(inputs.surprise, kept),\n',

@@ -7,14 +7,12 @@ import pytest
 from lhotse import CutSet
 
 from nemo_mapo.data.manifests import load_cuts
-from nemo_mapo.data.sequences import select_rows, token_batch
+from nemo_mapo.models.layout import PADDED_ROWS
 from nemo_mapo.rows import training_rows
 from support.tiny import tiny_audio_llm, tiny_groups
 from tests.integration.tiny_run import metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
-
-PAD = 0
 
 
 def test_a_run_trains_on_one_and_two_clips(tmp_path: Path) -> None:
@@ -42,11 +40,12 @@ def test_a_run_trains_on_one_and_two_clips(tmp_path: Path) -> None:
     assert all(record["mapo/audio_mass"] > 0 for record in steps)
 
 
-def test_rows_that_are_selected_keep_their_clips() -> None:
+def test_rows_bring_their_own_clips() -> None:
     tiny = tiny_audio_llm()
     first, second = tiny_groups(tiny)
     both = replace(first, prompt=replace(first.prompt, clips=(*first.prompt.clips, *second.prompt.clips)))
-    sequences = token_batch(training_rows([both, second]), pad_id=PAD)
-    assert sequences.audio_row.tolist() == [[0, 1]] * len(both) + [[1, -1]] * len(second)
-    last = select_rows(sequences, slice(3, 4))
-    assert last.audio_row.tolist() == [[0, -1]] and last.audio.lengths.tolist() == [len(second.prompt.clips[0])]
+    rows = training_rows([both, second])
+    inputs = PADDED_ROWS.lay_out(rows, tiny.model)
+    assert inputs.audio_row.tolist() == [[0, 1]] * len(both) + [[1, -1]] * len(second)
+    last = PADDED_ROWS.lay_out(rows[3:], tiny.model)
+    assert last.audio_row.tolist() == [0] and last.audio.lengths.tolist() == [len(second.prompt.clips[0])]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import PADDED_ROWS
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import RolloutBackend
 from nemo_mapo.rollout.trtllm.backend import TrtllmRollout
@@ -70,7 +70,7 @@ def generated(rollout: RolloutBackend, prompts: list[Prompt], sampling: Sampling
 def training_logits(tiny: TinyAudioLLM, prompts: list[Prompt], completions: list[Completion], row: int) -> Tensor:
     """Logits that predict a completion's tokens, from the training forward over its row alone."""
     prompt = prompts[row // GROUP]
-    alone = token_batch([Row(prompt=prompt, token_ids=completions[row].token_ids)], pad_id=0)
+    alone = PADDED_ROWS.lay_out([Row(prompt=prompt, token_ids=completions[row].token_ids)], tiny.model)
     with torch.no_grad():
         logits = tiny.model(alone.tokens, alone.audio, alone.audio_row).logits
     return logits[0, len(prompt) - 1 : -1]

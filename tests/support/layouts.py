@@ -13,14 +13,14 @@ from torch import Tensor
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig, OptimizerConfig
 from nemo_mapo.config.objective import ObjectiveConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import response_mask, select_batch, token_batch
-from nemo_mapo.data.tokenizer import PAD, SpecialTokens
+from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.models.lora import add_lora
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.ranks import data_parallel_prompts
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.rows import Completion, Group, Problem, training_rows
+from nemo_mapo.rows import Completion, Group, Problem, ScoredRow, TokenSignals, training_rows
 from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from nemo_mapo.training.optimizer import (
@@ -31,8 +31,6 @@ from nemo_mapo.training.optimizer import (
     wrap_data_parallel,
 )
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import MicroBatching, TokenSignals
-from nemo_mapo.types import RolloutBatch
 from support.tiny import TinyAudioLLM, random_policy, tiny_completion, tiny_problems, tiny_tokenizer
 
 NUM_PROMPTS, GROUP_SIZE = 4, 2
@@ -127,7 +125,7 @@ def build(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.floa
     return model
 
 
-def write_start(path: str, config: ModelConfig) -> RolloutBatch:
+def write_start(path: str, config: ModelConfig) -> list[ScoredRow]:
     """Save a checkpoint of random weights, written by one process; give rollouts to train on."""
     model = build(config)
     for name, parameter in model.named_parameters():
@@ -155,36 +153,41 @@ def hard_problems(tiny: TinyAudioLLM) -> list[Problem]:
     return tiny_problems(tiny, num_prompts=NUM_PROMPTS, without_audio=(WITHOUT_AUDIO,))
 
 
-def hard_batch(tiny: TinyAudioLLM) -> RolloutBatch:
-    """A scored batch with the hard cases; the old policy and the references differ from the policy a little."""
-    sequences = token_batch(training_rows(hard_groups(tiny)), pad_id=tiny.token_id(PAD))
+def hard_batch(tiny: TinyAudioLLM) -> list[ScoredRow]:
+    """Scored rows with the hard cases; the old policy and the references differ from the policy a little."""
+    rows = training_rows(hard_groups(tiny))
     special = SpecialTokens.from_tokenizer(tiny.tokenizer)
     reference = FrozenReference(tiny.model, special, keep_placeholders=False, batching=MicroBatching(rows=ROWS))
     generator = torch.Generator().manual_seed(4)
-    mask = response_mask(sequences.completion_lengths, max(LENGTHS))
-    log_probs = reference.log_probs(sequences)
+    log_probs = reference.log_probs(rows)
 
-    def near(values: Tensor) -> Tensor:
-        return (values + 0.3 * torch.randn(mask.shape, generator=generator)).masked_fill(~mask, 0.0)
+    def near(values: list[Tensor]) -> list[Tensor]:
+        noise = 0.3 * torch.randn(ROWS, max(LENGTHS), generator=generator)
+        return [row + noise[number, : len(row)] for number, row in enumerate(values)]
 
     advantages = torch.randn(ROWS, generator=generator)
     advantages[EQUAL_REWARDS * GROUP_SIZE : (EQUAL_REWARDS + 1) * GROUP_SIZE] = 0.0
-    gate = torch.rand(mask.shape, generator=generator) < 0.6
+    gate = torch.rand(ROWS, max(LENGTHS), generator=generator) < 0.6
     gate[NO_SUBSTANTIVE_TOKEN] = False
-    return RolloutBatch(
-        sequences=sequences,
-        response_mask=mask,
-        old_log_probs=near(log_probs),
-        ref_log_probs=near(log_probs),
-        text_ref_entropy_nats=near(reference.text_entropy(sequences)).clamp(min=0.0),
-        pos_gate=gate & mask,
-        advantages=advantages,
-        accuracy_rewards=(torch.rand(ROWS, generator=generator) < 0.5).float(),
-        finished=torch.ones(ROWS, dtype=torch.bool),
-    )
+    old, ref, entropies = near(log_probs), near(log_probs), near(reference.text_entropy(rows))
+    right = (torch.rand(ROWS, generator=generator) < 0.5).float()
+    return [
+        ScoredRow(
+            prompt=row.prompt,
+            token_ids=row.token_ids,
+            old_log_probs=old[number],
+            ref_log_probs=ref[number],
+            text_ref_entropy_nats=entropies[number].clamp(min=0.0),
+            pos_gate=gate[number, : len(row.token_ids)],
+            advantages=advantages[number],
+            accuracy_rewards=right[number],
+            finished=torch.tensor(True),
+        )
+        for number, row in enumerate(rows)
+    ]
 
 
-def one_step(layout: Layout, base: ModelConfig, start: str, gradients: str, batch: RolloutBatch) -> Outcome:
+def one_step(layout: Layout, base: ModelConfig, start: str, gradients: str, batch: list[ScoredRow]) -> Outcome:
     """On every rank: load the checkpoint, compute the step's loss and gradient, and save the gradient.
 
     The gradient is saved cut like the weights, so whoever loads it in another layout has it gathered.
@@ -192,8 +195,9 @@ def one_step(layout: Layout, base: ModelConfig, start: str, gradients: str, batc
     actor = build_actor(layout, base, start)
     share = batch_share(batch)
     if layout.old != "given":
-        read = actor.get_inference_signals(share.sequences)
-        share = replace(share, old_log_probs=read.log_probs if layout.old == "read" else None)
+        read = actor.get_inference_signals(share)
+        old = [one.log_probs if layout.old == "read" else None for one in read]
+        share = [replace(row, old_log_probs=values) for row, values in zip(share, old, strict=True)]
     actor.wrapped.zero_grad_buffer()
     passed = actor.training_pass(share)
     parameters = dict(trainable_parameters(actor.policy))
@@ -235,10 +239,10 @@ def build_actor(layout: Layout, base: ModelConfig, start: str) -> MapoActor:
     )
 
 
-def batch_share(batch: RolloutBatch) -> RolloutBatch:
+def batch_share(batch: list[ScoredRow]) -> list[ScoredRow]:
     """This data-parallel rank's rows."""
     prompts = data_parallel_prompts(NUM_PROMPTS, 1)
-    return select_batch(batch, [prompt * GROUP_SIZE + member for prompt in prompts for member in range(GROUP_SIZE)])
+    return [batch[prompt * GROUP_SIZE + member] for prompt in prompts for member in range(GROUP_SIZE)]
 
 
 def sharded_gradients(model: AudioLLM) -> dict[str, Any]:
@@ -266,9 +270,11 @@ def _make_folder(folder: str) -> None:
     dist.barrier()
 
 
-def largest_difference(one: TokenSignals, other: TokenSignals) -> float:
+def largest_difference(one: list[TokenSignals], other: list[TokenSignals]) -> float:
     """Of any signal of any token."""
-    return float((one.stacked() - other.stacked()).abs().max())
+    names = ("log_probs", "entropy_nats", "audio_mass")
+    pairs = [(vars(a)[name], vars(b)[name]) for a, b in zip(one, other, strict=True) for name in names]
+    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 def replicas_differ(model: AudioLLM) -> float:
@@ -313,7 +319,7 @@ def relative_figure(value: float, expected: float, scale: float) -> float:
     return 0.0 if value == expected else abs(value - expected) / max(abs(expected), scale)
 
 
-def train(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch, steps: int, save: str) -> list[float]:
+def train(layout: Layout, base: ModelConfig, start: str, batch: list[ScoredRow], steps: int, save: str) -> list[float]:
     """On every rank: continue from a checkpoint, with its optimiser state if it has any, and save; the losses."""
     actor = build_actor(layout, base, start)
     optimizer = build_optimizer(actor.wrapped, OptimizerConfig(lr=1e-2, weight_decay=0.01))
@@ -341,14 +347,15 @@ def generate(layout: Layout, base: ModelConfig, start: str, sampling: SamplingCo
     return completions
 
 
-def reference_signals(layout: Layout, base: ModelConfig, start: str, batch: RolloutBatch) -> tuple[Tensor, ...]:
+def reference_signals(layout: Layout, base: ModelConfig, start: str, batch: list[ScoredRow]) -> tuple[Tensor, ...]:
     """On every rank: log pi_old, the audio mass, log pi_ref and the text reference's entropies of all rows."""
     actor = build_actor(layout, base, start)
-    signals = actor.get_inference_signals(batch.sequences)
-    assert signals.audio_mass is not None
+    signals = actor.get_inference_signals(batch)
+    masses = [one.audio_mass for one in signals if one.audio_mass is not None]
+    assert len(masses) == len(batch)
     return (
-        signals.log_probs,
-        signals.audio_mass,
-        actor.get_init_policy_logprobs(batch.sequences),
-        actor.reference.text_entropy(batch.sequences),
+        torch.cat([one.log_probs for one in signals]),
+        torch.cat(masses),
+        torch.cat(actor.get_init_policy_logprobs(batch)),
+        torch.cat(actor.reference.text_entropy(batch)),
     )

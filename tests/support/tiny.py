@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from nemo_mapo.config.model import ConvPerceptionConfig, DecoderConfig, ModelConfig
-from nemo_mapo.data.sequences import token_batch
 from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, THINK_TAGS, USER
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import PADDED_ROWS, ModelInputs
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rows import Completion, Group, Problem, Prompt, Row, training_rows
-from nemo_mapo.types import Example, TokenBatch
+from nemo_mapo.types import Example
 
 SAMPLE_RATE = 16000
 UNKNOWN = "<|unknown|>"
@@ -146,11 +146,11 @@ def tiny_prompts(tiny: TinyAudioLLM, **settings: Any) -> list[Prompt]:
     return [problem.prompt for problem in tiny_problems(tiny, **settings)]
 
 
-def tiny_batch(tiny: TinyAudioLLM, **settings: Any) -> TokenBatch:
-    """The prompts of `tiny_problems` laid out for the model, with completions of no token."""
+def tiny_batch(tiny: TinyAudioLLM, **settings: Any) -> ModelInputs:
+    """The prompts of `tiny_problems` laid out for the model, right-padded, with completions of no token."""
     nothing = torch.zeros(0, dtype=torch.int64)
     rows = [Row(prompt=prompt, token_ids=nothing) for prompt in tiny_prompts(tiny, **settings)]
-    return token_batch(rows, pad_id=tiny.token_id(PAD))
+    return PADDED_ROWS.lay_out(rows, tiny.model)
 
 
 def tiny_rows(tiny: TinyAudioLLM, **settings: Any) -> list[Row]:

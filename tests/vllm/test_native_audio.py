@@ -10,18 +10,18 @@ import torch
 
 from nemo_mapo.config.model import ModelConfig, QwenOmniPerceptionConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.hf.convert import ORIGINAL, import_hf
 from nemo_mapo.models.hf.models import read_model
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.scoring import Drawing
 from nemo_mapo.rollout.vllm.backend import VllmRollout
 from nemo_mapo.rollout.vllm.build import build_vllm
 from nemo_mapo.rows import Row
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.training.signals import token_signals_in_parts
 from support.tiny import tiny_tokenizer
 from tests.integration.qwen_omni_tiny import (
     HOP,
@@ -120,17 +120,13 @@ def test_before_and_after_an_update_greedy_tokens_are_ours_and_transformers(serv
             (sampled,) = served.backend.generate(batch, PAPER, group_size=4, seeds=torch.arange(4))
             signals = token_signals_in_parts(
                 served.policy,
-                token_batch(
-                    [Row(prompt=batch[0], token_ids=one.token_ids) for one in sampled],
-                    pad_id=SpecialTokens.from_tokenizer(tokenizer).pad_id,
-                ),
+                [Row(prompt=batch[0], token_ids=one.token_ids) for one in sampled],
                 head_reduction=None,
                 batching=MicroBatching(rows=4),
                 drawing=Drawing.of(PAPER, tokenizer, served.policy.vocab_size),
             )
-            assert signals.drawn_log_probs is not None
-            stated = padded([one.sampling_log_probs for one in sampled])
-            torch.testing.assert_close(stated, signals.drawn_log_probs, rtol=0, atol=2e-4)
+            stated, drawn = [one.sampling_log_probs for one in sampled], [one.drawn_log_probs for one in signals]
+            torch.testing.assert_close(stated, drawn, rtol=0, atol=2e-4)
 
 
 def test_a_prompt_that_vllm_reads_as_another_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

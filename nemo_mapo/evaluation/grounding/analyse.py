@@ -19,7 +19,6 @@ from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.config.rewards import RewardsConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import prefill
-from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.evaluate import waveforms
 from nemo_mapo.evaluation.grounding.causal import (
@@ -48,11 +47,11 @@ from nemo_mapo.pos_gate.gate import pos_token_gate, pos_token_tags
 from nemo_mapo.pos_gate.tagger import UNIVERSAL_TAGS, Tagger
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rollout.megatron import MegatronRollout
-from nemo_mapo.rows import Group, Problem, completions_of, training_rows
+from nemo_mapo.rows import Group, Problem, TokenSignals, completions_of, training_rows
 from nemo_mapo.training.references import FrozenReference
 from nemo_mapo.training.scoring import score_groups
-from nemo_mapo.training.signals import TokenSignals, token_signals_in_parts
-from nemo_mapo.types import TokenBatch, Wording
+from nemo_mapo.training.signals import token_signals_in_parts
+from nemo_mapo.types import Wording
 
 NO_WORD = "(mark)"
 """Tag of tokens that are not part of a word: markup, punctuation, end of turn."""
@@ -96,11 +95,10 @@ class Subject:
         """1 for each right answer, 0 for the others."""
         return score_groups(groups, self.rewards.accuracy_only).accuracy
 
-    def signals(self, groups: Sequence[Group], reduction: HeadReduction | None = None) -> TokenSignals:
+    def signals(self, groups: Sequence[Group], reduction: HeadReduction | None = None) -> list[TokenSignals]:
         """The policy's signals for every token of the answers."""
-        sequences = token_batch(training_rows(groups), pad_id=self.special.pad_id)
         batching = self.reference.batching
-        return token_signals_in_parts(self.policy, sequences, head_reduction=reduction, batching=batching)
+        return token_signals_in_parts(self.policy, training_rows(groups), head_reduction=reduction, batching=batching)
 
 
 @dataclass
@@ -154,8 +152,7 @@ def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: Analys
     found.ids += [problem.example.id for problem in problems]
     found.chances += [1 / len(problem.example.choices) for problem in problems]
     groups = subject.ask(problems)
-    sequences = token_batch(training_rows(groups), pad_id=subject.special.pad_id)
-    listening = listen(subject.policy, sequences, rows_at_a_time=subject.reference.batching.rows)
+    listening = listen(subject.policy, training_rows(groups), rows_at_a_time=subject.reference.batching.rows)
     found.accuracy["full"] += subject.correct(groups)
     heard = {
         "silence": silenced(problems),
@@ -171,7 +168,7 @@ def _analyse_batch(problems: Sequence[Problem], subject: Subject, config: Analys
     others = {name: heard[name] for name in ("silence", "exchanged")}
     add_causal(problems, others, groups, subject, config, found)
     _add_examples(problems, answers, found)
-    _add_signals(groups, sequences, listening, subject, found)
+    _add_signals(groups, listening, subject, found)
     _add_lengths(problems, subject, config, found)
 
 
@@ -212,9 +209,8 @@ def add_causal(
     believed = belief_parts(rows, tokenizer, config.late_after)
 
     def truth(asked: Sequence[Problem], deaf: DeafTokens | None = None) -> Scores:
-        prompts, pad_id = [problem.prompt for problem in asked], subject.special.pad_id
-        batching = subject.reference.batching
-        return truth_probabilities(subject.policy, prompts, rows, pad_id=pad_id, batching=batching, deaf=deaf).tolist()
+        prompts, batching = [problem.prompt for problem in asked], subject.reference.batching
+        return truth_probabilities(subject.policy, prompts, rows, batching=batching, deaf=deaf).tolist()
 
     for name, asked in {"full": problems, **heard}.items():
         found.truth[name] += truth(asked)
@@ -223,36 +219,31 @@ def add_causal(
         found.truth[name] += truth(problems, believed.deaf(name, layers))
 
 
-def _add_signals(
-    groups: Sequence[Group], sequences: TokenBatch, listening: Listening, subject: Subject, found: Found
-) -> None:
-    signals = subject.signals(groups)
-    delta_h = subject.reference.text_entropy(sequences) - signals.entropy_nats
-    mass = listening.mass.amax(dim=2).mean(dim=1)
-    written = response_mask(sequences.completion_lengths, mass.shape[1])
-    curves = {"audio_mass_max": mass, "audio_mass_mean": listening.mass.mean(dim=(1, 2)), "delta_h_nats": delta_h,
-              "policy_entropy_nats": signals.entropy_nats}  # fmt: skip
-    by_layer = listening.mass.amax(dim=2).unbind(1)
-    curves |= {f"layer_{layer}": values for layer, values in zip(_layers(subject), by_layer, strict=True)}
-    found.profile.add(written, curves)
-    summed = listening.mass.sum(dim=(0, 3)).double()
-    found.head_mass = summed if found.head_mass is None else found.head_mass + summed
-    found.collapse += collapse_index(mass, written).tolist()
-    _add_tags(groups, torch.stack([signals.entropy_nats, delta_h, mass], dim=-1), subject, found)
+def _add_signals(groups: Sequence[Group], listening: Sequence[Listening], subject: Subject, found: Found) -> None:
+    text_entropy = subject.reference.text_entropy(training_rows(groups))
+    for group, heard, signals, unheard in zip(groups, listening, subject.signals(groups), text_entropy, strict=True):
+        delta_h = unheard - signals.entropy_nats
+        mass = heard.mass.amax(dim=1).mean(dim=0)
+        curves = {"audio_mass_max": mass, "audio_mass_mean": heard.mass.mean(dim=(0, 1)), "delta_h_nats": delta_h,
+                  "policy_entropy_nats": signals.entropy_nats}  # fmt: skip
+        by_layer = zip(_layers(subject), heard.mass.amax(dim=1), strict=True)
+        found.profile.add(curves | {f"layer_{layer}": values for layer, values in by_layer})
+        summed = heard.mass.sum(dim=2).double()
+        found.head_mass = summed if found.head_mass is None else found.head_mass + summed
+        found.collapse.append(collapse_index(mass))
+        _add_tags(group, torch.stack([signals.entropy_nats, delta_h, mass], dim=-1), subject, found)
 
 
-def _add_tags(
-    groups: Sequence[Group], values: Float[Tensor, "batch time signal"], subject: Subject, found: Found
-) -> None:
-    begun = [prefill(group.prompt.token_ids.tolist(), subject.tokenizer) for group in groups for _ in group.completions]
-    for start, completion, of_tokens in zip(begun, completions_of(groups), values.tolist(), strict=True):
-        ids = [*start, *completion.token_ids.tolist()]
-        tags = pos_token_tags(ids, subject.tokenizer, subject.tagger)[len(start) :]
-        if not any(tags) and _misaligned(ids, subject):
-            found.untagged += 1
-            continue
-        for tag, (entropy, delta_h, mass) in zip(tags, of_tokens[: len(completion)], strict=True):
-            found.by_tag[tag or NO_WORD].append((entropy, delta_h, mass))
+def _add_tags(group: Group, values: Float[Tensor, "time signal"], subject: Subject, found: Found) -> None:
+    """Of a greedy answer, the only completion of its group."""
+    start, (completion,) = prefill(group.prompt.token_ids.tolist(), subject.tokenizer), group.completions
+    ids = [*start, *completion.token_ids.tolist()]
+    tags = pos_token_tags(ids, subject.tokenizer, subject.tagger)[len(start) :]
+    if not any(tags) and _misaligned(ids, subject):
+        found.untagged += 1
+        return
+    for tag, (entropy, delta_h, mass) in zip(tags, values.tolist(), strict=True):
+        found.by_tag[tag or NO_WORD].append((entropy, delta_h, mass))
 
 
 def _misaligned(ids: Sequence[int], subject: Subject) -> bool:

@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.objective.temporal import part_of_token
 from nemo_mapo.rewards.templates import Template, join_completion, split_completion
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Group, Prompt, Row
-from nemo_mapo.training.signals import MicroBatching, token_signals_in_parts
+from nemo_mapo.training.signals import token_signals_in_parts
 
 LATE, EARLY, COMPLETION, TARGET_LAYERS, ONLY_LATE = (
     "deaf_late",
@@ -64,11 +64,13 @@ class Parts:
         raise ValueError(f"unknown intervention {intervention!r}; one of {INTERVENTIONS}")
 
 
-def thirds(lengths: Int[Tensor, " row"]) -> Parts:
+def thirds(lengths: Sequence[int]) -> Parts:
     """Early is the first third of a completion, late the last (`objective.temporal.part_of_token`)."""
-    written = response_mask(lengths, max([0, *lengths.tolist()]))
-    third = part_of_token(written, 3).masked_fill(~written, 2)
-    return Parts(early_end=(third == 0).sum(1), late_from=(third < 2).sum(1))
+    third = [part_of_token(torch.ones(length, dtype=torch.bool), 3) for length in lengths]
+    return Parts(
+        early_end=torch.tensor([int((one == 0).sum()) for one in third], dtype=torch.int64),
+        late_from=torch.tensor([int((one < 2).sum()) for one in third], dtype=torch.int64),
+    )
 
 
 def after_text(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, mark: str) -> Parts:
@@ -89,7 +91,7 @@ def parts_of(completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenize
     """Divide completions after the text `late_after`, or into thirds if it is None."""
     if late_after is not None:
         return after_text(completions, tokenizer, late_after)
-    return thirds(torch.tensor([len(ids) for ids in completions], dtype=torch.int64))
+    return thirds(list(map(len, completions)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,6 @@ def truth_probabilities(
     prompts: Sequence[Prompt],
     rows: BeliefRows,
     *,
-    pad_id: int,
     batching: MicroBatching,
     deaf: DeafTokens | None = None,
 ) -> Float[Tensor, " question"]:
@@ -156,9 +157,9 @@ def truth_probabilities(
     probabilities = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
     if not rows.question:
         return probabilities
-    sequences = token_batch(completion_rows(prompts, rows), pad_id=pad_id)
-    signals = token_signals_in_parts(policy, sequences, head_reduction=None, batching=batching, deaf=deaf)
-    totals = signals.log_probs.double().sum(1)
+    asked_rows = completion_rows(prompts, rows)
+    signals = token_signals_in_parts(policy, asked_rows, head_reduction=None, batching=batching, deaf=deaf)
+    totals = torch.stack([one.log_probs.double().sum() for one in signals])
     question, truth = torch.tensor(rows.question), torch.tensor(rows.truth)
     for asked in sorted(set(rows.question)):
         own = question == asked

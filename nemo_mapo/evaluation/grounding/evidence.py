@@ -53,7 +53,7 @@ def _moved(chosen: Bool[NDArray[np.bool_], " frame"], rng: np.random.Generator) 
 
 
 def silence_frames(
-    problems: Sequence[Problem], listening: Listening, ratio: float, selection: Selection, *, seed: int
+    problems: Sequence[Problem], listening: Sequence[Listening], ratio: float, selection: Selection, *, seed: int
 ) -> list[Problem]:
     """The problems, each with the chosen part of its clip silenced; lengths do not change.
 
@@ -61,8 +61,8 @@ def silence_frames(
     extends slightly beyond that range. Each problem silences its own frames, even if several share a clip.
     """
     return [
-        replace(problem, prompt=_silenced(problem.prompt, attention[: int(frames)], ratio, selection, seed))
-        for problem, attention, frames in zip(problems, listening.frames, listening.num_frames, strict=True)
+        replace(problem, prompt=_silenced(problem.prompt, heard.frames, ratio, selection, seed))
+        for problem, heard in zip(problems, listening, strict=True)
     ]
 
 

@@ -1,6 +1,6 @@
 """Where in the audio completions attend: attention weights of the target layers, by head and frame."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,66 +10,57 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nemo_mapo.attention.core import SDPACoreAttention
-from nemo_mapo.data.sequences import response_mask, row_slices, rows_together, select_rows
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.types import TokenBatch
+from nemo_mapo.models.layout import PADDED_ROWS, in_parts
+from nemo_mapo.rows import Row
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Listening:
-    """Attention to the audio during completions; layers are the target layers, in order."""
+    """Attention to the audio during a completion; layers are the target layers, in order."""
 
-    mass: Float[Tensor, "batch layer head time"]
-    """Attention to all audio keys at the position that predicts each completion token; 0 past the completion's end."""
-    frames: Float[Tensor, "batch frame"]
-    """Attention to each audio token, mean over completion tokens, heads and layers; 0 past the clip's end."""
-    num_frames: Int[Tensor, " batch"]
+    mass: Float[Tensor, "layer head time"]
+    """Attention to all audio keys at the position that predicts each completion token."""
+    frames: Float[Tensor, " frame"]
+    """Attention to each audio token, mean over completion tokens, heads and layers."""
 
 
 @torch.no_grad()
-def listen(policy: AudioLLM, sequences: TokenBatch, *, rows_at_a_time: int) -> Listening:
+def listen(policy: AudioLLM, rows: Sequence[Row], *, rows_at_a_time: int) -> list[Listening]:
     """Run the rows once more with explicit attention weights for completion tokens.
 
-    Memory is rows x heads x completion x row length for one layer at a time: for analyses, not for training.
+    Memory is layers x heads x completion x row length for one row at a time: for analyses, not for training.
 
     Raises:
         ValueError: the model is sharded over ranks, or its attention is not torch's.
     """
     _refuse_unsupported(policy)
-    num_rows = len(sequences.prompt_lengths)
-    parts = [
-        (rows, _listen_to(policy, select_rows(sequences, rows).to(policy.device)))
-        for rows in row_slices(num_rows, rows_at_a_time)
-    ]
-    mass = rows_together(((rows, part.mass.movedim(0, 2)) for rows, part in parts), num_rows)
-    return Listening(
-        mass=mass.movedim(2, 0),
-        frames=rows_together(((rows, part.frames) for rows, part in parts), num_rows),
-        num_frames=torch.cat([part.num_frames for _, part in parts]),
-    )
+    return [heard for part in in_parts(rows, rows_at_a_time) for heard in _listen_to(policy, part)]
 
 
-def _listen_to(policy: AudioLLM, sequences: TokenBatch) -> Listening:
-    placeholders = sequences.tokens == policy.audio_token_id
-    # A policy may sample the placeholder; only placeholders in the prompt are audio.
-    placeholders &= torch.arange(placeholders.shape[1], device=policy.device) < sequences.prompt_lengths[:, None]
-    num_tokens = int(sequences.completion_lengths.max())
-    positions = sequences.prompt_lengths[:, None] - 1 + torch.arange(num_tokens, device=policy.device)
-    positions = positions.clamp(max=sequences.tokens.shape[1] - 1)
-    written = response_mask(sequences.completion_lengths, num_tokens)
-    masses, keys = [], []
+def _listen_to(policy: AudioLLM, rows: Sequence[Row]) -> list[Listening]:
+    inputs = PADDED_ROWS.lay_out(rows, policy)
     with _queries_and_keys(policy) as tapped:
-        policy(sequences.tokens, sequences.audio, sequences.audio_row)
-    for query, key, scale in tapped:
-        weights = attention_rows(query, key, positions, softmax_scale=scale)
-        weights = weights * (placeholders[:, None, None] & written[:, None, :, None])
-        masses.append(weights.sum(-1))
-        keys.append(weights.mean(1).sum(1) / sequences.completion_lengths[:, None])
-    by_key = torch.stack(keys).mean(0)
-    counts = placeholders.sum(1)
-    frames = torch.zeros(len(counts), int(counts.max()), device=policy.device)
-    frames[torch.arange(frames.shape[1], device=policy.device) < counts[:, None]] = by_key[placeholders]
-    return Listening(mass=torch.stack(masses, dim=1).cpu(), frames=frames.cpu(), num_frames=counts.cpu())
+        inputs.call(policy, None)
+    return [
+        _heard(row, [(query[number], key[number], scale) for query, key, scale in tapped], policy)
+        for number, row in enumerate(rows)
+    ]
+
+
+def _heard(row: Row, tapped: Sequence[tuple[Tensor, Tensor, float | None]], policy: AudioLLM) -> Listening:
+    """From the queries and keys of every target layer."""
+    # A policy may sample the placeholder; only placeholders in the prompt are audio.
+    audio = (row.prompt.token_ids == policy.audio_token_id).nonzero().flatten()
+    last = len(row.prompt) - 1
+    predicting = torch.arange(last, last + len(row.token_ids))
+    weights = torch.stack(
+        [
+            attention_rows(query[None], key[None], predicting.to(query.device)[None], softmax_scale=scale)[0]
+            for query, key, scale in tapped
+        ]
+    )[..., audio.to(policy.device)].cpu()
+    return Listening(mass=weights.sum(-1), frames=weights.mean((0, 1, 2)))
 
 
 def attention_rows(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nemo_mapo.config.analysis import AnalysisConfig
 from nemo_mapo.data.manifests import example_id, load_cuts
-from nemo_mapo.data.sequences import response_mask
+from nemo_mapo.evaluation.evaluate import captured
 from nemo_mapo.evaluation.grounding.analyse import Found, Subject, add_causal
 from nemo_mapo.evaluation.grounding.causal import parts_of
 from nemo_mapo.evaluation.grounding.controls import exchanged, never_alone, refuse_several_clips, silenced
@@ -87,11 +87,7 @@ def _add_usual(own: Sequence[Group], words: Mapping[str, str], subject: Subject,
 
 def _late_mass(own: Sequence[Group], subject: Subject, config: AnalysisConfig) -> list[float | None]:
     """Mean audio mass over the late tokens of each completion; None for one that has none."""
-    mass = subject.signals(own, "max").audio_mass
-    assert mass is not None
     said = [one.token_ids.tolist() for one in completions_of(own)]
-    late_from = parts_of(said, subject.tokenizer, config.late_after).late_from
-    late = response_mask(torch.tensor(list(map(len, said))), mass.shape[1])
-    late &= torch.arange(mass.shape[1]) >= late_from[:, None]
-    mean = (mass * late).sum(1) / late.sum(1)
-    return [None if value != value else value for value in mean.tolist()]
+    late_from = parts_of(said, subject.tokenizer, config.late_after).late_from.tolist()
+    late = [captured(signals)[first:] for signals, first in zip(subject.signals(own, "max"), late_from, strict=True)]
+    return [float(mass.mean()) if len(mass) else None for mass in late]

@@ -16,6 +16,7 @@ from nemo_mapo.data.manifests import completions_by_choice, validate_manifest
 from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.evaluation.grounding.analyse import Subject, analyse
 from nemo_mapo.files import write_text
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.pos_gate.tagger import build_tagger
 from nemo_mapo.reports.analyses import Analysis, comparable, read_analysis
 from nemo_mapo.reports.clips import write_clips
@@ -27,7 +28,6 @@ from nemo_mapo.training.checkpoint import load_checkpoint
 from nemo_mapo.training.finished_run import find_checkpoint, read_run_config, unsharded
 from nemo_mapo.training.policies import WarmStarter, build_policy, freeze_start, load_start_weights
 from nemo_mapo.training.run_directory import commit, this_command
-from nemo_mapo.training.signals import MicroBatching
 
 START = "start"
 """Name that stands for the policy before training, instead of a checkpoint's."""

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.config.rollout import TrtllmConfig
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import at_predicting_positions, audio_of, row_slices, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import PADDED_ROWS, audio_of, in_parts
 from nemo_mapo.models.pipeline import evaluation_mode
 from nemo_mapo.rollout.checks import never_drawn, refuse_impossible
 from nemo_mapo.rollout.completions import Drawn, completed
@@ -59,7 +59,6 @@ class TrtllmRollout:
         self.config = config
         self.batch_size = batch_size
         special = SpecialTokens.from_tokenizer(tokenizer)
-        self.pad_id = special.pad_id
         self._stop_ids = [special.end_id]
         self._forbidden_ids = never_drawn(engine.vocab_size, tokenizer, {special.end_id})
         # The engine's vocabulary may be padded; the policy's logits are not.
@@ -178,12 +177,11 @@ class TrtllmRollout:
     def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], sampling: SamplingConfig) -> list[Completion]:
         """The completions with corrected log-probs, from a pass of the policy over them."""
         found: list[Completion] = []
-        for rows in row_slices(len(drawn), self.config.scoring_batch_size):
-            part = [
-                completed(one, prompt, self.tokenizer, weight_version=self.weight_version)
-                for one, prompt in zip(drawn[rows], prompts[rows], strict=True)
+        for part in in_parts(list(zip(prompts, drawn, strict=True)), self.config.scoring_batch_size):
+            completions = [
+                completed(one, prompt, self.tokenizer, weight_version=self.weight_version) for prompt, one in part
             ]
-            found += self._completed(prompts[rows], part, sampling)
+            found += self._completed([prompt for prompt, _ in part], completions, sampling)
         for number, one in enumerate(found):
             assert one.log_probs is not None
             finite = one.log_probs.isfinite() & one.sampling_log_probs.isfinite()
@@ -196,21 +194,19 @@ class TrtllmRollout:
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], sampling: SamplingConfig
     ) -> list[Completion]:
         rows = [Row(prompt=prompt, token_ids=one.token_ids) for prompt, one in zip(prompts, completions, strict=True)]
-        sequences = token_batch(rows, pad_id=self.pad_id).to(self.model.device)
-        logits = self.model(sequences.tokens, sequences.audio, sequences.audio_row).logits
-        positions = torch.arange(logits.shape[1], dtype=torch.float64, device=logits.device).expand(len(logits), -1)
-        predicting = at_predicting_positions(positions, sequences).long()
+        inputs = PADDED_ROWS.lay_out(rows, self.model)
 
-        def scored(row: int, one: Completion) -> TokenLogProbs:
+        def scored(logits: Float[Tensor, "time shard"], one: Completion) -> TokenLogProbs:
             return completed_log_probs(
                 one.sampling_log_probs.to(logits.device),
-                self.model.whole_vocabulary(logits[row, predicting[row, : len(one)]]),
+                self.model.whole_vocabulary(logits),
                 one.token_ids.to(logits.device),
                 sampling,
                 forbidden_ids=self._forbidden_in_policy,
             )
 
-        both = [scored(row, one) for row, one in enumerate(completions)]
+        by_row = inputs.by_row(inputs.call(self.model, None).logits)
+        both = [scored(logits, one) for logits, one in zip(by_row, completions, strict=True)]
         return [
             replace(one, log_probs=each.model.cpu(), sampling_log_probs=each.sampling.cpu())
             for one, each in zip(completions, both, strict=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -9,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nemo_mapo.config.run import SamplingConfig
-from nemo_mapo.data.sequences import padded, token_batch
 from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.audio_llm import AudioLLM
-from nemo_mapo.models.pipeline import evaluation_mode, forward_all_stages, from_last_stage, whole_sequences
+from nemo_mapo.models.layout import PADDED_ROWS, known_to_all_stages
+from nemo_mapo.models.pipeline import evaluation_mode, forward_all_stages, whole_sequences
 from nemo_mapo.rollout.completions import Drawn
 from nemo_mapo.rollout.scoring import Drawing, drawn_log_probs
 from nemo_mapo.rollout.vllm.requests import Wanted
@@ -56,19 +57,17 @@ class Probe:
     def scored(self, policy: AudioLLM, completions: Sequence[Drawn]) -> list[Drawn]:
         """The completions with the log-probs that the policy gives their tokens; to be called by all ranks."""
         rows = [Row(prompt=self.prompt, token_ids=torch.tensor(one.token_ids)) for one in completions]
-        sequences = token_batch(rows, pad_id=0).to(policy.device)
+        inputs = PADDED_ROWS.lay_out(rows, policy)
         tokens = [row.token_ids.to(policy.device) for row in rows]
         with evaluation_mode(policy), whole_sequences(policy):
-            output = forward_all_stages(policy, sequences.tokens, sequences.audio, sequences.audio_row)
-            places = [(row, len(self.prompt) - 1) for row in range(len(rows))]
+            output = inputs.call(partial(forward_all_stages, policy), None)
             found = None
             if output is not None:
-                found = padded(drawn_log_probs(policy, output.logits, tokens, places, self.drawing))
-        width = max(len(one) for one in tokens)
-        ours = from_last_stage(found, (len(rows), width), torch.zeros(0, device=policy.device)).cpu()
+                found = drawn_log_probs(policy, inputs.by_row(output.logits), tokens, self.drawing)
+        ours = known_to_all_stages(found, rows, policy)
         return [
-            replace(one, sampling_log_probs=tuple(row[: len(one.token_ids)].tolist()))
-            for row, one in zip(ours, completions, strict=True)
+            replace(one, sampling_log_probs=tuple(values.tolist()))
+            for values, one in zip(ours, completions, strict=True)
         ]
 
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nemo_mapo.data.sequences import audio_of, padded
 from nemo_mapo.http_client import Unreachable
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import audio_of, padded
 from nemo_mapo.models.pipeline import evaluation_mode, whole_sequences
 from nemo_mapo.rollout.completions import BadAnswer, Drawn
 from nemo_mapo.rollout.scoring import Drawing

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nemo_mapo.models.layout import audio_of
 from nemo_mapo.types import AudioBatch
-from support.tiny import tiny_audio_llm, tiny_batch
+from support.tiny import tiny_audio_llm, tiny_batch, tiny_prompts
 
 TOLERANCE = 1e-5
 
@@ -23,16 +24,17 @@ def test_right_padding_does_not_change_a_row(tiny):
     prompts = tiny_batch(tiny, num_prompts=3)
     together = tiny.model(prompts.tokens, prompts.audio, prompts.audio_row).logits
     for row in range(3):
-        length, clip = int(prompts.prompt_lengths[row]), prompts.audio.select(torch.tensor([row]))
-        clip = AudioBatch(waveforms=clip.waveforms[:, : int(clip.lengths[0])], lengths=clip.lengths)
-        alone = tiny.model(prompts.tokens[row : row + 1, :length], clip, torch.tensor([0])).logits
+        prompt = tiny_prompts(tiny, num_prompts=3)[row]
+        length = len(prompt)
+        alone = tiny.model(prompt.token_ids[None], audio_of([prompt])[0], torch.tensor([0])).logits
         torch.testing.assert_close(together[row, :length], alone[0], atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
 def test_rows_take_the_clip_that_audio_row_names(tiny):
     prompts = tiny_batch(tiny, num_prompts=2, equal_lengths=True)
-    swapped = replace(prompts, audio=prompts.audio.select(torch.tensor([1, 0])), audio_row=torch.tensor([1, 0]))
+    clips = AudioBatch(waveforms=prompts.audio.waveforms.flip(0), lengths=prompts.audio.lengths.flip(0))
+    swapped = replace(prompts, audio=clips, audio_row=torch.tensor([1, 0]))
     first = tiny.model(prompts.tokens, prompts.audio, prompts.audio_row).logits
     second = tiny.model(swapped.tokens, swapped.audio, swapped.audio_row).logits
     torch.testing.assert_close(first, second, atol=TOLERANCE, rtol=0)
@@ -55,7 +57,7 @@ def test_audio_changes_nothing_before_its_first_placeholder_and_something_after(
 def test_a_row_without_audio_is_untouched_by_its_neighbours_clips(tiny):
     prompts = tiny_batch(tiny, num_prompts=3, without_audio=(1,))
     together = tiny.model(prompts.tokens, prompts.audio, prompts.audio_row).logits
-    length = int(prompts.prompt_lengths[1])
+    length = len(tiny_prompts(tiny, num_prompts=3, without_audio=(1,))[1])
     nothing = AudioBatch(waveforms=torch.zeros(0, 0), lengths=torch.zeros(0, dtype=torch.int64))
     alone = tiny.model(prompts.tokens[1:2, :length], nothing, torch.tensor([-1])).logits
     torch.testing.assert_close(together[1, :length], alone[0], atol=TOLERANCE, rtol=0)
@@ -85,7 +87,7 @@ def test_the_mass_counts_placeholders_only_and_markers_not(tiny):
     mass = uniform.model(prompts.tokens, prompts.audio, prompts.audio_row, audio_mass="max").audio_mass
     placeholders = (prompts.tokens == uniform.model.audio_token_id).float()
     expected = placeholders.cumsum(1) / torch.arange(1, placeholders.shape[1] + 1)
-    for row, length in enumerate(prompts.prompt_lengths.tolist()):
+    for row, length in enumerate(map(len, tiny_prompts(uniform, num_prompts=2))):
         torch.testing.assert_close(mass[row, :length], expected[row, :length], atol=TOLERANCE, rtol=0)
 
 

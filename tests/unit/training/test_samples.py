@@ -10,14 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_mapo.aligner import CustomLoggerWrapper
 from nemo_mapo.config.objective import ObjectiveConfig
-from nemo_mapo.data.sequences import response_mask, token_batch
 from nemo_mapo.rewards.combined import RewardTable
-from nemo_mapo.rows import training_rows
+from nemo_mapo.rows import ScoredRow, TokenSignals, training_rows
 from nemo_mapo.training.records import JsonLines, JsonLinesLogger
 from nemo_mapo.training.samples import TABLE, SampleWriter
 from nemo_mapo.training.scoring import ScoredRollouts
-from nemo_mapo.training.signals import TokenSignals
-from nemo_mapo.types import RolloutBatch
 from support.tiny import tiny_audio_llm, tiny_groups, with_texts
 
 TEXTS = ("<think> a | b\nso </think> deep", "<b>low</b>", "third", "fourth")
@@ -29,27 +26,31 @@ def writer(tmp_path):
     """A writer that has seen step 7: two prompts with two completions each."""
     tiny = tiny_audio_llm()
     groups = with_texts(tiny_groups(tiny), TEXTS)
-    sequences = token_batch(training_rows(groups), pad_id=0)
-    zeros = torch.zeros(4, 4)
-    batch = RolloutBatch(
-        sequences=sequences,
-        response_mask=response_mask(sequences.completion_lengths, zeros.shape[1]),
-        old_log_probs=zeros,
-        ref_log_probs=zeros,
-        text_ref_entropy_nats=None,
-        pos_gate=torch.ones(zeros.shape, dtype=torch.bool),
-        advantages=torch.tensor([0.5, -0.5, 0.25, -0.25]),
-        accuracy_rewards=torch.tensor([1.0, 0.0, 0.0, 0.0]),
-        finished=torch.ones(4, dtype=torch.bool),
-    )
+    rows = [
+        ScoredRow(
+            prompt=row.prompt,
+            token_ids=row.token_ids,
+            old_log_probs=torch.zeros(len(row.token_ids)),
+            ref_log_probs=torch.zeros(len(row.token_ids)),
+            text_ref_entropy_nats=None,
+            pos_gate=torch.ones(len(row.token_ids), dtype=torch.bool),
+            advantages=torch.tensor(advantage),
+            accuracy_rewards=torch.tensor(1.0),
+            finished=torch.tensor(True),
+        )
+        for row, advantage in zip(training_rows(groups), (0.5, -0.5, 0.25, -0.25), strict=True)
+    ]
     rewards = RewardTable(
         by_reward={"accuracy": [1.0, 0.0, 0.0, 0.0], "consistency": [None, 1.0, 1.0, 1.0]}, total=[4.0, 1.0, 1.0, 1.0]
     )
-    signals = TokenSignals(log_probs=zeros, entropy_nats=zeros, audio_mass=None)
+    signals = {
+        number: TokenSignals(log_probs=row.ref_log_probs, entropy_nats=row.ref_log_probs)
+        for number, row in enumerate(rows)
+    }
     writer = SampleWriter(
         JsonLines(tmp_path / "rollouts.jsonl"), tiny.tokenizer, PLAIN, keep_clip=lambda step, prompt: None
     )
-    writer.write_training(7, groups[0], ScoredRollouts(batch=batch, rewards=rewards, signals=signals, metrics={}))
+    writer.write_training(7, groups[0], ScoredRollouts(rows=rows, rewards=rewards, signals=signals, metrics={}))
     return writer
 
 

@@ -14,6 +14,7 @@ from nemo_mapo.data.splits import manifest_path, tokenizer_path
 from nemo_mapo.data.tokenizer import AUDIO, SpecialTokens, load_tokenizer
 from nemo_mapo.embedded.synthetic import SyntheticCorpusConfig, write_corpus
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rollout.protocol import OverlappingBackend, PendingCompletions
@@ -22,7 +23,6 @@ from nemo_mapo.training.actor import MapoActor
 from nemo_mapo.training.optimizer import wrap_data_parallel
 from nemo_mapo.training.prompts import PromptPhase, PromptStream
 from nemo_mapo.training.references import FrozenReference
-from nemo_mapo.training.signals import MicroBatching
 from nemo_mapo.training.sources import OneAhead, Requests, RolloutSource, Sampler, StepGroups, Synchronous
 from nemo_mapo.types import Wording
 from support.tiny import SAMPLE_RATE, tiny_audio_llm, tiny_model_config

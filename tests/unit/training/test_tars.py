@@ -9,14 +9,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo_mapo.config.rewards import TarsConfig
 from nemo_mapo.config.run import SamplingConfig
 from nemo_mapo.data.prompts import encode_prompt
-from nemo_mapo.data.sequences import padded, token_batch
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.models.hidden_states import pooled_hidden_states
+from nemo_mapo.models.layout import PADDED_ROWS, MicroBatching
 from nemo_mapo.rewards.judge import JudgeError
 from nemo_mapo.rewards.judged import RewardsUnavailable
 from nemo_mapo.rollout.megatron import MegatronRollout
 from nemo_mapo.rows import completions_of, training_rows
-from nemo_mapo.training.signals import MicroBatching, token_signals
+from nemo_mapo.training.signals import token_signals
 from nemo_mapo.training.tars import alignment, with_text_twins
 from nemo_mapo.types import Wording
 from support.tiny import tiny_audio_llm, tiny_problems, with_texts
@@ -52,14 +51,20 @@ def groups(tiny, problems):
 
 
 @pytest.fixture(scope="module")
-def sequences(tiny, groups):
-    return token_batch(training_rows(groups), pad_id=SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id)
+def inputs(tiny, groups):
+    return PADDED_ROWS.lay_out(training_rows(groups), tiny.model)
 
 
-def aligned(tiny, groups, sequences, accuracy, config=REPRESENTATION, embedder=None, rows=4):
-    return alignment(
-        groups, sequences, accuracy, tiny.model, config, batching=MicroBatching(rows=rows), embedder=embedder
-    )
+def aligned(tiny, groups, accuracy, config=REPRESENTATION, embedder=None, rows=4):
+    return alignment(groups, accuracy, tiny.model, config, batching=MicroBatching(rows=rows), embedder=embedder)
+
+
+def written_in(inputs):
+    """True on the completions' own tokens."""
+    mask = torch.zeros(inputs.tokens.numel(), dtype=torch.bool)
+    for span in inputs.spans:
+        mask[span.first + 1 : span.first + 1 + span.tokens] = True
+    return mask.view(inputs.tokens.shape)
 
 
 def test_every_problem_is_followed_by_one_that_reads_the_caption(tiny, problems):
@@ -78,24 +83,22 @@ def test_a_question_without_a_caption_is_named(tiny, problems):
         with_text_twins(bare, tiny.tokenizer, WORDING)
 
 
-def test_text_completions_are_trained_with_the_prompt_they_were_sampled_from(tiny, groups, sequences):
+def test_text_completions_are_trained_with_the_prompt_they_were_sampled_from(tiny, groups, inputs):
     text = torch.arange(4 * GROUP) // GROUP % 2 == 1
-    assert (sequences.audio_row[text] == -1).all() and (sequences.audio_row[~text] >= 0).all()
-    assert not (sequences.tokens[text] == tiny.model.audio_token_id).any()
-    again = token_signals(tiny.model, sequences, head_reduction=None).log_probs
-    assert torch.allclose(again, padded([one.log_probs for one in completions_of(groups)]), atol=1e-4)
+    assert (inputs.audio_row[text] == -1).all() and (inputs.audio_row[~text] >= 0).all()
+    assert not (inputs.tokens[text] == tiny.model.audio_token_id).any()
+    again = token_signals(tiny.model, training_rows(groups), head_reduction=None)
+    for signals, one in zip(again, completions_of(groups), strict=True):
+        assert torch.allclose(signals.log_probs, one.log_probs, atol=1e-4)
 
 
-def test_pooled_states_are_means_of_what_the_layers_gave(tiny, sequences):
+def test_pooled_states_are_means_of_what_the_layers_gave(tiny, inputs):
     whole = []
     layers = [module for module in tiny.model.modules() if isinstance(module, TransformerLayer)]
     handles = [layer.register_forward_hook(lambda _, __, output: whole.append(output[0])) for layer in layers]
-    place = torch.arange(sequences.tokens.shape[1])
-    written = (place >= sequences.prompt_lengths[:, None]) & (
-        place < (sequences.prompt_lengths + sequences.completion_lengths)[:, None]
-    )
+    written = written_in(inputs)
     with torch.no_grad(), pooled_hidden_states(tiny.model, written) as pooled:
-        tiny.model(sequences.tokens, sequences.audio, sequences.audio_row)
+        inputs.call(tiny.model, None)
     for handle in handles:
         handle.remove()
     assert len(pooled) == len(whole) == len(layers)
@@ -104,41 +107,40 @@ def test_pooled_states_are_means_of_what_the_layers_gave(tiny, sequences):
             assert torch.allclose(mean[row], states[written[row], row].mean(0), atol=1e-5)
 
 
-def test_a_completion_is_aligned_with_a_right_text_completion_of_its_own_question(tiny, groups, sequences):
+def test_a_completion_is_aligned_with_a_right_text_completion_of_its_own_question(tiny, groups):
     accuracy = [0.0] * 12
     accuracy[4] = accuracy[1] = 1.0  # a text completion of the first question; a speech one, which is no reference
-    found = aligned(tiny, groups, sequences, accuracy)
+    found = aligned(tiny, groups, accuracy)
     assert found.reward[:3].abs().min() > 0 and not found.reward[3:].any()
     assert found.metrics["rollout/tars_without_reference"] == 0.5
     assert found.metrics["rollout/accuracy_speech"] == pytest.approx(1 / 6)
     assert found.metrics["rollout/accuracy_text"] == pytest.approx(1 / 6)
 
 
-def test_the_representation_reward_is_the_mean_cosine_over_layers(tiny, groups, sequences):
+def test_the_representation_reward_is_the_mean_cosine_over_layers(tiny, groups, inputs):
     accuracy = [0.0] * 12
     accuracy[4] = 1.0
-    found = aligned(tiny, groups, sequences, accuracy)
+    found = aligned(tiny, groups, accuracy)
     states = {}
     for row in (0, 4):
-        end = int(sequences.prompt_lengths[row] + sequences.completion_lengths[row])
-        written = torch.zeros(12, sequences.tokens.shape[1], dtype=torch.bool)
-        written[row, int(sequences.prompt_lengths[row]) : end] = True
+        written = torch.zeros_like(inputs.tokens, dtype=torch.bool)
+        written[row] = written_in(inputs)[row]
         with torch.no_grad(), pooled_hidden_states(tiny.model, written) as pooled:
-            tiny.model(sequences.tokens, sequences.audio, sequences.audio_row)
+            inputs.call(tiny.model, None)
         states[row] = [layer[row].double() for layer in pooled]
     cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in zip(states[0], states[4], strict=True)]
     assert float(found.reward[0]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 12])
-def test_how_rows_are_batched_changes_nothing(tiny, groups, sequences, rows):
+def test_how_rows_are_batched_changes_nothing(tiny, groups, rows):
     accuracy = [1.0] * 12
-    expected = aligned(tiny, groups, sequences, accuracy, rows=12).reward
-    assert torch.allclose(aligned(tiny, groups, sequences, accuracy, rows=rows).reward, expected, atol=1e-5)
+    expected = aligned(tiny, groups, accuracy, rows=12).reward
+    assert torch.allclose(aligned(tiny, groups, accuracy, rows=rows).reward, expected, atol=1e-5)
 
 
-def test_without_a_right_text_completion_nothing_is_added(tiny, groups, sequences):
-    found = aligned(tiny, groups, sequences, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0] * 2)
+def test_without_a_right_text_completion_nothing_is_added(tiny, groups):
+    found = aligned(tiny, groups, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0] * 2)
     assert not found.reward.any() and found.metrics["rollout/tars_without_reference"] == 1.0
 
 
@@ -149,13 +151,13 @@ class Lengths:
         return [[float(len(text)), 1.0] for text in texts]
 
 
-def test_the_behaviour_reward_is_the_cosine_of_the_embeddings(tiny, groups, sequences):
+def test_the_behaviour_reward_is_the_cosine_of_the_embeddings(tiny, groups):
     texts = ("", "aa", "aaa", "b" * 7, "b", "bb", *(one.text for one in completions_of(groups)[6:]))
     scripted = with_texts(groups, texts)
     accuracy = [0.0] * 12
     accuracy[3] = 1.0
     config = TarsConfig(representation=0.0, behaviour=2.0)
-    found = aligned(tiny, scripted, sequences, accuracy, config, Lengths())
+    found = aligned(tiny, scripted, accuracy, config, Lengths())
     cosines = [(7 * length + 1) / ((50**0.5) * (length**2 + 1) ** 0.5) for length in (0, 2, 3)]
     assert found.reward[:3].tolist() == pytest.approx([2 * cosine for cosine in cosines], abs=1e-6)
 
@@ -167,7 +169,7 @@ class Gone:
         raise JudgeError("no route")
 
 
-def test_an_unreachable_encoder_does_not_count_as_zero(tiny, groups, sequences):
+def test_an_unreachable_encoder_does_not_count_as_zero(tiny, groups):
     config = TarsConfig(representation=0.0, behaviour=1.0)
     with pytest.raises(RewardsUnavailable, match="no route"):
-        aligned(tiny, groups, sequences, [1.0] * 12, config, Gone())
+        aligned(tiny, groups, [1.0] * 12, config, Gone())

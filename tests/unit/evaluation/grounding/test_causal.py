@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from nemo_mapo.data.sequences import token_batch
-from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.evaluation.grounding.causal import (
     INTERVENTIONS,
     NEVER,
@@ -15,8 +13,8 @@ from nemo_mapo.evaluation.grounding.causal import (
     thirds,
     truth_probabilities,
 )
+from nemo_mapo.models.layout import PADDED_ROWS, MicroBatching
 from nemo_mapo.rows import Row
-from nemo_mapo.training.signals import MicroBatching
 from support.tiny import TinyAudioLLM, tiny_audio_llm, tiny_prompts
 
 
@@ -27,7 +25,7 @@ def tiny() -> TinyAudioLLM:
 
 @pytest.mark.parametrize("length", range(1, 14))
 def test_thirds_are_those_of_the_collapse_index(length: int) -> None:
-    parts = thirds(torch.tensor([length]))
+    parts = thirds([length])
     number = (2 * torch.arange(length) + 1) * 3 // (2 * length)
     assert int(parts.early_end) == int((number == 0).sum())
     assert int(parts.late_from) == length - int((number == 2).sum())
@@ -60,12 +58,11 @@ def test_interventions_make_the_tokens_deaf_that_they_name() -> None:
 
 def test_the_truth_is_worth_its_share_of_the_choices_and_what_all_say_cancels(tiny: TinyAudioLLM) -> None:
     prompts = tiny_prompts(tiny, num_prompts=2)
-    pad_id = SpecialTokens.from_tokenizer(tiny.tokenizer).pad_id
     same = tiny.tokenizer.encode("I hear a")
     words = [tiny.token_id(word) for word in ("deep", "low")]
     rows = BeliefRows(completions=[[*same, word] for word in words], question=[1, 1], truth=[False, True])
-    found = truth_probabilities(tiny.model, prompts, rows, pad_id=pad_id, batching=MicroBatching(rows=2))
-    alone = token_batch([Row(prompt=prompts[1], token_ids=torch.tensor(same))], pad_id=pad_id)
+    found = truth_probabilities(tiny.model, prompts, rows, batching=MicroBatching(rows=2))
+    alone = PADDED_ROWS.lay_out([Row(prompt=prompts[1], token_ids=torch.tensor(same))], tiny.model)
     with torch.no_grad():
         logits = tiny.model(alone.tokens, alone.audio, alone.audio_row).logits
     expected = logits[0, -1, words].double().softmax(0)[1]
@@ -83,4 +80,4 @@ def test_without_comparable_completions_no_question_has_a_probability(tiny: Tiny
     rows = BeliefRows(completions=[], question=[], truth=[])
     assert len(belief_parts(rows, tiny.tokenizer, late_after).late_from) == 0
     prompts = tiny_prompts(tiny, num_prompts=2)
-    assert truth_probabilities(tiny.model, prompts, rows, pad_id=0, batching=MicroBatching(rows=2)).isnan().all()
+    assert truth_probabilities(tiny.model, prompts, rows, batching=MicroBatching(rows=2)).isnan().all()

@@ -63,15 +63,13 @@ def clip(problem):
     return problem.prompt.clips[0]
 
 
-def heard(frames, counts):
-    return Listening(
-        mass=torch.zeros(len(counts), 1, 1, 1), frames=torch.tensor(frames), num_frames=torch.tensor(counts)
-    )
+def heard(*frames):
+    return [Listening(mass=torch.zeros(1, 1, 1), frames=torch.tensor(of_clip)) for of_clip in frames]
 
 
 def test_the_samples_of_the_chosen_frames_become_silent_and_no_others():
     before = problems([10, 9])
-    after = silence_frames(before, heard([[0.1, 0.9, 0.2], [0.9, 0.1, 0.0]], [3, 2]), 0.3, "top", seed=0)
+    after = silence_frames(before, heard([0.1, 0.9, 0.2], [0.9, 0.1]), 0.3, "top", seed=0)
     # Frame 1 of 3 over 10 samples: ceil(10/3) = 4 to ceil(20/3) = 7; frame 0 of 2 over 9: 0 to ceil(9/2) = 5.
     assert (clip(after[0]) == 0).nonzero().flatten().tolist() == [4, 5, 6]
     assert (clip(after[1]) == 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
@@ -79,14 +77,14 @@ def test_the_samples_of_the_chosen_frames_become_silent_and_no_others():
 
 
 def test_the_random_frames_of_a_question_do_not_depend_on_its_neighbours():
-    listening = heard([[0.1, 0.9, 0.2, 0.3], [0.9, 0.1, 0.0, 0.5]], [4, 4])
+    listening = heard([0.1, 0.9, 0.2, 0.3], [0.9, 0.1, 0.0, 0.5])
     together = silence_frames(problems([40, 40]), listening, 0.5, "random", seed=3)
-    alone = silence_frames(problems([40]), heard([[0.1, 0.9, 0.2, 0.3]], [4]), 0.5, "random", seed=3)
+    alone = silence_frames(problems([40]), heard([0.1, 0.9, 0.2, 0.3]), 0.5, "random", seed=3)
     assert torch.equal(clip(together[0]), clip(alone[0]))
 
 
 def test_two_questions_about_one_clip_each_lose_what_they_listened_to():
     one, other = problems([10, 10])
     same = replace(other, prompt=replace(other.prompt, clips=one.prompt.clips))
-    first, second = silence_frames([one, same], heard([[0.9, 0.1], [0.1, 0.9]], [2, 2]), 0.5, "top", seed=0)
+    first, second = silence_frames([one, same], heard([0.9, 0.1], [0.1, 0.9]), 0.5, "top", seed=0)
     assert clip(first).tolist() == [0.0] * 5 + [1.0] * 5 and clip(second).tolist() == [1.0] * 5 + [0.0] * 5

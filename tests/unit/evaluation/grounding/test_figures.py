@@ -13,13 +13,12 @@ from nemo_mapo.pos_gate.tagger import build_chain_tagger
 
 
 def test_the_collapse_index_is_what_is_lost_from_the_first_to_the_last_third():
-    mass = torch.tensor([[0.8, 0.4, 0.5, 0.5, 0.2, 0.1], [0.5, 9.0, 0.5, 7.0, 7.0, 7.0]])
-    written = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
-    assert collapse_index(mass, written).tolist() == pytest.approx([1 - 0.15 / 0.6, 0.0])
+    assert collapse_index(torch.tensor([0.8, 0.4, 0.5, 0.5, 0.2, 0.1])) == pytest.approx(1 - 0.15 / 0.6)
+    assert collapse_index(torch.tensor([0.5, 9.0, 0.5])) == pytest.approx(0.0)
 
 
 def test_a_completion_without_thirds_has_no_collapse_index():
-    assert math.isnan(float(collapse_index(torch.tensor([[0.5]]), torch.tensor([[True]]))))
+    assert math.isnan(collapse_index(torch.tensor([0.5])))
 
 
 def test_the_effect_of_length_within_questions_is_free_of_their_difficulty():
@@ -67,6 +66,5 @@ def test_nothing_is_said_about_finished_completions_where_there_are_none():
 
 
 def test_a_completion_that_never_listened_early_has_no_finite_collapse_index():
-    mass = torch.tensor([[0.0, 0.1, 0.2], [0.0, 0.1, 0.0]])
-    index = collapse_index(mass, torch.ones(2, 3, dtype=torch.bool))
-    assert not torch.isfinite(index).any()
+    assert not math.isfinite(collapse_index(torch.tensor([0.0, 0.1, 0.2])))
+    assert not math.isfinite(collapse_index(torch.tensor([0.0, 0.1, 0.0])))

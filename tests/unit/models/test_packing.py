@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemo_mapo.training.packing import pack_rows
+from nemo_mapo.models.packing import pack_rows
 
 
 def test_each_row_goes_into_the_first_pack_with_room():
