@@ -27,9 +27,9 @@ from nemo_mapo.data.tokenizer import SpecialTokens
 from nemo_mapo.embedded.synthetic_text import caption_text, events_from_custom, reasoning_text, warm_start_belief
 from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
 from nemo_mapo.models.audio_llm import AudioLLM
+from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.processes import is_main_rank
 from nemo_mapo.ranks import from_main_rank
-from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Prompt, Row
