@@ -225,7 +225,7 @@ def known_to_all_stages(
     lengths = [len(row.token_ids) for row in rows]
     joined = None if read is None else torch.cat(list(read), dim=-1)
     whole = from_last_stage(joined, (*signals, sum(lengths)), torch.zeros(0, device=model.device))
-    return list(whole.cpu().split(lengths, dim=-1))
+    return list(torch.split(whole.cpu(), lengths, dim=-1))
 
 
 def objective_inputs(

@@ -293,7 +293,7 @@ def agreement(signals: Mapping[int, TokenSignals], completions: Sequence[Complet
         outside = ours.isneginf()
         metrics["rollout/log_prob_outside"] = float(outside.sum() / len(outside))
     gaps = (ours - stated).abs().masked_fill(outside, 0.0)
-    means = [of_completion.mean() for of_completion in gaps.split(list(map(len, completions)))]
+    means = [of_completion.mean() for of_completion in torch.split(gaps, list(map(len, completions)))]
     metrics["rollout/log_prob_gap"] = Maximum(gaps.max())
     metrics["rollout/log_prob_mismatch"] = float(torch.stack(means).mean())
     metrics["rollout/log_prob_correlation"] = _correlation(ours[~outside], stated[~outside])

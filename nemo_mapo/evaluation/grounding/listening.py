@@ -29,7 +29,7 @@ class Listening:
 def listen(policy: AudioLLM, rows: Sequence[Row], *, rows_at_a_time: int) -> list[Listening]:
     """Run the rows once more with explicit attention weights for completion tokens.
 
-    Memory is layers x heads x completion x row length for one row at a time: for analyses, not for training.
+    Memory is heads x completion x row length for one layer and row at a time: for analyses, not for training.
 
     Raises:
         ValueError: the model is sharded over ranks, or its attention is not torch's.
@@ -42,25 +42,18 @@ def _listen_to(policy: AudioLLM, rows: Sequence[Row]) -> list[Listening]:
     inputs = PADDED_ROWS.lay_out(rows, policy)
     with _queries_and_keys(policy) as tapped:
         inputs.call(policy, None)
-    return [
-        _heard(row, [(query[number], key[number], scale) for query, key, scale in tapped], policy)
-        for number, row in enumerate(rows)
-    ]
-
-
-def _heard(row: Row, tapped: Sequence[tuple[Tensor, Tensor, float | None]], policy: AudioLLM) -> Listening:
-    """From the queries and keys of every target layer."""
-    # A policy may sample the placeholder; only placeholders in the prompt are audio.
-    audio = (row.prompt.token_ids == policy.audio_token_id).nonzero().flatten()
-    last = len(row.prompt) - 1
-    predicting = torch.arange(last, last + len(row.token_ids))
-    weights = torch.stack(
-        [
-            attention_rows(query[None], key[None], predicting.to(query.device)[None], softmax_scale=scale)[0]
+    places = torch.arange(inputs.tokens.shape[1], device=policy.device).expand_as(inputs.tokens)
+    found = []
+    for number, (row, predicting) in enumerate(zip(rows, inputs.by_row(places), strict=True)):
+        # A policy may sample the placeholder; only placeholders in the prompt are audio.
+        audio = (row.prompt.token_ids == policy.audio_token_id).nonzero().flatten().to(policy.device)
+        by_layer = [
+            attention_rows(query[number, None], key[number, None], predicting[None], softmax_scale=scale)[0, ..., audio]
             for query, key, scale in tapped
         ]
-    )[..., audio.to(policy.device)].cpu()
-    return Listening(mass=weights.sum(-1), frames=weights.mean((0, 1, 2)))
+        weights = torch.stack(by_layer).cpu()
+        found.append(Listening(mass=weights.sum(-1), frames=weights.mean((0, 1, 2))))
+    return found
 
 
 def attention_rows(
