@@ -82,6 +82,7 @@ _ADAPTED: Final = {
     "lora_hto4h_adapter": "linear_fc1",
     "lora_4htoh_adapter": "linear_fc2",
 }
+_WRAPPED: Final = re.compile(r"^model\.(?:model\.|module\.)+")
 _PROMPT: Final = re.compile(r"(?P<before>.*)\{\w+\}(?P<after>.*)\{\w+\}", re.DOTALL)
 
 
@@ -248,8 +249,11 @@ def read_state(archive: Path, weights: Path) -> dict[str, Any]:
 
 
 def _plain_name(name: str) -> str:
-    """A name without the wrapper of mixed precision, and with the norms of Megatron's local layer spec."""
-    name = name.replace("model.module.", "model.", 1) if name.startswith("model.module.") else name
+    """A name without the wrapper of mixed precision, and with the norms of Megatron's local layer spec.
+
+    Adapters that are saved beside a frozen LLM have the model's prefix twice.
+    """
+    name = _WRAPPED.sub("model.", name)
     for theirs, ours in _NAMES_OF_TRANSFORMER_ENGINE.items():
         if name.startswith("model.") and name.endswith(f".{theirs}"):
             return name.removesuffix(theirs) + ours

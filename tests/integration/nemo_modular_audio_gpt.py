@@ -5,9 +5,9 @@ python nemo_modular_audio_gpt.py logits ARCHIVE.nemo INPUTS.pt OUTPUT.pt
 
 NeMo imports both packages where it builds a decoder. What is put in their place here: the local layer spec of
 Megatron-core, no list of pretrained BERTs, no settings of the CUDA container, and an empty module for an import of
-the adapters. Megatron-core runs on the CPU as in all tests. Its attention calls NeMo's adapted attention with an argument
-that this one does not know, so hooks add the outputs of NeMo's adapters where its forward does. Model, perception,
-adapters, prompts and files are NeMo's own.
+the adapters. Megatron-core runs on the CPU as in all tests. It calls NeMo's adapted attention with an argument that
+this one does not know, so hooks add the outputs of NeMo's adapters where its forward does. Model, perception, adapters,
+prompts and files are NeMo's own.
 """
 
 import sys
@@ -209,7 +209,12 @@ def logits(archive: str, inputs: str, output: str) -> None:
     asked = torch.load(inputs)
     model = built({**values, "perception": {**values["perception"], "spec_augment": None}})
     model.perception.preprocessor.featurizer.dither = 0.0
-    given = {name: value for name, value in {**asked["llm"], **state}.items() if value is not None}
+    # Beside a frozen LLM, adapters are saved with a second prefix.
+    given = {
+        name.replace("model.model.", "model."): value
+        for name, value in {**asked["llm"], **state}.items()
+        if value is not None
+    }
     # Not its own load_state_dict, which skips what is missing.
     missing, unexpected = torch.nn.Module.load_state_dict(model, given, strict=False)
     assert not unexpected and not [name for name in missing if not name.endswith("_extra_state")], (missing, unexpected)
@@ -237,9 +242,10 @@ def logits(archive: str, inputs: str, output: str) -> None:
 
 if __name__ == "__main__":
     stand_ins()
-    from nemo_mapo.platform import install_cpu_host
+    from nemo_mapo.platform import initialize_parallel, install_cpu_host
 
     install_cpu_host()
+    initialize_parallel()
     if sys.argv[1] == "make":
         make(sys.argv[2], sys.argv[3], frozen=sys.argv[4] == "frozen")
     else:
