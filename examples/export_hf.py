@@ -17,8 +17,11 @@ quiet_upstream()
 
 from nemo_mapo.models.hf.adapters import export_adapters  # noqa: E402
 from nemo_mapo.models.hf.convert import export_hf  # noqa: E402
+from nemo_mapo.models.modular_audio_gpt import is_archive  # noqa: E402
 from nemo_mapo.models.salm import is_salm  # noqa: E402
 from nemo_mapo.platform import initialize_parallel, install_cpu_host  # noqa: E402
+from nemo_mapo.training.modular_audio_gpt import export_modular_audio_gpt  # noqa: E402
+from nemo_mapo.training.policies import lora_alpha_of  # noqa: E402
 from nemo_mapo.training.salm import export_salm  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,42 +33,49 @@ def main() -> None:
     install_cpu_host()
     initialize_parallel()
     try:
-        if arguments.adapters:
-            if arguments.lora_alpha is None or arguments.dtype is not None or arguments.thinker_only:
-                raise ValueError("--adapters needs --lora-alpha, and takes neither --dtype nor --thinker-only")
-            checkpoint, original = arguments.checkpoint, arguments.original
-            count = export_adapters(checkpoint, original, arguments.output, lora_alpha=arguments.lora_alpha)
-            print(f"adapters of {count} modules written to {arguments.output}")
-            return
-        if is_salm(arguments.original):
-            dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
-            done = export_salm(
-                arguments.checkpoint, arguments.original, arguments.output, dtype=dtype, lora_alpha=arguments.lora_alpha
-            )
-            print(f"{done.tensors} tensors of a NeMo SALM written to {arguments.output}")
-            return
-        done = export_hf(
-            arguments.checkpoint,
-            arguments.original,
-            arguments.output,
-            dtype=None if arguments.dtype is None else DTYPES[arguments.dtype],
-            lora_alpha=arguments.lora_alpha,
-            thinker_only=arguments.thinker_only,
-        )
+        print(_export(arguments))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{done.tensors} trained tensors written to {arguments.output}, {done.left_aside} others carried over")
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    """Write the output; returns what to say about it."""
+    checkpoint, original, output = arguments.checkpoint, arguments.original, arguments.output
+    alpha = lora_alpha_of(checkpoint, arguments.lora_alpha)
+    dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
+    if is_archive(original) != (arguments.llm is not None):
+        raise ValueError(
+            f"{original}: --llm goes with a .nemo file of a ModularAudioGPT as --original, and only with it"
+        )
+    if arguments.adapters:
+        if dtype is not None or arguments.thinker_only:
+            raise ValueError("--adapters takes neither --dtype nor --thinker-only")
+        if alpha is None:
+            raise ValueError(f"{checkpoint} holds no LoRA adapters: leave --adapters out")
+        count = export_adapters(checkpoint, original, output, lora_alpha=alpha)
+        return f"adapters of {count} modules written to {output}"
+    if is_archive(original):
+        done = export_modular_audio_gpt(checkpoint, original, arguments.llm, output, dtype=dtype, lora_alpha=alpha)
+        return f"{done.tensors} tensors of a NeMo ModularAudioGPT written to {output}"
+    if is_salm(original):
+        done = export_salm(checkpoint, original, output, dtype=dtype, lora_alpha=alpha)
+        return f"{done.tensors} tensors of a NeMo SALM written to {output}"
+    done = export_hf(checkpoint, original, output, dtype=dtype, lora_alpha=alpha, thinker_only=arguments.thinker_only)
+    return f"{done.tensors} trained tensors written to {output}, {done.left_aside} others carried over"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="such as RUN/checkpoints/step_000100")
-    parser.add_argument("--original", type=Path, required=True, help="the Hugging Face directory that was imported")
+    parser.add_argument("--original", type=Path, required=True, help="what was imported: a directory, or a .nemo file")
     parser.add_argument("--output", type=Path, required=True, help="directory to write; must not exist yet")
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="dtype of the trained tensors (default: the checkpoint's)"
     )
-    parser.add_argument("--lora-alpha", type=float, help="model.lora.alpha of a run with adapters, which are merged")
+    parser.add_argument(
+        "--lora-alpha", type=float, help="model.lora.alpha of adapters whose checkpoint is not in its run's directory"
+    )
+    parser.add_argument("--llm", type=Path, help="for a NeMo ModularAudioGPT: directory of the text LLM inside it")
     parser.add_argument(
         "--adapters", action="store_true", help="write only the adapters, in PEFT's format, instead of merging them"
     )

@@ -680,6 +680,13 @@ FAULTS = (
         tests=("tests/unit/models/test_salm.py",),
     ),
     Fault(
+        name="ModularAudioGPT: an adapter is added with alpha, not alpha / rank",
+        file="nemo_mapo/models/modular_audio_gpt.py",
+        right="return float(rank if alpha is None else alpha) / rank",
+        wrong="return float(rank if alpha is None else alpha)",
+        tests=("tests/integration/test_modular_audio_gpt.py", "-k", "alpha_over_rank"),
+    ),
+    Fault(
         name="from parts: new tokens begin with the rows that fill the vocabulary up",
         file="nemo_mapo/training/assemble.py",
         right="    grown[list(new_ids)] = mean\n",

@@ -1,10 +1,12 @@
 """Adds audio tokens to a text LLM's tokenizer, and clips to its chat template."""
 
+import json
 from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
 from nemo_mapo.data.tokenizer import ASSISTANT, AUDIO, AUDIO_END, AUDIO_START, END, PAD, SALM_AUDIO, USER
+from nemo_mapo.models.modular_audio_gpt import PromptLayout
 
 _CLIP: Final = "CLIP"
 _WITH_CLIPS: Final = (
@@ -57,6 +59,29 @@ def with_salm_tokens(tokenizer: PreTrainedTokenizerBase, prompt_format: str) -> 
     Returns the new ids.
     """
     tokenizer.chat_template = SALM_TEMPLATES[prompt_format]
+    return _with_template(tokenizer, [SALM_AUDIO])
+
+
+def with_layout_tokens(tokenizer: PreTrainedTokenizerBase, layout: PromptLayout) -> list[int]:
+    """Add the placeholder, and lay turns out as NeMo's ModularAudioGPT was trained on them; returns the new ids.
+
+    An answer ends with the tokenizer's eos_token. A system message is refused: NeMo's layout has no place for one.
+    """
+    bos = tokenizer.bos_token if layout.starts_with_bos else ""
+    before, after, gap, clip, start = map(
+        json.dumps, (layout.before, layout.after, layout.gap, SALM_AUDIO, str(bos or ""))
+    )
+    first = f"{clip} * message.content.count({clip}) + " if layout.clips_first else ""
+    question = f"message.content.replace({clip}, '')" if layout.clips_first else "message.content"
+    tokenizer.chat_template = (
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'user' -%}"
+        f"{{{{ {first}{start} + {before} + {question} + {after} }}}}"
+        "{%- elif message.role == 'assistant' -%}"
+        f"{{{{ {gap} + message.content + {json.dumps(str(tokenizer.eos_token))} }}}}"
+        "{%- else -%}{{ raise_exception('this model has no system message') }}{%- endif -%}"
+        "{%- endfor -%}"
+    )
     return _with_template(tokenizer, [SALM_AUDIO])
 
 

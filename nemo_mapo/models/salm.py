@@ -5,7 +5,7 @@ lies outside the LLM; with LoRA the LLM is PEFT's, whose adapters are merged her
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +22,12 @@ from nemo_mapo.models.nemo_encoder import without_randomness
 from nemo_mapo.upstream.nemo import IDENTITY_ADAPTER, NEWER_IDENTITY_ADAPTER
 
 SALM_RULES: Final = (Rule("perception.module.{name}", ("perception.{name}",)),)
-_PREPROCESSOR: Final = "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor"
-_CONFORMER: Final = "nemo.collections.asr.modules.ConformerEncoder"
+PREPROCESSOR: Final = "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor"
+CONFORMER: Final = "nemo.collections.asr.modules.ConformerEncoder"
 _TARGETS: Final = {
-    "preprocessor": (_PREPROCESSOR,),
-    "encoder": (_CONFORMER,),
-    "modality_adapter": (_CONFORMER, NEWER_IDENTITY_ADAPTER),
+    "preprocessor": (PREPROCESSOR,),
+    "encoder": (CONFORMER,),
+    "modality_adapter": (CONFORMER, NEWER_IDENTITY_ADAPTER),
 }
 """Classes that a config may name; any other would be code of its author's choice."""
 _PEFT: Final = "llm.base_model.model."
@@ -73,7 +73,7 @@ def read_salm(directory: Path, llm: Path, *, audio_tag: str, prompt_formats: Col
     decoder = read_model(llm)
     if decoder.has_perception:
         raise ValueError(f"{llm} is not a text LLM; give the directory of {values.get('pretrained_llm')}")
-    module = _module(values.get("perception") or {}, path)
+    module = perception_module(values.get("perception") or {}, str(path), _TARGETS)
     config = ModelConfig(
         perception=NemoPerceptionConfig(module=module, features="nemo_2_5"), decoder=decoder.config.decoder
     )
@@ -145,21 +145,27 @@ def _plain_name(name: str) -> str:
     return name.removeprefix(_PEFT) if name.startswith(_PEFT) else name.removeprefix("llm.")
 
 
-def _module(perception: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The perception module's config in our form: nothing random, and only NeMo's own classes."""
+def perception_module(
+    perception: Mapping[str, Any], where: str, targets: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The perception module's config in our form: nothing random, and only the classes of NeMo in `targets`.
+
+    Raises:
+        ValueError: beginning with `where`, naming a part with another class.
+    """
     module: dict[str, Any] = {}
-    for part, targets in _TARGETS.items():
+    for part, known in targets.items():
         values = perception.get(part)
-        if not isinstance(values, dict) or values.get("_target_") not in targets:
+        if not isinstance(values, dict) or values.get("_target_") not in known:
             target = values.get("_target_") if isinstance(values, dict) else None
-            raise ValueError(f"{path}: perception.{part}._target_={target!r}; known are {', '.join(targets)}")
+            raise ValueError(f"{where}: perception.{part}._target_={target!r}; known are {', '.join(known)}")
         module[part] = dict(values)
     module["preprocessor"]["dither"] = 0.0
     module["encoder"] = without_randomness(module["encoder"])
     adapter = module["modality_adapter"]
     if adapter["_target_"] == NEWER_IDENTITY_ADAPTER:
         adapter["_target_"] = IDENTITY_ADAPTER
-    else:
+    elif adapter["_target_"] == CONFORMER:
         module["modality_adapter"] = without_randomness(adapter)
     return module
 

@@ -127,8 +127,24 @@ def refuse_pickled_code(content: Path | io.BytesIO, where: str) -> None:
         content: a file, or a stream at its beginning.
         where: begins the message.
     """
+    read_tensors(content, where)
+
+
+def read_tensors(content: Path | io.BytesIO, where: str, *, mapped: bool = False) -> Any:
+    """What `torch.save` wrote, if it holds nothing but tensors, plain values and bytes.
+
+    Args:
+        content: a file, or a stream at its beginning.
+        where: begins the message.
+        mapped: tensors stay on disk until they are used.
+
+    Raises:
+        ValueError: as `refuse_pickled_code`.
+    """
     try:
-        torch.load(content, map_location="cpu", weights_only=True)
+        # Transformer Engine's extra states are bytes, which are kept as they are.
+        with torch.serialization.safe_globals([io.BytesIO]):
+            return torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line]
         raise ValueError(

@@ -89,7 +89,8 @@ def assemble(encoder: Encoder, decoder: Path, output: Path, *, seed: int) -> Ass
         return with_rows(tensor, vocab_size_of(model), new_ids) if name in ROWS_PER_TOKEN else tensor
 
     with whole_directory(output) as folder:
-        _write_side_files(decoder, folder, model, tokenizer, f"{encoder.source.name} and {decoder.name}")
+        made_by = f"{encoder.source.name} and {decoder.name}; made by examples/assemble.py."
+        write_side_files(decoder, folder, model, tokenizer, made_by)
         (folder / CHECKPOINT).mkdir()
         save_streamed(state, read, folder / CHECKPOINT)
         (folder / CHECKPOINT / TRAINER_STATE).write_text("{}\n")
@@ -140,9 +141,10 @@ def _read(source: Source, files: ModelFiles) -> Tensor:
     return source.layout.fuse([files.read(theirs) for theirs in source.theirs])
 
 
-def _write_side_files(
-    decoder: Path, folder: Path, model: HfModel, tokenizer: PreTrainedTokenizerBase, title: str
+def write_side_files(
+    decoder: Path, folder: Path, model: HfModel, tokenizer: PreTrainedTokenizerBase, made_by: str
 ) -> None:
+    """Write tokenizer, config, and `original`: the decoder's side files with the model's vocabulary and perception."""
     original = folder / ORIGINAL
     original.mkdir()
     for path in side_files(decoder):
@@ -154,7 +156,7 @@ def _write_side_files(
     (original / PERCEPTION_CONFIG).write_text(perception + "\n")
     for target in (original, folder / TOKENIZER):
         tokenizer.save_pretrained(str(target))
-    write_model_config(folder, model, f"{title}; made by examples/assemble.py.")
+    write_model_config(folder, model, made_by)
 
 
 def vocab_size_of(model: HfModel) -> int:

@@ -98,7 +98,7 @@ def adapters_of_start(start: Path) -> LoraConfig | None:
     if not has_adapters(start):
         return None
     run_dir = followed(start).absolute().parents[1]
-    where = f"pretrained_checkpoint.restore_from_path={start} holds LoRA adapters"
+    where = f"{start} holds LoRA adapters"
     try:
         adapters = read_run_config(run_dir).model.lora
     except ValueError as error:
@@ -109,6 +109,29 @@ def adapters_of_start(start: Path) -> LoraConfig | None:
     if adapters is None:
         raise ValueError(f"{where}, but {run_dir / 'config.yaml'} has no model.lora: it is not of the same run")
     return adapters
+
+
+def lora_alpha_of(checkpoint: Path, stated: float | None) -> float | None:
+    """The alpha of a checkpoint's adapters, from its run's config.yaml; None if it holds none.
+
+    Args:
+        checkpoint: of a run, or an importer's.
+        stated: for a checkpoint outside of its run's directory.
+
+    Raises:
+        ValueError: as `adapters_of_start`; or `stated` is not the run's.
+    """
+    try:
+        adapters = adapters_of_start(checkpoint)
+    except ValueError:
+        if stated is None:
+            raise
+        return stated
+    recorded = None if adapters is None else adapters.alpha
+    if stated not in (None, recorded):
+        run = "it holds no LoRA adapters" if recorded is None else f"its run has model.lora.alpha={recorded}"
+        raise ValueError(f"{checkpoint}: alpha {stated} is given, but {run}; leave it out")
+    return recorded
 
 
 def freeze_start(

@@ -18,6 +18,11 @@ _OLD: Final = "nemo.collections.multimodal.speech_llm.modules."
 _NEW: Final = "nemo.collections.speechlm2.modules.perception."
 IDENTITY_ADAPTER: Final = f"{_OLD}modality_adapters.IdentityConnectors"
 """The adapter that passes frames on unchanged; configs use this name whichever NeMo is installed."""
+POOLING_ADAPTERS: Final = (
+    f"{_OLD}PoolingMLPConnectors",
+    f"{_OLD}modality_adapters.PoolingMLPConnectors",
+)
+"""The adapter that pools frames, which only NeMo up to 2.3 has."""
 NEWER_IDENTITY_ADAPTER: Final = f"{_NEW}IdentityConnector"
 
 

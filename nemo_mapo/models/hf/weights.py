@@ -77,6 +77,7 @@ class WeightMap:
         rules: tables besides the decoder's, such as an encoder's.
         prefix: prefix of all of their names, such as `thinker.`.
         left_aside: parts that are deliberately not imported, by the prefix of their names.
+        decoder_rules: the decoder's table.
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class WeightMap:
         rules: Sequence[Rule] = (),
         prefix: str = "",
         left_aside: Mapping[str, str] | None = None,
+        decoder_rules: Sequence[Rule] = DECODER_RULES,
     ) -> None:
         self.prefix = prefix
-        self.rules = (*DECODER_RULES, *rules)
+        self.rules = (*decoder_rules, *rules)
         self._left_aside = tuple(left_aside or {})
         self._tied = decoder.share_embeddings_and_output_weights
         heads_per_group = decoder.num_attention_heads // decoder.num_query_groups
