@@ -40,6 +40,7 @@ VARIANTS = {
     "mask_only": ("objective=mask_only",),
     "attention_only": ("objective=attention_only",),
     "mapo": ("objective=mapo",),
+    "mapo_eta_0.5": ("objective=mapo", "objective.eta=0.5"),
     "mapo_kl": ("objective=mapo", "objective.signal=kl", ANSWER_WORDS),
     "mapo_jsd": ("objective=mapo", "objective.signal=jsd", ANSWER_WORDS),
     "mapo_log_ratio": ("objective=mapo", "objective.signal=log_ratio", ANSWER_WORDS),
