@@ -1,10 +1,13 @@
 """The train command with adapters: the base is never written, and serves as the reference without a second copy."""
 
+import shutil
+
 import pytest
 import torch
 from megatron.core import dist_checkpointing
 
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
+from nemo_mapo.training.policies import lora_alpha_of
 from tests.integration.tiny_run import STEPS, metrics, train, write_tiny_corpus
 
 pytestmark = pytest.mark.integration
@@ -17,6 +20,20 @@ def run_dir(tmp_path_factory):
     finished = train(corpus, run_dir, "model.lora={rank: 4, alpha: 8.0}")
     assert finished.returncode == 0, finished.stderr[-3000:]
     return run_dir
+
+
+def test_the_alpha_of_adapters_is_that_of_their_run(run_dir, tmp_path):
+    checkpoint = run_dir / "checkpoints" / f"step_{STEPS:06d}"
+    assert lora_alpha_of(checkpoint, None) == 8.0 == lora_alpha_of(checkpoint, 8.0)
+    with pytest.raises(
+        ValueError, match=r"alpha 16\.0 is given, but its run has model\.lora\.alpha=8\.0; leave it out"
+    ):
+        lora_alpha_of(checkpoint, 16.0)
+    elsewhere = tmp_path / "away" / checkpoint.name
+    shutil.copytree(checkpoint, elsewhere)
+    assert lora_alpha_of(elsewhere, 16.0) == 16.0
+    with pytest.raises(ValueError, match=r"holds LoRA adapters, and the config\.yaml of its run"):
+        lora_alpha_of(elsewhere, None)
 
 
 def tensors(run_dir, step):
