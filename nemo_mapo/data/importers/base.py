@@ -136,7 +136,7 @@ class Row:
 
     def wrong(self, field: str, wanted: str, reason: str = "") -> InvalidRecord:
         """The error for an invalid `field`, to be raised."""
-        value = repr(self.fields[field]) if field in self.fields else "missing"
+        value = repr(self.fields[field]) if field in self.fields else f"missing (there are {', '.join(self.fields)})"
         return InvalidRecord(
             reason or f"field {field!r} unusable", f"{self.where}: field {field!r} is {value}: {wanted}"
         )

@@ -12,6 +12,8 @@ from nemo_mapo.data.importers.base import Drop, InvalidRecord, Row
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"})
 
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+
 
 def json_rows(path: Path) -> Iterator[Row | Drop]:
     """Records of a JSON array (read as a whole) or of a file with one JSON object per line.
@@ -33,13 +35,27 @@ def json_rows(path: Path) -> Iterator[Row | Drop]:
 
 
 def csv_rows(path: Path, *fields: str) -> Iterator[Row]:
-    """Lines of a CSV file with a header; ValueError if one of `fields` is missing."""
+    """Lines of a CSV file with a header.
+
+    Raises:
+        ValueError: one of `fields` is missing, something other than commas separates the columns, or a line has more
+            cells than the header.
+    """
     with _text(path) as file:
         lines = csv.DictReader(file)
+        header = "".join(lines.fieldnames or ())
+        for other, name in _OTHER_SEPARATORS.items():
+            if len(lines.fieldnames or ()) == 1 and other in header:
+                raise ValueError(f"{path}: its columns are separated by {name}: save it with commas")
         missing = [field for field in fields if field not in (lines.fieldnames or ())]
         if missing:
             raise ValueError(f"{path}: no column {', '.join(missing)}; there are {', '.join(lines.fieldnames or ())}")
         for number, record in enumerate(lines, start=1):
+            if None in record:
+                raise ValueError(
+                    f"{path}:{lines.line_num}: more cells than the header has columns: put a text that contains commas "
+                    "into double quotes"
+                )
             yield Row(where=f"{path}:{lines.line_num}", number=number, fields=record)
 
 

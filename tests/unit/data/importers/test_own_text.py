@@ -54,6 +54,39 @@ def test_a_wrong_cell_is_refused_by_line_and_column(source, run):
         run("multiple_choice", source)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("audio;question;choices;answer\n0.wav;Which?;a|b;a\n", "columns are separated by semicolons: save it with"),
+        ("audio\tquestion\tchoices\tanswer\n0.wav\tWhich?\ta|b\ta\n", "columns are separated by tabs: save it with"),
+        ("audio,question,choices,answer\n0.wav,Which, now?,a|b,a\n", r"questions.csv:2: more cells .* double quotes"),
+        (
+            "file,text,label\n0.wav,Which?,a\n",
+            r"questions.csv:2: field 'question' is missing \(there are file, text, la",
+        ),
+        ("Audio,Question\n0.wav,Which?\n", r"field 'question' is missing \(there are Audio, Question\)"),
+    ],
+)
+def test_a_table_of_another_form_is_refused_in_words_that_help(source, run, text, said):
+    source.path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=said):
+        run("multiple_choice", source)
+
+
+def test_a_table_of_a_spreadsheet_is_read_under_a_path_with_blanks(source, run, tmp_path):
+    """With a byte order mark, and names that are not ASCII."""
+    folder = tmp_path / "größe mit leer"
+    folder.mkdir()
+    clip(folder / "über 1.wav")
+    table = folder / "fragen.csv"
+    table.write_text(
+        "audio,question,choices,answer,split\nüber 1.wav,Was?,hoch|tief,tief,train\n", encoding="utf-8-sig"
+    )
+    _, output = run("multiple_choice", Source(path=table))
+    (cut,) = cuts_of(output, "train").values()
+    assert cut.custom["answer"] == "tief" and cut.recording.sources[0].source.endswith("über 1.wav")
+
+
 def test_a_tokenizer_is_trained_on_the_text_of_the_training_split(source, run):
     _, output = run("multiple_choice", source, tokenizer="train", vocabulary=1000)
     tokenizer = load_tokenizer(tokenizer_path(output))
