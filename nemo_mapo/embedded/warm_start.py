@@ -29,7 +29,7 @@ from nemo_mapo.evaluation.grounding.causal import ONLY_LATE, after_text
 from nemo_mapo.models.audio_llm import AudioLLM
 from nemo_mapo.models.layout import MicroBatching
 from nemo_mapo.processes import is_main_rank
-from nemo_mapo.ranks import from_main_rank
+from nemo_mapo.ranks import data_parallel_share, from_main_rank
 from nemo_mapo.rewards.templates import prompt_wording
 from nemo_mapo.rollout.deaf import DeafTokens
 from nemo_mapo.rows import Prompt, Row
@@ -142,16 +142,16 @@ def _trained(
     total = sum(stage.steps for stage in config.stages)
     model.train()
     done = 0
-    share = slice(parallel_state.get_data_parallel_rank(), None, parallel_state.get_data_parallel_world_size())
     with tqdm(total=total, desc="warm start", unit="step", dynamic_ncols=True, disable=not is_main_rank()) as bar:
         for stage in config.stages:
             for _ in range(stage.steps):
                 optimizer.zero_grad()
                 rows = maker.batch(stage)
                 deaf = maker.deaf(rows, stage)
+                share = list(data_parallel_share(tuple(range(stage.batch_size))))
                 metrics = supervised_gradient(
                     wrapped,
-                    rows[share],
+                    [rows[number] for number in share],
                     MicroBatching(rows=stage.batch_size),
                     deaf=None if deaf is None else deaf.of(share),
                 )

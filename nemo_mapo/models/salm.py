@@ -6,7 +6,7 @@ lies outside the LLM; with LoRA the LLM is PEFT's, whose adapters are merged her
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,9 +180,3 @@ def _lora_scale(lora: Any, path: Path) -> float | None:
             "merge them with NeMo"
         )
     return float(lora.get("lora_alpha", 8)) / int(lora.get("r", 8))
-
-
-def with_vocabulary(salm: Salm, rows: int) -> HfModel:
-    """The policy's model, whose vocabulary has a row for the placeholder."""
-    decoder = replace(salm.model.config.decoder, vocab_size=rows)
-    return replace(salm.model, config=replace(salm.model.config, decoder=decoder))

@@ -82,7 +82,7 @@ MEASURES = (
 
 def _quarter(name: str, *, last: bool = False) -> Callable[[Record], float | None]:
     def value(metrics: Record) -> float | None:
-        values = metrics[name]
+        values = series(metrics["steps"], name).values.tolist()
         size = max(1, len(values) // 4)
         return _mean(values[-size:] if last else values[:size])
 
@@ -99,8 +99,7 @@ TRAINING = (
     *_quarters("mapo/audio_mass_late", "late mass", factor=1.0, digits=3),
     *_quarters("rollout/completion_tokens", "tokens", factor=1.0, within="positive", difference="real"),
 )
-"""Of a run's metrics, which are lists over its steps."""
-_OVER_STEPS = ("rollout/accuracy", "mapo/audio_mass_late", "rollout/completion_tokens")
+"""Of a run's metrics: its records by step, under "steps"."""
 
 
 def evidence_markdown(runs: Sequence[EvidenceRun], starts: Mapping[str, Path]) -> str:
@@ -133,7 +132,7 @@ def _task(task: str, runs: Sequence[EvidenceRun], start: Path | None) -> str:
     trained: dict[str, dict[int, Record]] = {}
     for run in runs:
         if run.measured is not None and run.run_dir is not None:
-            trained.setdefault(run.variant, {})[run.seed] = _metrics(run.run_dir)
+            trained.setdefault(run.variant, {})[run.seed] = {"steps": load_run(run.run_dir).metrics}
     if trained:
         parts.append("While they were trained:")
         parts += _tables(trained, TRAINING)
@@ -163,12 +162,6 @@ def _tables(found: Mapping[str, Mapping[int, Record]], measures: Sequence[Measur
         if name != BASELINE
     ]
     return [table(header, rows), "Minus GRPO, same seed: mean and 95 % t-interval over the seeds.", table(header, gaps)]
-
-
-def _metrics(run_dir: Path) -> Record:
-    """Lists over the steps of training, by metric."""
-    records = load_run(run_dir).metrics
-    return {name: series(records, name).values.tolist() for name in _OVER_STEPS}
 
 
 def admission(record: Record) -> str:

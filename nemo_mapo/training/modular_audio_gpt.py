@@ -2,7 +2,6 @@
 
 import tarfile
 import tempfile
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -57,7 +56,7 @@ def import_modular_audio_gpt(archive: Path, llm: Path, output: Path) -> Converte
         new_ids = with_layout_tokens(tokenizer, found.prompt)
         # Rows of vocabulary padding stay unchanged, as for a SALM.
         beyond = [token for token in new_ids if token >= old_rows]
-        model = _with_vocabulary(found.model, max(old_rows, len(tokenizer)))
+        model = found.model.with_vocabulary(max(old_rows, len(tokenizer)))
         tensors = _Tensors(model, files, llm)
         state = model_without_storage(model).sharded_state_dict()
         tensors.check(state, old_rows)
@@ -116,7 +115,7 @@ def export_modular_audio_gpt(
         rows = _rows(found, files)
         tokenizer = load_tokenizer(llm)
         with_layout_tokens(tokenizer, found.prompt)
-        model = _with_vocabulary(found.model, max(rows, len(tokenizer)))
+        model = found.model.with_vocabulary(max(rows, len(tokenizer)))
         tensors = CheckpointTensors(checkpoint, model, lora_alpha=lora_alpha)
         sources = model.weights.sources(tensors.names, files.tensors)
         for name, source in sources.items():
@@ -173,11 +172,6 @@ def _rows(found: ModularAudioGpt, files: ArchiveFiles) -> int:
     if _EMBEDDING in files.tensors:
         return files.tensors[_EMBEDDING].shape[0]
     return vocab_size_of(found.model)
-
-
-def _with_vocabulary(model: HfModel, rows: int) -> HfModel:
-    decoder = replace(model.config.decoder, vocab_size=rows)
-    return replace(model, config=replace(model.config, decoder=decoder))
 
 
 def _copy_archive(archive: Path, weights: Path, output: Path) -> None:

@@ -24,7 +24,7 @@ from nemo_mapo.models.hf.convert import (
 )
 from nemo_mapo.models.hf.files import SINGLE, side_files, write_shards
 from nemo_mapo.models.hf.streamed import save_streamed
-from nemo_mapo.models.salm import Salm, SalmFiles, read_salm, salm_name, with_vocabulary
+from nemo_mapo.models.salm import Salm, SalmFiles, read_salm, salm_name
 from nemo_mapo.models.tensors import Entry
 from nemo_mapo.training.assemble import ROWS_PER_TOKEN, vocab_size_of, with_rows
 
@@ -50,7 +50,7 @@ def import_salm(source: Path, llm: Path, output: Path) -> Converted:
     old_rows = vocab_size_of(salm.model)
     # Rows of vocabulary padding stay unchanged; otherwise the model could not be exported bit for bit.
     beyond = [token for token in new_ids if token >= old_rows]
-    model = with_vocabulary(salm, max(old_rows, len(tokenizer)))
+    model = salm.model.with_vocabulary(max(old_rows, len(tokenizer)))
     state = model_without_storage(model).sharded_state_dict()
     ours = [name for name, entry in state.items() if isinstance(entry, Entry)]
     sources = model.weights.sources(ours, files.tensors)
@@ -103,7 +103,7 @@ def export_salm(
     values = read_json(original / "config.json")
     with_salm_tokens(tokenizer, values["prompt_format"])
     rows = vocab_size_of(salm.model)
-    model = with_vocabulary(salm, max(rows, len(tokenizer)))
+    model = salm.model.with_vocabulary(max(rows, len(tokenizer)))
     tensors = CheckpointTensors(checkpoint, model, lora_alpha=lora_alpha)
     sources = {name: model.weights.source(name) for name in tensors.names}
     # Without its adapters, which NeMo would add again.

@@ -31,6 +31,7 @@ from nemo_mapo.models.modular_audio_gpt import ArchiveFiles, read_modular_audio_
 from nemo_mapo.platform import initialize_parallel, install_cpu_host
 from nemo_mapo.training.modular_audio_gpt import export_modular_audio_gpt, import_modular_audio_gpt
 from nemo_mapo.types import AudioBatch, Example, Wording
+from support.nemo_archives import nemo_archive, saved
 from tests.integration.tiny_run import metrics, write_tiny_corpus
 
 pytestmark = [
@@ -97,9 +98,7 @@ def rewritten(made: Made, output: Path, /, *, state: Mapping[str, Any] | None = 
     """A copy of the archive with another state, or with changes to its config; `a__b` is the field a.b."""
     contents = members_of(made.archive)
     if state is not None:
-        pickled = io.BytesIO()
-        torch.save(dict(state), pickled)
-        contents["./model_weights.ckpt"] = pickled.getvalue()
+        contents["./model_weights.ckpt"] = saved(dict(state))
     config = yaml.safe_load(contents["./model_config.yaml"])
     for path, value in changes.items():
         *parents, name = path.split("__")
@@ -108,12 +107,7 @@ def rewritten(made: Made, output: Path, /, *, state: Mapping[str, Any] | None = 
             inner = inner[parent]
         inner[name] = value
     contents["./model_config.yaml"] = yaml.safe_dump(config).encode()
-    with tarfile.open(output, "w") as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return output
+    return nemo_archive(output, contents)
 
 
 def example(text: str) -> Example:
@@ -299,12 +293,11 @@ def test_tensors_that_do_not_belong_are_refused_by_name(make, tmp_path: Path) ->
 
 def test_weights_of_several_ranks_are_refused(make, tmp_path: Path) -> None:
     made = make("whole")
-    contents = members_of(made.archive)
-    with tarfile.open(tmp_path / "ranks.nemo", "w") as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name.replace("model_weights", "mp_rank_00/model_weights"))
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    contents = {
+        name.replace("model_weights", "mp_rank_00/model_weights"): content
+        for name, content in members_of(made.archive).items()
+    }
+    nemo_archive(tmp_path / "ranks.nemo", contents)
     with pytest.raises(
         ValueError, match=r"no model_weights\.ckpt \(it holds mp_rank_00/model_weights\.ckpt\).*one rank"
     ):

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import pickle
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from nemo_mapo.data.tokenizer import load_tokenizer
 from nemo_mapo.models import nemo_files
 from nemo_mapo.models.untrusted import checkpoint_reader
 from nemo_mapo.training.checkpoint import has_adapters, load_checkpoint, read_checkpoint, write_checkpoint
+from support.nemo_archives import nemo_archive, saved
 from support.tiny import tiny_audio_llm
 
 
@@ -175,21 +175,6 @@ def test_upstream_runs_the_code_that_is_refused_here(checkpoint, marker) -> None
     except pickle.UnpicklingError:
         pytest.skip("this release of Megatron-core refuses it too")
     assert marker.exists()
-
-
-def nemo_archive(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            archive.addfile(header, io.BytesIO(content))
-    return path
-
-
-def saved(value: object) -> bytes:
-    content = io.BytesIO()
-    torch.save(value, content)
-    return content.getvalue()
 
 
 def test_code_in_the_weights_of_a_nemo_file_is_refused(tmp_path, marker) -> None:

@@ -1,6 +1,6 @@
 """Which model a Hugging Face directory holds, according to its config.json."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +30,11 @@ class HfModel:
     def parts(self) -> tuple[str, ...]:
         """Prefixes of our tensors that the directory provides."""
         return ("perception.", "language_model.") if self.has_perception else ("language_model.",)
+
+    def with_vocabulary(self, rows: int) -> "HfModel":
+        """The same model with so many rows in its vocabulary."""
+        decoder = replace(self.config.decoder, vocab_size=rows)
+        return replace(self, config=replace(self.config, decoder=decoder))
 
 
 class DecoderFamily(NamedTuple):
